@@ -1,0 +1,194 @@
+"""Evidence: everything known about the high-resolution clip, on one canvas of the output's size.
+
+Low-res frames are soft evidence outside the hole, known high-res pixels are hard evidence, the hole is none.
+Upscaling, inpainting, both at once, outpainting and continuation are the same code on different canvases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ldm_video.core.tensors import fold_time, unfold_time
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a clip of size H x W. All tensors share ``b t . H W`` but ``lowres``.
+
+    Attributes:
+        guess: ``b t 3 H W`` in [-1, 1]. The canvas, with the hole filled smoothly from its rim: a place to
+            start from, not evidence.
+        hole: ``b t 1 H W`` in {0, 1}. 1 = nothing is known here.
+        known: ``b t 1 H W`` in {0, 1}. 1 = ``guess`` holds the exact high-res pixel. Disjoint from ``hole``.
+        lowres: ``b t 3 h w`` in [-1, 1]. The low-res frames, smooth in the hole, at their own size.
+    """
+
+    guess: Tensor
+    hole: Tensor
+    known: Tensor
+    lowres: Tensor
+
+    @property
+    def canvas(self) -> Tensor:
+        """``b t 3 H W``: the evidence alone; mid-grey (0) in the hole, as Stable Diffusion inpainting has it."""
+        return self.guess * (1 - self.hole)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.guess.shape[-2], self.guess.shape[-1]
+
+    @property
+    def frames(self) -> int:
+        return self.guess.shape[1]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Evidence:
+        """Apply ``function`` to every tensor (to move it to a device, to cut out frames)."""
+        return Evidence(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def crop(self, frames: slice, rows: slice, columns: slice) -> Evidence:
+        """The part of the evidence at ``[frames, rows, columns]`` of the output grid.
+
+        The low-res frames are cut where the cut falls on whole low-res pixels, else they are resized from the cut.
+        """
+        guess, hole, known = (x[:, frames, :, rows, columns] for x in (self.guess, self.hole, self.known))
+        height, width = self.size
+        low_height, low_width = self.lowres.shape[-2:]
+        top, bottom, _ = rows.indices(height)
+        left, right, _ = columns.indices(width)
+        edges = [e * low_height / height for e in (top, bottom)] + [e * low_width / width for e in (left, right)]
+        if all(e == int(e) for e in edges):
+            y0, y1, x0, x1 = map(int, edges)
+            return Evidence(guess, hole, known, self.lowres[:, frames, :, y0:y1, x0:x1])
+        size = (max(1, round((bottom - top) * low_height / height)), max(1, round((right - left) * low_width / width)))
+        return Evidence(guess, hole, known, resize(guess, size))
+
+
+def build_evidence(
+    lowres: Tensor, hole: Tensor, *, known_pixels: Tensor | None = None, known: Tensor | None = None
+) -> Evidence:
+    """Lay low-res frames, a hole and known high-res pixels on one canvas.
+
+    Args:
+        lowres: ``b t 3 h w`` in [-1, 1].
+        hole: ``b t 1 H W`` in {0, 1}, at the output's size; it decides that size.
+        known_pixels: ``b t 3 H W`` in [-1, 1], read where ``known`` is 1.
+        known: ``b t 1 H W`` in {0, 1}. Known pixels win over the hole.
+    """
+    size = (hole.shape[-2], hole.shape[-1])
+    known = torch.zeros_like(hole) if known is None else known
+    hole = hole * (1 - known)
+    # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole.
+    low_hole = F.adaptive_max_pool2d(fold_time(hole), tuple(lowres.shape[-2:]))  # (b t) 1 h w
+    low_filled = push_pull(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
+    low_filled = unfold_time(low_filled, lowres.shape[1])  # b t 3 h w
+    guess = resize(low_filled, size)  # b t 3 H W
+    if known_pixels is not None:
+        guess = torch.where(known.bool(), known_pixels, guess)
+    return Evidence(guess=guess, hole=hole, known=known, lowres=low_filled)
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bicubic resize of ``b t c . .`` pixels to ``size``, clipped to [-1, 1]."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    y = F.interpolate(fold_time(x), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return unfold_time(y, x.shape[1]).clamp(-1, 1)
+
+
+def push_pull(x: Tensor, weight: Tensor) -> Tensor:
+    """Fill where ``weight`` is 0 from what surrounds it, by a pyramid of averages (Gortler et al. 1996, section 3).
+
+    Args:
+        x: ``n c h w``.
+        weight: ``n 1 h w`` in {0, 1}; where it is 1 the result equals ``x``.
+
+    A frame with no known pixel at all becomes 0 (mid-grey).
+    """
+    if bool((weight > 0).all()):
+        return x
+    if x.shape[-2] == 1 and x.shape[-1] == 1:
+        return x * weight
+    mass = F.avg_pool2d(weight, 2, ceil_mode=True)  # n 1 h/2 w/2
+    mean = F.avg_pool2d(x * weight, 2, ceil_mode=True) / mass.clamp(min=1e-6)  # n c h/2 w/2
+    coarse = push_pull(mean, (mass > 0).to(x.dtype))
+    smooth = F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)  # n c h w
+    return x * weight + smooth * (1 - weight)
+
+
+@dataclass(frozen=True)
+class EvidenceLayout:
+    """How evidence is laid on the latent grid, one cell for ``factor`` x ``factor`` output pixels.
+
+    ``pixels``: RGB at the grid's resolution, mid-grey in the hole, then the hole: 4 channels (5 with ``known``).
+    The layout of the SD x4-upscaler, exact when the low-res frames lie on the grid already.
+    ``space_to_depth``: every output pixel's guess, hole (and known) as channels: ``factor**2 * 4`` (or 5). Loses
+    nothing at any scale.
+    """
+
+    kind: str = "space_to_depth"
+    factor: int = 8
+    with_known: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pixels", "space_to_depth"):
+            raise ValueError(f"unknown evidence layout {self.kind!r}; use 'pixels' or 'space_to_depth'")
+
+    @property
+    def channels(self) -> int:
+        per_pixel = 5 if self.with_known else 4
+        return per_pixel if self.kind == "pixels" else per_pixel * self.factor**2
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        """Evidence of size H x W -> ``b t channels H/factor W/factor``. H and W must be multiples of ``factor``."""
+        height, width = evidence.size
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"{height}x{width} is no multiple of the latent factor {self.factor}; pad it first")
+        masks = [evidence.hole, evidence.known] if self.with_known else [evidence.hole]
+        if self.kind == "space_to_depth":
+            return space_to_depth(torch.cat([evidence.guess, *masks], dim=2), self.factor)
+        grid = (height // self.factor, width // self.factor)
+        hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
+        rgb = resize(evidence.lowres, grid) if evidence.lowres.shape[-2:] != grid else evidence.lowres
+        if bool(evidence.known.any()):  # known pixels are seen at the grid's resolution too
+            rgb = torch.where(_pool(evidence.known, grid, _min_pool).bool(), resize(evidence.canvas, grid), rgb)
+        # b t 3 h w, b t 1 h w, (b t 1 h w) -> b t 4|5 h w
+        return torch.cat([rgb * (1 - hole), hole, *(_pool(m, grid, _min_pool) for m in masks[1:])], dim=2)
+
+
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """``b t c (h f) (w f) -> b t (c f f) h w``."""
+    return rearrange(x, "b t c (h f) (w g) -> b t (c f g) h w", f=factor, g=factor)
+
+
+def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:
+    """Pad bottom and right by repeating the edge until both sides are multiples of ``multiple``."""
+    height, width = evidence.size
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return evidence
+    low_height, low_width = evidence.lowres.shape[-2:]
+    low_bottom, low_right = round(bottom * low_height / height), round(right * low_width / width)
+    return Evidence(
+        guess=_pad(evidence.guess, bottom, right),
+        hole=_pad(evidence.hole, bottom, right),
+        known=_pad(evidence.known, bottom, right),
+        lowres=_pad(evidence.lowres, low_bottom, low_right),
+    )
+
+
+def _pad(x: Tensor, bottom: int, right: int) -> Tensor:
+    return unfold_time(F.pad(fold_time(x), (0, right, 0, bottom), mode="replicate"), x.shape[1])
+
+
+def _pool(x: Tensor, grid: tuple[int, int], pool: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
+    return unfold_time(pool(fold_time(x), grid), x.shape[1])
+
+
+def _min_pool(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    return 1 - F.adaptive_max_pool2d(1 - x, grid)

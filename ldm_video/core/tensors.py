@@ -1,0 +1,27 @@
+"""Small tensor rearrangements that the whole code shares."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """``b t c h w -> (b t) c h w``: frames become batch entries, for 2-D layers."""
+    return rearrange(x, "b t c h w -> (b t) c h w")
+
+
+def unfold_time(x: Tensor, frames: int) -> Tensor:
+    """``(b t) c h w -> b t c h w``: the inverse of :func:`fold_time`."""
+    return rearrange(x, "(b t) c h w -> b t c h w", t=frames)
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return pixels.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """float [-1, 1] -> uint8 0..255, rounded to nearest and clipped."""
+    return pixels.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
