@@ -1,0 +1,153 @@
+"""Read, merge, override and save YAML configurations; a key that nobody knows is an error, never ignored."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.files import atomic_path
+
+DEFAULTS_KEY = "defaults"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, allow_missing: bool = False) -> DictConfig:
+    """Read ``path``, the files that its ``defaults`` names, then ``key=value`` overrides; later ones win.
+
+    ``defaults`` is a list at the top of the file. ``other.yaml`` (relative to the file that names it) is merged
+    at the root, ``section: other.yaml`` under the key ``section``. Interpolations (``${data.size}``) are allowed,
+    ``???`` marks a value that the caller must give (``allow_missing`` lets it stand, to look at a file as it is).
+    The result is in struct mode: reading an unknown key raises.
+
+    Raises ``UserError`` for a missing or invalid file, a circular ``defaults``, a malformed override, an override
+    of a key that does not exist, and a mandatory value that is still missing.
+    """
+    path = Path(path)
+    tree = cast(dict[Any, Any], OmegaConf.to_container(_read_merged(path, ()), resolve=False))
+    for override in overrides:
+        _apply_override(tree, override, path)
+    try:
+        config = OmegaConf.create(tree)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing and not allow_missing:
+            key = missing[0]
+            more = f" (and {', '.join(missing[1:])})" if len(missing) > 1 else ""
+            raise UserError(f"{path}: the value of '{key}'{more} is missing; give it as {key}=VALUE")
+        if not missing:
+            OmegaConf.to_container(config, resolve=True)  # a broken interpolation shows now, not hours into a run
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_first_line(error)}") from error
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def save_config(config: DictConfig, path: str | Path) -> None:
+    """Write ``config`` with every interpolation resolved, as YAML that :func:`load_config` reads back unchanged."""
+    try:
+        text = OmegaConf.to_yaml(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"cannot save the configuration to {path}: {_first_line(error)}") from error
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
+    """The file at ``path`` on top of the files that it names in ``defaults``, depth first."""
+    if path.resolve() in parents:
+        chain = " -> ".join(str(parent) for parent in (*parents, path))
+        raise UserError(f"{path}: its '{DEFAULTS_KEY}' come back to it ({chain}); remove one of them")
+    own = _read(path)
+    entries = own.pop(DEFAULTS_KEY, [])
+    if not isinstance(entries, list | ListConfig):
+        raise UserError(f"{path}: '{DEFAULTS_KEY}' must be a list of YAML files")
+    layers = []
+    for entry in entries:
+        section, name = _parse_default(entry, path)
+        layer = _read_merged(path.parent / name, (*parents, path.resolve()))
+        layers.append(OmegaConf.create({section: layer}) if section else layer)
+    try:
+        merged = OmegaConf.merge(*layers, own)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{path}: cannot merge its '{DEFAULTS_KEY}': {_first_line(error)}") from error
+    return cast(DictConfig, merged)
+
+
+def _parse_default(entry: Any, path: Path) -> tuple[str | None, str]:
+    """``file.yaml -> (None, file)``; ``{section: file.yaml} -> (section, file)``."""
+    if isinstance(entry, str):
+        return None, entry
+    if OmegaConf.is_dict(entry) and len(entry) == 1:
+        section, name = next(iter(entry.items()))
+        if isinstance(section, str) and isinstance(name, str):
+            return section, name
+    raise UserError(f"{path}: an entry of '{DEFAULTS_KEY}' must be FILE.yaml or SECTION: FILE.yaml, not {entry!r}")
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"configuration file {path} does not exist; check the path")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.MarkedYAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} is not a readable YAML file: {_first_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} must hold a mapping (key: value) at its top level")
+    return config
+
+
+def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
+    """Set one ``dotted.key=value`` in ``tree``. The value is YAML; a mapping is merged, anything else replaces."""
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not all(key.split(".")):
+        raise UserError(f"override '{override}' is not of the form key=value (as in data.root=clips)")
+    try:
+        parsed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False))
+    except (yaml.MarkedYAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"override '{override}' has an invalid value: {_first_line(error)}") from error
+    _set(tree, key, parsed["value"], path)
+
+
+def _set(tree: dict[Any, Any], key: str, value: Any, path: Path) -> None:
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node[_existing_key(node, name, key, tree, path)]
+    slot = _existing_key(node, last, key, tree, path)
+    if isinstance(value, dict) and isinstance(node[slot], dict):
+        for name, item in value.items():
+            _set(tree, f"{key}.{name}", item, path)
+    else:
+        node[slot] = value
+
+
+def _existing_key(node: Any, name: str, key: str, tree: dict[Any, Any], path: Path) -> Any:
+    """The key of ``node`` that ``name`` stands for: a mapping's key or a list's index."""
+    if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+        return int(name)
+    if isinstance(node, dict):
+        for candidate in node:
+            if str(candidate) == name:
+                return candidate
+    known = list(_dotted_keys(tree))
+    nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or [str(top) for top in tree]
+    raise UserError(f"unknown key '{key}' in an override of {path}; nearest keys: {', '.join(nearest)}")
+
+
+def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, item in pairs:
+        yield f"{prefix}{name}"
+        yield from _dotted_keys(item, f"{prefix}{name}.")
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).strip().split("\n", maxsplit=1)[0]
