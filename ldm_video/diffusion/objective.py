@@ -1,0 +1,98 @@
+"""The training objective: squared error of the prediction, its weight and the draw of noise levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from ldm_video.diffusion.process import Process
+
+Weighting = Literal["uniform", "min_snr"]
+Draw = Literal["uniform", "logit_normal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Loss of one denoiser output against the process's own target.
+
+    Attributes:
+        process: forward process and prediction type.
+        weighting: ``uniform``, or ``min_snr`` (Hang et al., arXiv:2303.09556).
+        gamma: where min-SNR clips the signal-to-noise ratio.
+        floor: smallest min-SNR weight. As the SNR goes to 0 the weights of v and sample vanish, and the step that
+            sampling starts from would not be learned at all where the terminal SNR is zero. The default is an eighth
+            of the largest v weight, ``gamma / (gamma + 1)``.
+        draw: how training noise levels are drawn: ``uniform`` over the table, or ``logit_normal`` (SD3,
+            arXiv:2403.03206; before the table's shift), for flows.
+        logit_mean, logit_std: of ``logit_normal``; a positive mean favours noisier levels.
+    """
+
+    process: Process
+    weighting: Weighting = "uniform"
+    gamma: float = 5.0
+    floor: float = 0.1
+    draw: Draw = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        flow = self.process.prediction == "flow"
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"unknown weighting {self.weighting!r}; choose one of {get_args(Weighting)}")
+        if self.draw not in get_args(Draw):
+            raise ValueError(f"unknown draw {self.draw!r}; choose one of {get_args(Draw)}")
+        if flow and self.weighting == "min_snr":
+            raise ValueError("min_snr is defined for epsilon, v and sample; a flow takes the uniform weighting")
+        if not flow and self.draw == "logit_normal":
+            raise ValueError("logit_normal is defined for flows; other processes draw uniformly")
+        if self.gamma <= 0 or self.floor < 0 or self.logit_std <= 0:
+            raise ValueError("gamma and logit_std must be positive, floor must not be negative")
+
+    def loss(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared error per sample and its weight.
+
+        Args:
+            prediction: the denoiser's output at ``x_t``, ``b ...``.
+            x0: clean samples, ``b ...``.
+            noise: the unit-variance noise that made ``x_t``, ``b ...``.
+            t: table indices ``(b,)``.
+
+        Returns:
+            ``(b,)`` mean squared error, unweighted, and ``(b,)`` weight, both float32; train on
+            ``(loss * weight).mean()``.
+        """
+        target = self.process.target(x0.float(), noise.float(), t)
+        error = (prediction.float() - target).square()
+        return reduce(error, "b ... -> b", "mean"), self.weight(t).to(error.device)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight ``(b,)`` of the squared error at noise levels ``t`` ``(b,)``.
+
+        With ``m = min(SNR, gamma)``: epsilon ``m / SNR``, v ``m / (SNR + 1)``, sample ``m``; never below ``floor``.
+        At zero SNR the epsilon weight is its limit, 1.
+        """
+        snr = self.process.snr(t)
+        if self.weighting == "uniform":
+            return torch.ones_like(snr)
+        match self.process.prediction:
+            case "epsilon":
+                # min(SNR, g) / SNR without 0 / 0.
+                weight = self.gamma / snr.clamp(min=self.gamma)
+            case "v":
+                weight = snr.clamp(max=self.gamma) / (snr + 1.0)
+            case _:
+                weight = snr.clamp(max=self.gamma)
+        return weight.clamp(min=self.floor)
+
+    def sample_timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Draw table indices, ``(batch,)`` int64 in 0..N-1, on the generator's device."""
+        count, device = len(self.process), generator.device
+        if self.draw == "uniform":
+            return torch.randint(count, (batch,), generator=generator, device=device)
+        normal = torch.randn(batch, generator=generator, device=device)
+        level = torch.sigmoid(self.logit_mean + self.logit_std * normal)
+        return (level * count).long().clamp(max=count - 1)

@@ -1,0 +1,200 @@
+"""The sampling loop over a diffusers scheduler, and the choice of schedulers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.diffusion.guidance import Denoise
+
+DETERMINISTIC = (
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
+STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+# LCM, TCD and their kin draw fresh noise for the whole tensor at each of very few steps, so a frame's result would
+# depend on the clip's length: they stay out until that noise can be drawn frame by frame.
+# PNDM's warm-up steps make it wrong from the middle of a schedule.
+SCHEDULERS = tuple(sorted(DETERMINISTIC + STOCHASTIC))
+# Their options stand in published configs, and are dropped when another solver takes over.
+_ALSO_STORED = ("LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler")
+
+Callback = Callable[[int, int, Tensor], None]
+"""``callback(done, total, x)`` after each of ``total`` calls of the denoiser; ``x`` is the sample so far."""
+
+
+def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) -> SchedulerMixin:
+    """A diffusers scheduler.
+
+    Args:
+        name_or_config: a class name of :data:`SCHEDULERS`, or a mapping in the diffusers layout, whose ``_class_name``
+            names it, as read from ``scheduler_config.json`` or YAML.
+        overrides: win over the mapping. ``_class_name`` swaps the solver of a stored config; keys that only the old
+            class knows are then dropped.
+
+    ``clip_sample`` is off where it is not given: latents have no bounds to clip to.
+
+    Raises:
+        UserError: unknown scheduler or key, or a combination that cannot work.
+    """
+    stored = {"_class_name": name_or_config} if isinstance(name_or_config, str) else name_or_config
+    config: dict[str, Any] = {**stored, **overrides}
+    name = config.pop("_class_name", None)
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    if name not in SCHEDULERS:
+        raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
+    if unknown := sorted(config.keys() - set().union(*map(_parameters, SCHEDULERS + _ALSO_STORED))):
+        raise UserError(f"unknown scheduler option {unknown[0]!r} for {name}; remove it or correct its spelling")
+    config = {key: value for key, value in config.items() if key in _parameters(name)}
+    if "clip_sample" in _parameters(name):
+        config.setdefault("clip_sample", False)
+    try:
+        scheduler = getattr(diffusers, name)(**config)
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise UserError(f"{name} refuses its options: {error}") from error
+    _check_terminal_snr(scheduler)
+    return scheduler
+
+
+def sampling_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float]) -> Tensor:
+    """The timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
+
+    Of the scheduler's own type; a :class:`~ldm_video.diffusion.process.Process` takes them as they are.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    _set_timesteps(scheduler, steps, torch.device("cpu"))
+    return torch.unique_consecutive(scheduler.timesteps)  # two-stage solvers repeat each timestep
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoise,
+    scheduler: SchedulerMixin,
+    noise: Tensor,
+    steps: int | Sequence[float],
+    *,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw a sample: from noise, or from ``start`` made noisy.
+
+    Args:
+        denoise: ``(x, timestep) -> output`` of the scheduler's prediction type; ``x`` is ``noise``'s shape and type.
+        scheduler: read, copied, never changed.
+        noise: unit-variance noise, ``b t c h w``.
+        steps: number of steps, or falling timesteps for a scheduler that takes them.
+        start: a clean estimate, ``b t c h w``: sampling begins at ``strength`` of the way, from ``start`` made noisy.
+        strength: in (0, 1], the share of the steps to run; below 1 it needs ``start``.
+        generator: for schedulers that add noise at each step.
+        callback: see :data:`Callback`.
+
+    Returns:
+        The sample at the end of the schedule, ``b t c h w`` of ``noise``'s type.
+
+    Raises:
+        ValueError: a stochastic scheduler without a generator, timesteps for a scheduler that does not take them, a
+            bad strength.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    keywords = _step_keywords(scheduler, generator)
+    _set_timesteps(scheduler, steps, noise.device)
+    if not 0.0 < strength <= 1.0 or (strength < 1.0 and start is None):
+        raise ValueError(f"strength must be in (0, 1], and 1 without a start, got {strength}")
+
+    total_steps = scheduler.num_inference_steps or len(scheduler.timesteps)
+    skipped = (total_steps - max(1, round(total_steps * strength))) * scheduler.order
+    timesteps = scheduler.timesteps[skipped:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    x = _begin(scheduler, noise, start, timesteps[:1])
+    for done, timestep in enumerate(timesteps, start=1):
+        scaled = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
+        output = denoise(scaled.to(noise.dtype), timestep)
+        x = scheduler.step(output.to(x.dtype), timestep, x, **keywords, return_dict=False)[0]
+        if callback is not None:
+            callback(done, len(timesteps), x)
+    return x.to(noise.dtype)
+
+
+def _begin(scheduler: SchedulerMixin, noise: Tensor, start: Tensor | None, timestep: Tensor) -> Tensor:
+    # At least float32 between steps: a half-precision state would lose the small last steps.
+    noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    if start is None:
+        return noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    start, timestep = start.to(noise), timestep.expand(len(noise))
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(start, timestep, noise)
+    return scheduler.add_noise(start, noise, timestep)
+
+
+def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], device: torch.device) -> None:
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError("use_dynamic_shifting is not supported: give the scheduler a fixed shift")
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        scheduler.set_timesteps(steps, device=device)
+        return
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    if hasattr(scheduler, "set_shift") and "sigmas" in accepted:
+        # The timesteps are final: left on, the shift would be applied to them once more.
+        scheduler.set_shift(1.0)
+        scheduler.set_timesteps(sigmas=[t / scheduler.config.num_train_timesteps for t in steps], device=device)
+    elif "timesteps" in accepted:
+        scheduler.set_timesteps(timesteps=list(steps), device=device)
+    else:
+        raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not a list of timesteps")
+    # Two-stage solvers repeat each timestep. Some options (Karras sigmas and the like) make their own schedule.
+    kept = torch.unique_consecutive(scheduler.timesteps).tolist()
+    if len(kept) != len(steps) or any(abs(a - b) > 1e-2 for a, b in zip(kept, steps, strict=True)):
+        raise ValueError(
+            f"{type(scheduler).__name__} did not keep the timesteps; they must fall, one sigma schedule only"
+        )
+
+
+def _step_keywords(scheduler: SchedulerMixin, generator: torch.Generator | None) -> dict[str, Any]:
+    """Keywords for ``scheduler.step``; noise is never drawn from the global generator."""
+    name, config = type(scheduler).__name__, scheduler.config
+    noisy = (
+        name not in DETERMINISTIC
+        or str(config.get("algorithm_type", "")).startswith("sde")
+        or bool(config.get("stochastic_sampling"))
+    )
+    takes = "generator" in inspect.signature(scheduler.step).parameters
+    if noisy and not takes:
+        raise ValueError(f"{name} draws noise that cannot be seeded; use one of {', '.join(SCHEDULERS)}")
+    if noisy and generator is None:
+        raise ValueError(f"{name} adds noise at each step: pass a generator")
+    return {"generator": generator} if noisy else {}
+
+
+def _check_terminal_snr(scheduler: SchedulerMixin) -> None:
+    config = scheduler.config
+    if not config.get("rescale_betas_zero_snr"):
+        return
+    if config.get("prediction_type") == "epsilon":
+        raise UserError("rescale_betas_zero_snr needs prediction_type v_prediction: epsilon is blind at pure noise")
+    if config.get("timestep_spacing") == "leading":
+        raise UserError("rescale_betas_zero_snr needs timestep_spacing trailing: leading skips the last timestep")
+
+
+@cache
+def _parameters(name: str) -> frozenset[str]:
+    return frozenset(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}

@@ -1,0 +1,316 @@
+"""The samplers against the closed-form flow map of Gaussian data.
+
+For ``x_0 ~ N(m, s^2)`` the best denoiser is known, and so is where the sampling ODE carries a given noise. A solver of
+order p must come closer to it by ``2^p`` each time the number of steps doubles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LCMScheduler, PNDMScheduler, SchedulerMixin
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.diffusion.process import Process
+from ldm_video.diffusion.sampler import DETERMINISTIC, STOCHASTIC, make_scheduler, sample, sampling_timesteps
+
+MEAN, STD = 0.3, 0.5
+SHAPE = (2, 3, 4, 5, 6)  # b t c h w
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "trailing"}
+
+
+def make(name: str, **options: Any) -> SchedulerMixin:
+    """A scheduler on Stable Diffusion's betas (a flow has none)."""
+    return make_scheduler(name, **(options if name.startswith("FlowMatch") else BETAS | options))
+
+
+def oracle(scheduler: SchedulerMixin) -> Callable[[Tensor, Tensor], Tensor]:
+    """The best denoiser of Gaussian data, ``E[target | x_t]``, in float64."""
+    process = Process.from_scheduler(scheduler)
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        alpha, sigma = (value.double() for value in process.coefficients(timestep.float(), x.ndim))
+        gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+        x0 = MEAN + gain * (x.double() - alpha * MEAN)
+        noise = sigma / (alpha**2 * STD**2 + sigma**2) * (x.double() - alpha * MEAN)
+        return {
+            "epsilon": noise,
+            "v": alpha * noise - sigma * x0,
+            "sample": x0,
+            "flow": noise - x0,
+        }[process.prediction].to(x.dtype)
+
+    return denoise
+
+
+def flow_map(scheduler: SchedulerMixin, noise: Tensor, last: float = 0.0) -> Tensor:
+    """Where the exact ODE carries ``noise``, with the closed-form denoiser's estimate at the last noise level.
+
+    Along the ODE ``(x_t - alpha_t m) / sqrt(alpha_t^2 s^2 + sigma_t^2)`` is constant.
+
+    Args:
+        scheduler: of the process. Solvers that work on ``x / alpha`` begin at ``sigma / alpha`` times the noise, the
+            others at the noise itself.
+        noise: unit variance.
+        last: the schedule's last ``sigma`` (flow) or ``sigma / alpha`` (else) above zero. From there every solver
+            jumps to the denoiser's estimate; where the level stays the same as steps are added, that jump is no error
+            of the solver's.
+    """
+    process = Process.from_scheduler(scheduler)
+    alpha, sigma = process.alphas[-1].double(), process.sigmas[-1].double()
+    scaled = getattr(scheduler, "init_noise_sigma", 1.0) != 1.0
+    start = sigma * noise.double() if scaled else noise.double()
+    constant = (start - alpha * MEAN) / torch.sqrt(alpha**2 * STD**2 + sigma**2)
+    keep = 1.0 - last if process.prediction == "flow" else (1.0 + last**2) ** -0.5
+    left = last if process.prediction == "flow" else last * keep
+    return MEAN + keep * STD**2 / np.hypot(keep * STD, left) * constant
+
+
+def errors(scheduler: SchedulerMixin, counts: Sequence[int], last: float = 0.0) -> list[float]:
+    """Mean distance to the closed form at each number of steps."""
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    exact = flow_map(scheduler, noise, last)
+    return [(sample(oracle(scheduler), scheduler, noise, count) - exact).abs().mean().item() for count in counts]
+
+
+def order(counts: Sequence[int], errors: Sequence[float]) -> float:
+    """Slope of log error against log of the number of steps."""
+    return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+def last_level(scheduler: SchedulerMixin) -> float:
+    """The last level above zero of a scheduler that keeps it when steps are added."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(10)
+    return float(fresh.sigmas[-2])
+
+
+# On Karras's levels the noise falls smoothly from the table's last entry to its first, at any number of steps.
+KARRAS = {"use_karras_sigmas": True, "timestep_spacing": "linspace"}
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("name", "counts", "expected", "tolerance"),
+    [
+        ("EulerDiscreteScheduler", (20, 40, 80), 1.0, 0.05),
+        ("HeunDiscreteScheduler", (20, 40, 80), 2.0, 0.25),
+        ("DPMSolverMultistepScheduler", (10, 20, 40, 80), 2.0, 0.25),
+    ],
+)
+def test_solvers_converge_at_their_order(
+    name: str, counts: tuple[int, ...], expected: float, tolerance: float, prediction: str
+) -> None:
+    scheduler = make(name, prediction_type=prediction, **KARRAS)
+    assert order(counts, errors(scheduler, counts, last_level(scheduler))) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_euler_converges_at_order_one(shift: float) -> None:
+    scheduler = make("FlowMatchEulerDiscreteScheduler", shift=shift)
+    counts = (10, 20, 40, 80)
+    assert order(counts, errors(scheduler, counts, last_level(scheduler))) == pytest.approx(1.0, abs=0.05)
+
+
+def test_flow_heun_converges_at_order_two() -> None:
+    scheduler = make("FlowMatchHeunDiscreteScheduler")
+    counts = (20, 40, 80, 160)
+    assert order(counts, errors(scheduler, counts, last_level(scheduler))) == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "zero_terminal_snr"),
+    [("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True), ("sample", True)],
+)
+def test_ddim_converges_down_to_the_data(prediction: str, zero_terminal_snr: bool) -> None:
+    scheduler = make("DDIMScheduler", prediction_type=prediction, rescale_betas_zero_snr=zero_terminal_snr)
+    counts = (50, 100, 200)
+    found = errors(scheduler, counts)
+    # A little under 1: near the data sigma rises with the square root of the timestep, not smoothly.
+    assert 0.8 < order(counts, found) < 1.1
+    assert found[-1] < 0.01
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_every_deterministic_scheduler_comes_close(name: str) -> None:
+    assert errors(make(name), [100])[0] < 0.04
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_schedulers_draw_the_data(name: str) -> None:
+    scheduler = make(name)
+    noise = torch.randn((4, 4, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    drawn = [
+        sample(oracle(scheduler), scheduler, noise, 100, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert drawn[0].mean().item() == pytest.approx(MEAN, abs=0.03)
+    assert drawn[0].std().item() == pytest.approx(STD, rel=0.1)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], drawn[2], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        make("DDPMScheduler"),
+        make("EulerAncestralDiscreteScheduler"),
+        make("DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"),
+        make("FlowMatchEulerDiscreteScheduler", stochastic_sampling=True),
+        LCMScheduler(),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_noise_is_never_drawn_from_nowhere(scheduler: SchedulerMixin) -> None:
+    with pytest.raises(ValueError, match="pass a generator"):
+        sample(oracle(scheduler), scheduler, torch.randn(SHAPE), 4)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_one_flow_step_goes_from_noise_to_data(shift: float) -> None:
+    scheduler = make("FlowMatchEulerDiscreteScheduler", shift=shift)
+    seen = []
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep.item())
+        return oracle(scheduler)(x, timestep)
+
+    # At pure noise the best estimate is the mean, whatever the noise.
+    assert torch.allclose(sample(denoise, scheduler, torch.randn(SHAPE), 1), torch.tensor(MEAN), atol=1e-6)
+    assert seen == [1000.0]
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_scheduler_is_not_changed(name: str) -> None:
+    scheduler, noise = make(name), torch.randn(SHAPE)
+    before = scheduler.timesteps.clone()
+    first = sample(oracle(scheduler), scheduler, noise, 7)
+    assert torch.equal(scheduler.timesteps, before)
+    assert torch.equal(first, sample(oracle(scheduler), scheduler, noise, 7))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_start_enters_at_its_noise_level(name: str) -> None:
+    scheduler = make(name)
+    process = Process.from_scheduler(scheduler)
+    noise, start = torch.randn(SHAPE), torch.randn(SHAPE)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append((x, timestep))
+        return oracle(scheduler)(x, timestep)
+
+    sample(denoise, scheduler, noise, 10, start=start, strength=0.4)
+    two_stages = name in ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+    assert len(seen) == (7 if two_stages else 4)
+    first, timestep = seen[0]
+    assert torch.allclose(first, process.noisy(start, noise, timestep.float()), atol=2e-4)
+
+
+def test_listed_flow_timesteps_are_final() -> None:
+    scheduler, noise = make("FlowMatchEulerDiscreteScheduler", shift=3.0), torch.randn(SHAPE)
+    seen = []
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep.item())
+        return 0.1 * x
+
+    result = sample(denoise, scheduler, noise, [1000.0, 700.0, 300.0])
+    assert seen == pytest.approx([1000.0, 700.0, 300.0], abs=1e-3)
+    # Euler by hand: x + (sigma_next - sigma) * 0.1 x.
+    assert torch.allclose(result, noise * (1 - 0.03) * (1 - 0.04) * (1 - 0.03), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_sampling_timesteps_are_those_that_are_visited(name: str) -> None:
+    """And the process, given them, knows what noise level the sampler is at."""
+    scheduler = make(name)
+    process = Process.from_scheduler(scheduler)
+    seen = []
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        seen.append(timestep)
+        return oracle(scheduler)(x, timestep)
+
+    sample(denoise, scheduler, torch.randn(SHAPE), 4)
+    timesteps = sampling_timesteps(scheduler, 4)
+    assert timesteps.tolist() == torch.unique_consecutive(torch.stack(seen)).tolist()
+    assert len(timesteps) == 4
+    alphas = [process.coefficients(timestep)[0].item() for timestep in timesteps]
+    assert alphas == sorted(alphas) and alphas[0] == pytest.approx(process.alphas[-1].item(), abs=1e-3)
+
+
+def test_timesteps_that_cannot_be_kept_are_refused() -> None:
+    noise = torch.randn(SHAPE)
+    for name, options in (("DDIMScheduler", {}), ("EulerDiscreteScheduler", KARRAS)):
+        with pytest.raises(ValueError):
+            scheduler = make(name, **options)
+            sample(oracle(scheduler), scheduler, noise, [900, 500, 100])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
+def test_bad_strength_is_refused(strength: float) -> None:
+    scheduler = make("DDIMScheduler")
+    with pytest.raises(ValueError, match="strength"):
+        sample(oracle(scheduler), scheduler, torch.randn(SHAPE), 4, strength=strength)
+
+
+def test_half_precision_in_half_precision_out() -> None:
+    scheduler, calls = make("FlowMatchEulerDiscreteScheduler"), []
+
+    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
+        assert x.dtype == torch.bfloat16
+        return oracle(scheduler)(x, timestep)
+
+    noise = torch.randn(SHAPE)
+    half = sample(
+        denoise, scheduler, noise.bfloat16(), 5, callback=lambda done, total, x: calls.append((done, total, x.dtype))
+    )
+    assert half.dtype == torch.bfloat16
+    assert calls == [(done, 5, torch.float32) for done in range(1, 6)]
+    assert torch.allclose(half.float(), sample(oracle(scheduler), scheduler, noise, 5), atol=0.03)
+
+
+def test_make_scheduler_reads_the_diffusers_layout(tmp_path: Path) -> None:
+    """Stable Diffusion 1.5 ships a PNDM config; any allowed solver takes it over."""
+    betas = {key: value for key, value in BETAS.items() if key.startswith("beta")}
+    published = PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1, prediction_type="v_prediction")
+    published.save_config(tmp_path)
+    stored = json.loads((tmp_path / "scheduler_config.json").read_text())
+    with pytest.raises(UserError, match="unknown scheduler 'PNDMScheduler'"):
+        make_scheduler(stored)
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        scheduler = make_scheduler(stored, _class_name=name)
+        assert type(scheduler).__name__ == name
+        assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.steps_offset == 1
+        assert torch.allclose(scheduler.alphas_cumprod, published.alphas_cumprod)
+    make_scheduler(stored, _class_name="DDIMScheduler").save_config(tmp_path)
+    again = make_scheduler(json.loads((tmp_path / "scheduler_config.json").read_text()))
+    assert torch.allclose(again.alphas_cumprod, published.alphas_cumprod)
+
+
+def test_latents_are_not_clipped_unless_asked() -> None:
+    assert make_scheduler("DDIMScheduler").config.clip_sample is False
+    assert make_scheduler("DDIMScheduler", clip_sample=True).config.clip_sample is True
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("KarrasScheduler", {}, "unknown scheduler 'KarrasScheduler'"),
+        ("DDIMScheduler", {"beta_sart": 0.1}, "unknown scheduler option 'beta_sart'"),
+        ("DDIMScheduler", {"beta_schedule": "cubic"}, "DDIMScheduler refuses"),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "prediction_type"),
+        ("DDIMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, "trailing"),
+    ],
+)
+def test_make_scheduler_refuses_what_cannot_work(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_scheduler(name, **options)
