@@ -1,0 +1,119 @@
+"""Opening containers and decoding what there is, however damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.format import Flags as FormatFlags
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from ldm_video.core.errors import UserError
+
+# Local files only: a playlist must not make us fetch from the network.
+_OPTIONS = {"protocol_whitelist": "file,crypto,data"}
+_NOT_VIDEO_FORMATS = {"tty"}  # FFmpeg renders any .txt or .nfo as ANSI art
+
+
+@dataclass
+class Damage:
+    """How many packets could not be read or decoded."""
+
+    errors: int = 0
+
+
+def file_url(path: Path) -> str:
+    """``path`` for FFmpeg, such that a colon in its name is not taken for a protocol."""
+    return f"file:{path.absolute()}"
+
+
+def require_file(path: Path) -> None:
+    """``UserError`` unless ``path`` is a regular file with something in it (a pipe or device could hang)."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the path")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file; give a video file, an image or a folder of frames")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); give a video file, an image or a folder of frames")
+
+
+def open_input(path: Path) -> InputContainer:
+    """Open a container for reading; ``UserError`` when FFmpeg cannot."""
+    require_file(path)
+    try:
+        container = av.open(file_url(path), mode="r", options=_OPTIONS, metadata_errors="replace")
+    except av.error.PermissionError as error:
+        raise UserError(f"cannot read {path} (permission denied); check its permissions") from error
+    except (av.FFmpegError, UnicodeError, OSError) as error:
+        raise _not_a_video(path, getattr(error, "strerror", None) or str(error)) from error
+    if container.format.name in _NOT_VIDEO_FORMATS:
+        container.close()
+        raise _not_a_video(path, "it is text")
+    return container
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its main video stream (never the cover picture of a song)."""
+    with open_input(path) as container:
+        stream = _main_video_stream(container)
+        if stream is None:
+            raise _not_a_video(path, "it holds no video stream")
+        if stream.codec_context is None:
+            raise UserError(f"{path}: no decoder for its video codec; convert it with ffmpeg to H.264 first")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Every frame that decodes, in presentation order. Bounded by the packets of the file; errors are counted."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError:
+            damage.errors += 1
+            yield from _flush(stream, damage)
+            return
+        try:
+            frames = packet.decode()
+        except av.error.EOFError:
+            return
+        except av.FFmpegError:
+            damage.errors += 1
+            continue
+        yield from frames
+
+
+def clock_origin(container: InputContainer) -> Fraction:
+    """Seconds to subtract from time stamps. MPEG-TS and -PS clocks start anywhere; other containers' times are kept."""
+    if not container.format.flags & FormatFlags.ts_discont.value:
+        return Fraction(0)
+    starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None and s.time_base]
+    return min(starts, default=Fraction(0))
+
+
+def _flush(stream: VideoStream, damage: Damage) -> list[av.VideoFrame]:
+    try:
+        return stream.decode(None)
+    except av.FFmpegError:
+        damage.errors += 1
+        return []
+
+
+def _main_video_stream(container: InputContainer) -> VideoStream | None:
+    real = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    best = container.streams.best("video")
+    return best if best in real else next(iter(real), None)
+
+
+def _not_a_video(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a video that can be read ({why}); give a video file, an image or a frame folder")

@@ -1,0 +1,118 @@
+"""Decoded frames to tensors and back, through swscale told exactly what it converts.
+
+swscale assumes BT.601 limited range when nothing is said, repeats chroma samples instead of interpolating them unless
+asked, and its 16-bit RGB puts white at the shifted code value of the YUV white instead of at 65535. All three are
+handled here; ``tests/test_video_io_colour.py`` holds the result within 0.05/255 of the standards' own formulas.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from torch import Tensor
+
+from ldm_video.core.tensors import to_signed
+from ldm_video.video_io.colour import H273_MATRIX, SD_MAX_HEIGHT, Colour, Range
+
+_SWS_MATRIX: dict[str, Colorspace] = {
+    "bt601": Colorspace.ITU601,
+    "bt709": Colorspace.ITU709,
+    "bt2020": Colorspace.BT2020,
+    "smpte240m": Colorspace.SMPTE240M,
+    "fcc": Colorspace.FCC,
+}
+_SWS_RANGE: dict[str, ColorRange] = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
+_QUALITY = (
+    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+)
+_LIMITED_WHITE = 255 << 8  # limited-range white (235 << 8) expanded by 255/219 around black
+_FULL_16 = 0xFFFF
+
+
+def bit_depth(frame: av.VideoFrame) -> int:
+    """Bits of the deepest component."""
+    return max(component.bits for component in frame.format.components)
+
+
+def colour_of(frame: av.VideoFrame) -> Colour:
+    """The colour of a decoded frame from its tags; untagged: BT.601 up to 576 lines, BT.709 above, limited range."""
+    name = frame.format.name
+    if frame.format.is_rgb or name.startswith(("pal8", "bayer", "xyz")):
+        return Colour("rgb", "full")
+    if name.startswith(("gray", "ya", "mono")):
+        return Colour("rgb", "limited" if frame.color_range == ColorRange.MPEG else "full")
+    full = frame.color_range == ColorRange.JPEG or name.startswith("yuvj")
+    range_: Range = "full" if full else "limited"
+    matrix = H273_MATRIX.get(int(frame.colorspace))
+    if matrix is None or matrix == "rgb":  # "rgb" on a YUV format is a wrong tag
+        return Colour("bt601" if frame.height <= SD_MAX_HEIGHT else "bt709", range_, assumed=True)
+    return Colour(matrix, range_)
+
+
+def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> Tensor:
+    """A decoded frame -> float32 ``c h w`` RGB in [-1, 1], resampled to ``width`` x ``height`` in the same pass."""
+    depth = bit_depth(frame)
+    if colour.matrix == "rgb" and depth <= 8:
+        rgb = _reformat(frame, colour, width, height, "rgb24")
+        values = rgb.to_ndarray().astype(np.float32) / 255.0  # h w c
+        if colour.range == "limited":  # grey with video levels, which swscale takes for full range
+            values = (values * 255.0 - 16.0) / 219.0
+    else:
+        rgb = _reformat(frame, colour, width, height, "rgb48le")
+        values = rgb.to_ndarray().astype(np.float32) / _white_level(frame, colour, depth)  # h w c
+    pixels = torch.from_numpy(values).permute(2, 0, 1)  # h w c -> c h w
+    return pixels.clamp(0.0, 1.0).mul(2.0).sub(1.0).contiguous()
+
+
+def to_video_frame(pixels: Tensor, pix_fmt: str) -> av.VideoFrame:
+    """float ``c h w`` RGB in [-1, 1] -> a BT.709 limited-range frame (BT.709-6 3.5), tagged in full."""
+    scaled = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul(_LIMITED_WHITE / 2).round()
+    rgb = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16)  # c h w -> h w c
+    source = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb48le")
+    frame = source.reformat(
+        format=pix_fmt,
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_QUALITY,
+        threads=1,
+    )
+    frame.colorspace = Colorspace.ITU709
+    frame.color_range = ColorRange.MPEG
+    frame.color_primaries = ColorPrimaries.BT709
+    frame.color_trc = ColorTrc.BT709
+    return frame
+
+
+def image_to_pixels(bgr: np.ndarray) -> Tensor:
+    """OpenCV's ``h w 3`` (uint8, uint16 or float in [0, 1]) -> float32 ``c h w`` RGB in [-1, 1]."""
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    if rgb.dtype == np.uint8:
+        return to_signed(torch.from_numpy(rgb).permute(2, 0, 1)).contiguous()  # h w c -> c h w
+    peak = _FULL_16 if rgb.dtype == np.uint16 else 1.0
+    values = np.clip(rgb.astype(np.float32) / peak, 0.0, 1.0)
+    return torch.from_numpy(values * 2.0 - 1.0).permute(2, 0, 1).contiguous()  # h w c -> c h w
+
+
+def _reformat(frame: av.VideoFrame, colour: Colour, width: int, height: int, target: str) -> av.VideoFrame:
+    return frame.reformat(
+        width=width,
+        height=height,
+        format=target,
+        src_colorspace=_SWS_MATRIX.get(colour.matrix),
+        src_color_range=_SWS_RANGE[colour.range],
+        dst_color_range=ColorRange.JPEG,
+        interpolation=_QUALITY,
+        threads=1,
+    )
+
+
+def _white_level(frame: av.VideoFrame, colour: Colour, depth: int) -> float:
+    """Where swscale's 16-bit RGB puts the white of this frame."""
+    if frame.format.is_rgb:
+        return _FULL_16
+    if colour.matrix != "rgb" and colour.range == "limited":
+        return _LIMITED_WHITE
+    return ((1 << depth) - 1) << (16 - depth)

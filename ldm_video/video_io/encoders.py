@@ -1,0 +1,67 @@
+"""The encoders on offer and how each takes quality and speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ldm_video.core.errors import UserError
+
+# SVT-AV1 numbers its presets; these give about x264's meaning of the names.
+_SVT_PRESETS = {
+    "ultrafast": "12", "superfast": "11", "veryfast": "10", "faster": "9", "fast": "8",
+    "medium": "6", "slow": "5", "slower": "4", "veryslow": "3",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pixel format, the sizes that it allows (multiples), and whether ``crf`` and ``preset`` mean anything."""
+
+    name: str
+    pix_fmt: str
+    height_step: int
+    width_step: int
+    rate_factor: bool
+    options: tuple[tuple[str, str], ...] = ()
+
+    def arguments(self, crf: int, preset: str) -> dict[str, str]:
+        """FFmpeg's options for this encoder."""
+        arguments = dict(self.options)
+        if self.rate_factor:
+            named = _SVT_PRESETS.get(preset, preset) if self.name == "libsvtav1" else preset
+            arguments |= {"crf": str(crf), "preset": named}
+        return arguments
+
+
+ENCODERS = {
+    encoder.name: encoder
+    for encoder in (
+        Encoder("libx264", "yuv420p", 2, 2, True),
+        Encoder("libx265", "yuv420p", 2, 2, True, (("x265-params", "log-level=error"),)),
+        Encoder("libsvtav1", "yuv420p", 2, 2, True),
+        # For editing: 10 bits, so that nothing is lost to banding before the final encode.
+        Encoder("prores_ks", "yuv422p10le", 1, 2, False, (("profile", "hq"), ("vendor", "apl0"))),
+        # Lossless: at 4:4:4 and 10 bits an 8-bit RGB value survives the trip through BT.709.
+        Encoder("ffv1", "yuv444p10le", 1, 1, False, (("level", "3"), ("slicecrc", "1"))),
+    )
+}
+
+
+def find_encoder(name: str) -> Encoder:
+    """``UserError`` that lists the names when there is none such."""
+    if name not in ENCODERS:
+        raise UserError(f"unknown codec {name!r}; choose one of {', '.join(ENCODERS)}")
+    return ENCODERS[name]
+
+
+def check_size(encoder: Encoder, size: tuple[int, int]) -> None:
+    """``UserError`` with the nearest possible size when chroma subsampling does not allow ``size``."""
+    height, width = size
+    if height < 1 or width < 1:
+        raise UserError(f"output size {width}x{height} is empty; choose at least 2x2")
+    fit_height, fit_width = height + height % encoder.height_step, width + width % encoder.width_step
+    if (fit_height, fit_width) != (height, width):
+        raise UserError(
+            f"{encoder.name} ({encoder.pix_fmt}) needs even sizes, not {width}x{height}; "
+            f"choose {fit_width}x{fit_height}, or write a folder of PNG files"
+        )

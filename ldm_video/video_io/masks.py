@@ -1,0 +1,148 @@
+"""Masks in step with the clip: white (1) = fill, black (0) = keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm_video.core.errors import UserError
+from ldm_video.video_io.reader import FrameReader
+
+Box = tuple[int, int, int, int]
+THRESHOLD = 128 / 255  # grey 128 and above is white
+
+
+class MaskSource:
+    """The hole of each frame of a clip: boxes, and an image, folder or video read in step with the clip.
+
+    ``at(index)``: float32 ``1 h w`` in {0, 1}. A mask video is decoded once, forwards, and one frame is held; asking
+    for an earlier frame starts it again. A one-frame mask holds for the whole clip.
+    ``finish(frames)`` must be called once the clip's true length is known. Both raise ``UserError`` on a mismatch.
+    """
+
+    def __init__(self, path: Path | None, boxes: Sequence[Box], size: tuple[int, int], frames: int | None) -> None:
+        self.size = size
+        self._path = path
+        self._promised = frames
+        self._boxes = fill_boxes(boxes, size)
+        self._reader: FrameReader | None = None
+        self._held, self._held_index = self._boxes, -1  # the frame last asked for
+        self._next: Tensor | None = None
+        self.frames: int | None = None  # 1: one frame that holds for the clip; None: as many as the clip's
+        if path is not None:
+            announced = self._open(path).info.frames
+            if self.frames != 1 and None not in (announced, frames) and announced != frames:
+                self.close()
+                raise self._mismatch(str(announced), str(frames))
+
+    def at(self, index: int) -> Tensor:
+        """``1 h w`` for frame ``index`` of the clip."""
+        if self._path is None or self.frames == 1:
+            return self._held
+        if index < self._held_index:
+            self._open(self._path)
+        while self._held_index < index:
+            if self._next is None:
+                raise self._mismatch(str(self._held_index + 1), str(self._promised or f"at least {index + 1}"))
+            self._advance()
+        return self._held
+
+    def finish(self, frames: int) -> None:
+        """Check the mask's length against the clip's, ``frames`` as decoded (a truncated clip may have fewer)."""
+        if self._path is None or self.frames == 1:
+            return
+        while self._next is not None:
+            self._advance()
+        if self._held_index + 1 not in (frames, self._promised):
+            raise self._mismatch(str(self._held_index + 1), str(frames))
+
+    def close(self) -> None:
+        """Let go of the mask file."""
+        if self._reader is not None:
+            self._reader.__exit__(None, None, None)
+
+    def __enter__(self) -> MaskSource:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self, path: Path) -> FrameReader:
+        """Start the mask from its first frame; one frame of look-ahead tells a still mask from a moving one."""
+        self.close()
+        self._reader = reader = FrameReader(path, deinterlace="off")
+        self._next, self._held_index = self._load(), -1  # a reader has at least one frame
+        self._advance()
+        if self._next is None:
+            self.frames = 1
+        return reader
+
+    def _advance(self) -> None:
+        assert self._next is not None
+        self._held, self._held_index = self._next, self._held_index + 1
+        self._next = self._load()
+
+    def _load(self) -> Tensor | None:
+        assert self._reader is not None
+        frame = next(self._reader, None)
+        if frame is None:
+            return None
+        return torch.maximum(binary_mask(frame.pixels, self.size), self._boxes)
+
+    def _mismatch(self, mask: str, clip: str) -> UserError:
+        return UserError(
+            f"the mask {self._path} has {mask} frames but the clip has {clip}; "
+            "give a mask of the same length, or one image that holds for the whole clip"
+        )
+
+
+def read_mask(
+    source: str | Path | None,
+    box: Box | Sequence[Box] | None,
+    size: tuple[int, int],
+    frames: int | None,
+) -> MaskSource:
+    """The hole of each frame of a clip of ``size`` (height, width) and ``frames`` frames (None: not known yet).
+
+    ``source``: image, folder of frames or video, white = fill, of any size (resized with nearest neighbour).
+    ``box``: one or several ``(x, y, w, h)`` in pixels of the clip. Both: their union. Neither: nothing to fill.
+    """
+    boxes: Sequence[Box] = [] if box is None else [box] if isinstance(box[0], int) else box  # type: ignore[list-item, assignment]
+    return MaskSource(None if source is None else Path(source), boxes, size, frames)
+
+
+def parse_box(text: str) -> Box:
+    """``"x,y,w,h"`` -> four integers; ``x`` and ``y`` may be negative, ``w`` and ``h`` must be positive."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d+\s*", part) for part in parts):
+        raise UserError(f"box {text!r} is not x,y,w,h in whole pixels; for example 16,8,120,40")
+    x, y, w, h = (int(part) for part in parts)
+    if w <= 0 or h <= 0:
+        raise UserError(f"box {text!r} is empty; width and height must be positive")
+    return x, y, w, h
+
+
+def fill_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
+    """Boxes -> ``1 h w`` in {0, 1}, clipped to the frame; ``UserError`` for a box that misses it altogether."""
+    height, width = size
+    mask = torch.zeros(1, height, width)
+    for x, y, w, h in boxes:
+        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+        if left >= right or top >= bottom:
+            raise UserError(f"box {x},{y},{w},{h} lies outside the {width}x{height} frame; x,y is its top left corner")
+        mask[:, top:bottom, left:right] = 1.0
+    return mask
+
+
+def binary_mask(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """``c h w`` in [-1, 1] -> ``1 h w`` in {0, 1} at ``size``: mean of RGB against 128, then nearest neighbour."""
+    grey = (pixels.mean(0, keepdim=True) + 1) / 2  # c h w -> 1 h w
+    mask = (grey >= THRESHOLD - 1e-4).float()
+    if mask.shape[-2:] != size:
+        mask = F.interpolate(mask[None], size=size, mode="nearest-exact")[0]
+    return mask

@@ -1,0 +1,174 @@
+"""What a file, folder or still image holds, before anything is read in earnest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from ldm_video.core.errors import UserError
+from ldm_video.video_io.colour import HDR_TRANSFERS, Colour
+from ldm_video.video_io.container import Damage, clock_origin, decoded_frames, open_video
+from ldm_video.video_io.convert import bit_depth, colour_of
+from ldm_video.video_io.orientation import Orientation, orientation_of
+from ldm_video.video_io.stills import is_image, list_frames, read_image
+
+DEFAULT_RATE = Fraction(25)  # for folders of frames, which have no clock
+_MAX_RATE = 1000  # a higher "rate" is a clock, not a frame rate
+_FLAG_FRAMES = 8
+_SANE_ASPECT = (Fraction(1, 4), Fraction(4))
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Facts about a clip. ``height`` and ``width`` are what the reader yields: upright, square pixels."""
+
+    path: Path
+    kind: Literal["video", "frames", "image"]
+    height: int
+    width: int
+    coded_height: int
+    coded_width: int
+    colour: Colour
+    bit_depth: int
+    orientation: Orientation = Orientation()  # noqa: RUF009 (frozen)
+    sample_aspect_ratio: Fraction = Fraction(1)
+    rate: Fraction | None = None
+    frames: int | None = None  # the container's word, not a promise
+    duration: Fraction | None = None  # seconds
+    time_base: Fraction | None = None
+    time_origin: Fraction = Fraction(0)  # seconds that reader and writer subtract from the container's clock
+    interlaced: bool | None = None  # what the bitstream says; see interlace.py for what the pixels say
+    audio_streams: int = 0
+    subtitle_streams: int = 0
+    codec: str = ""
+    container: str = ""  # FFmpeg's name of the format
+    hdr: str = ""  # "PQ" or "HLG" when the transfer curve is not SDR's
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(height, width)`` of the frames that the reader yields."""
+        return self.height, self.width
+
+    @property
+    def rotation(self) -> int:
+        """Degrees counter-clockwise that the reader turns the picture by."""
+        return self.orientation.rotation
+
+    def summary(self) -> str:
+        """One line for people, such as ``a.mp4: 768x576 (coded 720x576), 25 fps, 250 frames, ...``."""
+        parts = [f"{self.width}x{self.height}"]
+        if (self.coded_width, self.coded_height) != (self.width, self.height):
+            parts[0] += f" (coded {self.coded_width}x{self.coded_height})"
+        if self.rate is not None:
+            parts.append(f"{float(self.rate):.6g} fps")
+        if self.frames is not None:
+            parts.append(f"{self.frames} frame{'s' * (self.frames != 1)}")
+        if self.duration is not None:
+            parts.append(f"{float(self.duration):.2f} s")
+        parts += [self.codec] if self.codec else []
+        parts.append(f"{self.bit_depth}-bit {self.colour}")
+        parts += [f"HDR {self.hdr}"] if self.hdr else []
+        parts += ["interlaced"] if self.interlaced else []
+        parts += [f"{self.audio_streams} audio"] if self.audio_streams else []
+        parts += [f"{self.subtitle_streams} subtitles"] if self.subtitle_streams else []
+        return f"{self.path.name}: " + ", ".join(parts)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Facts about ``path``: a video file, a folder of frames, or a still image. ``UserError`` when it is neither."""
+    path = Path(path)
+    if path.is_dir():
+        files = list_frames(path)
+        return _probe_still(path, "frames", files[0], len(files))
+    if is_image(path):
+        return _probe_still(path, "image", path, 1)
+    with open_video(path) as (container, stream):
+        frames = list(islice(decoded_frames(container, stream, Damage()), _FLAG_FRAMES))
+        if not frames:
+            raise UserError(f"{path} has no frame that can be decoded; the file is empty or damaged")
+        return _video_info(path, container, stream, frames)
+
+
+def _probe_still(path: Path, kind: Literal["frames", "image"], first: Path, frames: int) -> VideoInfo:
+    image = read_image(first)
+    height, width = image.shape[:2]
+    return VideoInfo(
+        path=path,
+        kind=kind,
+        height=height,
+        width=width,
+        coded_height=height,
+        coded_width=width,
+        colour=Colour("rgb", "full"),
+        bit_depth=8 * image.dtype.itemsize,
+        frames=frames,
+        codec=first.suffix.lower().lstrip("."),
+    )
+
+
+def _video_info(path: Path, container: InputContainer, stream: VideoStream, frames: list[av.VideoFrame]) -> VideoInfo:
+    first = frames[0]
+    orientation = orientation_of(first)
+    aspect = _pixel_aspect(stream)
+    height, width = first.height, square_width(first.width, aspect)
+    if orientation.transpose:
+        height, width = width, height
+    return VideoInfo(
+        path=path,
+        kind="video",
+        height=height,
+        width=width,
+        coded_height=first.height,
+        coded_width=first.width,
+        colour=colour_of(first),
+        bit_depth=bit_depth(first),
+        orientation=orientation,
+        sample_aspect_ratio=aspect,
+        rate=_frame_rate(stream),
+        frames=stream.frames or None,
+        duration=_duration(container, stream),
+        time_base=stream.time_base,
+        time_origin=clock_origin(container),
+        interlaced=any(frame.interlaced_frame for frame in frames),
+        audio_streams=len(container.streams.audio),
+        subtitle_streams=len(container.streams.subtitles),
+        codec=stream.codec_context.name,
+        container=container.format.name,
+        hdr=HDR_TRANSFERS.get(int(first.color_trc), ""),
+    )
+
+
+def square_width(width: int, aspect: Fraction) -> int:
+    """The width that shows ``width`` samples of ``aspect`` with square pixels, to the nearest pixel."""
+    return max(1, round(width * aspect))
+
+
+def _pixel_aspect(stream: VideoStream) -> Fraction:
+    aspect = stream.sample_aspect_ratio
+    if not aspect or not _SANE_ASPECT[0] <= aspect <= _SANE_ASPECT[1]:
+        return Fraction(1)  # absent, or nonsense that would blow the picture up
+    return aspect
+
+
+def _frame_rate(stream: VideoStream) -> Fraction | None:
+    for rate in (stream.guessed_rate, stream.average_rate):
+        if rate and 0 < rate <= _MAX_RATE:
+            return rate
+    return None
+
+
+def _duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])
+    return Fraction(container.duration, av.time_base) if container.duration else None

@@ -1,0 +1,205 @@
+"""Frames, one at a time, as the models want them: upright, progressive, square pixels, RGB in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Self
+
+import av
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.video_io.container import Damage, decoded_frames, open_video
+from ldm_video.video_io.convert import image_to_pixels, to_pixels
+from ldm_video.video_io.interlace import FieldOrder, deinterlace, detect_field_order
+from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
+from ldm_video.video_io.stills import list_frames, read_image, require_size
+
+Deinterlace = Literal["auto", "on", "off"]
+_TimedFrame = tuple[Fraction, av.VideoFrame]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """``pixels``: float32 ``c h w`` RGB in [-1, 1]; ``pts_seconds``: exact presentation time, strictly increasing."""
+
+    index: int
+    pixels: Tensor
+    pts_seconds: Fraction
+
+
+class FrameReader:
+    """``with FrameReader(path) as reader: for frame in reader: ...``; a single pass, in constant memory.
+
+    ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
+    ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings`` is complete once the pass is over.
+    Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
+    """
+
+    def __init__(
+        self, path: str | Path, deinterlace: Deinterlace = "auto", start: int = 0, stop: int | None = None
+    ) -> None:
+        if start < 0 or (stop is not None and stop <= start):
+            raise UserError(f"no frames between start {start} and stop {stop}; choose 0 <= start < stop")
+        self.info: VideoInfo = probe(path)
+        self.warnings: list[str] = []
+        self._start, self._stop = start, stop
+        self._order = self._field_order(deinterlace)
+        if self.info.hdr:
+            self.warnings.append(f"{path} is HDR ({self.info.hdr}); it is read as if it were SDR, colours will be dull")
+        self._frames = self._read_video() if self.info.kind == "video" else self._read_stills()
+
+    @property
+    def deinterlacing(self) -> bool:
+        """Whether frames go through the deinterlacer."""
+        return self._order != "progressive"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._frames.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Frame:
+        return next(self._frames)
+
+    def _field_order(self, deinterlace: Deinterlace) -> FieldOrder:
+        if deinterlace not in ("auto", "on", "off"):
+            raise UserError(f"deinterlace is {deinterlace!r}; choose auto, on or off")
+        if deinterlace == "off" or self.info.kind != "video":
+            return "progressive"
+        order = detect_field_order(self.info.path)
+        return "auto" if deinterlace == "on" and order == "progressive" else order
+
+    def _read_video(self) -> Generator[Frame, None, None]:
+        info, damage = self.info, Damage()
+        count, first, last = 0, Fraction(0), Fraction(0)
+        with open_video(info.path) as (container, stream):
+            decoded = _uniform(decoded_frames(container, stream, damage), info, self.warnings)
+            timed = _timed(decoded, info, self.warnings)
+            if self.deinterlacing:
+                timed = _deinterlaced(timed, self._order)
+            width = square_width(info.coded_width, info.sample_aspect_ratio)
+            for count, (last, frame) in enumerate(timed, start=1):
+                first = last if count == 1 else first
+                if count > self._start:
+                    pixels = to_pixels(frame, info.colour, width, info.coded_height)
+                    yield Frame(count - 1, info.orientation.apply(pixels), last)
+                if count == self._stop:
+                    return
+        self._require_start(count)
+        self.warnings += _length_warning(info, count, last - first, damage)
+
+    def _read_stills(self) -> Generator[Frame, None, None]:
+        files = list_frames(self.info.path) if self.info.kind == "frames" else [self.info.path]
+        for index, file in islice(enumerate(files), self._start, self._stop):
+            image = read_image(file)
+            require_size(image, self.info.size, file, files[0])
+            yield Frame(index, image_to_pixels(image), index / DEFAULT_RATE)
+        self._require_start(len(files))
+
+    def _require_start(self, count: int) -> None:
+        if self._start >= count:
+            raise UserError(f"{self.info.path} has {count} frames; start {self._start} is past its end")
+
+
+def _uniform(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[av.VideoFrame]:
+    """Broadcast recordings may change size or pixel format midway: bring later frames to the first one's."""
+    wanted: str | None = None
+    warned = False
+    for frame in frames:
+        wanted = wanted or frame.format.name
+        if (frame.width, frame.height, frame.format.name) != (info.coded_width, info.coded_height, wanted):
+            if not warned:
+                warnings.append(f"{info.path}: the picture format changes midway; later frames are fitted to the first")
+            warned = True
+            frame = _refit(frame, info, wanted)
+        yield frame
+
+
+def _refit(frame: av.VideoFrame, info: VideoInfo, pixel_format: str) -> av.VideoFrame:
+    fitted = frame.reformat(width=info.coded_width, height=info.coded_height, format=pixel_format)
+    fitted.pts, fitted.time_base = frame.pts, frame.time_base
+    return fitted
+
+
+def _timed(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[_TimedFrame]:
+    """Exact seconds for each frame; missing or backward time stamps are replaced by the frame rate's step."""
+    step = 1 / (info.rate or DEFAULT_RATE)
+    clock = _storage_clock() if info.container == "avi" else _presentation_clock(info.time_origin)
+    last: Fraction | None = None
+    mended = 0
+    for frame in frames:
+        pts = clock(frame)
+        if pts is None or (last is not None and pts <= last):
+            mended += pts is not None
+            pts = Fraction(0) if last is None else last + step
+        last = pts
+        yield pts, frame
+    if mended:
+        warnings.append(f"{info.path}: {mended} frames had time stamps that run backwards; they follow the frame rate")
+
+
+def _presentation_clock(origin: Fraction) -> Callable[[av.VideoFrame], Fraction | None]:
+    def seconds(frame: av.VideoFrame) -> Fraction | None:
+        return None if frame.pts is None or not frame.time_base else frame.pts * frame.time_base - origin
+
+    return seconds
+
+
+def _storage_clock() -> Callable[[av.VideoFrame], Fraction | None]:
+    """AVI holds no presentation times, and FFmpeg's guesses run backwards with B-frames: count storage slots instead.
+
+    A slot is a frame period; slots without a picture (dropped frames) are counted too, which keeps the sound in sync.
+    """
+    first: int | None = None
+
+    def seconds(frame: av.VideoFrame) -> Fraction | None:
+        nonlocal first
+        if frame.dts is None or not frame.time_base:
+            return None
+        first = frame.dts if first is None else first
+        return (frame.dts - first) * frame.time_base
+
+    return seconds
+
+
+def _deinterlaced(timed: Iterable[_TimedFrame], order: FieldOrder) -> Iterator[_TimedFrame]:
+    """bwdif gives one frame for each, in order, a frame late: times wait in a queue."""
+    times: deque[Fraction] = deque()
+
+    def note_times() -> Iterator[av.VideoFrame]:
+        for number, (pts, frame) in enumerate(timed):
+            times.append(pts)
+            frame.pts = number  # bwdif needs regular time stamps; the true ones are in the queue
+            yield frame
+
+    for frame in deinterlace(note_times(), order):
+        yield times.popleft(), frame
+
+
+def _length_warning(info: VideoInfo, count: int, span: Fraction, damage: Damage) -> list[str]:
+    """How many frames there were, when the container promised more or some packets were bad.
+
+    ``span``: seconds from the first to the last frame. Fewer frames than announced that still fill the duration are
+    no loss: the file was trimmed by an edit list, as phones do.
+    """
+    step = 1 / (info.rate or DEFAULT_RATE)
+    missing = Fraction(0) if info.duration is None else info.duration - span - step  # seconds
+    if info.frames is not None and count < info.frames and (damage.errors or missing > step / 2):
+        fault = f"of the {info.frames} frames that the file announces; it is truncated or damaged"
+    elif damage.errors:
+        fault = f"frames; {damage.errors} damaged packets were passed over"
+    elif info.frames is None and missing > max(Fraction(1, 2), 2 * step):
+        fault = f"frames, which end {float(missing):.2f} s before the file's end; it is probably truncated"
+    else:
+        return []
+    return [f"{info.path}: decoded {count} {fault}"]

@@ -1,0 +1,112 @@
+"""Sound and subtitles of the source, packet by packet, never re-encoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Stream
+
+from ldm_video.video_io.container import open_input
+from ldm_video.video_io.probe import VideoInfo
+
+
+class StreamCopier:
+    """Copies audio and subtitle streams of ``source`` into ``output`` in step with the picture.
+
+    Streams that the container cannot hold are left out with a warning each. Time stamps keep their distance to the
+    picture: both lose the same ``source.time_origin``.
+    """
+
+    def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
+        self._stack = ExitStack()
+        self._output = output
+        self._source = source
+        self._warnings = warnings
+        self._streams: dict[int, Stream] = {}
+        self._packets: Iterator[Packet] = iter(())
+        self._waiting: Packet | None = None
+        if source is None or source.kind != "video" or not source.audio_streams + source.subtitle_streams:
+            return
+        container = self._stack.enter_context(open_input(source.path))
+        templates = [*container.streams.audio, *container.streams.subtitles]
+        for template in templates:
+            problem = _why_not(template, output.format.name)
+            if problem:
+                warnings.append(_left_out(template, target, problem))
+            else:
+                self._streams[template.index] = _add_copy(output, template)
+        self._copy_chapters(container)
+        if self._streams:
+            copied = [template for template in templates if template.index in self._streams]
+            self._packets = container.demux(copied)
+            self._waiting = self._next()
+
+    def advance(self, until: Fraction | None) -> None:
+        """Mux the packets that come before ``until`` seconds; all that are left for ``None``."""
+        while self._waiting is not None and (until is None or self._seconds(self._waiting) <= until):
+            packet, self._waiting = self._waiting, self._next()
+            packet.stream = self._streams[packet.stream.index]
+            self._output.mux(packet)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._stack.close()
+
+    def _next(self) -> Packet | None:
+        try:
+            for packet in self._packets:
+                if packet.size and (packet.dts is not None or packet.pts is not None):
+                    return self._shifted(packet)
+        except av.FFmpegError as error:
+            self._warnings.append(f"sound or subtitles end early, the source is damaged ({error.strerror})")
+        return None
+
+    def _shifted(self, packet: Packet) -> Packet:
+        assert self._source is not None
+        ticks = round(self._source.time_origin / packet.time_base)
+        if packet.dts is None:
+            packet.dts = packet.pts
+        packet.dts -= ticks
+        if packet.pts is not None:
+            packet.pts -= ticks
+        return packet
+
+    def _seconds(self, packet: Packet) -> Fraction:
+        return packet.dts * packet.time_base
+
+    def _copy_chapters(self, container: InputContainer) -> None:
+        if self._source is not None and not self._source.time_origin and container.chapters():
+            self._output.set_chapters(container.chapters())
+
+
+def _add_copy(output: OutputContainer, template: Stream) -> Stream:
+    stream = output.add_stream_from_template(template)
+    stream.metadata.update({k: v for k, v in template.metadata.items() if k in ("language", "title")})
+    stream.disposition = template.disposition
+    return stream
+
+
+def _why_not(template: Stream, container_format: str) -> str | None:
+    """Write a header with this stream alone into memory: only the muxer itself knows what it can hold."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+            _add_copy(trial, template)
+            trial.start_encoding()
+    except (ValueError, av.FFmpegError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
+def _left_out(template: Stream, target: Path, problem: str) -> str:
+    codec = template.codec_context.codec.canonical_name if template.codec_context is not None else "unknown codec"
+    advice = f"the muxer says: {problem}" if target.suffix.lower() == ".mkv" else "write to .mkv to keep it"
+    return (
+        f"{template.type} stream {template.index} ({codec}) does not fit into {target.name} and is left out; {advice}"
+    )

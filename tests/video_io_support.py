@@ -1,0 +1,122 @@
+"""Clips that the video tests make for themselves: known pixels, known times, known flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.codec.context import Flags as CodecFlags
+
+from ldm_video.video_io.colour import rgb_to_yuv
+
+SAMPLE_TYPES = {8: np.uint8, 10: np.uint16}
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth blobs with detail in every direction, ``h w 3`` in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 16.0
+    waves = rng.uniform(0.3, 1.6, (3, 6, 2)), rng.uniform(0, 6.3, (3, 6))
+    image = np.zeros((height, width, 3))
+    for channel in range(3):
+        for (fy, fx), phase in zip(waves[0][channel], waves[1][channel], strict=True):
+            image[..., channel] += np.sin(fy * y + fx * x + phase)
+    return (image / 7.0 + 0.5).clip(0.05, 0.95)
+
+
+def pan(frames: int, height: int = 96, width: int = 128, step: int = 3) -> list[np.ndarray]:
+    """A window that slides over :func:`texture`."""
+    wide = texture(height, width + step * frames)
+    return [wide[:, step * i : step * i + width] for i in range(frames)]
+
+
+def weave(halves: Sequence[np.ndarray], top_first: bool) -> list[av.VideoFrame]:
+    """Pictures at field rate -> half as many interlaced 4:2:0 frames, each field with chroma of its own lines."""
+    woven = []
+    for early, late in zip(halves[::2], halves[1::2], strict=True):
+        top, bottom = (early, late) if top_first else (late, early)
+        fields = yuv_frame(top[0::2]), yuv_frame(bottom[1::2])
+        frame = av.VideoFrame(early.shape[1], early.shape[0], "yuv420p")
+        for plane, upper, lower in zip(frame.planes, fields[0].planes, fields[1].planes, strict=True):
+            rows = np.zeros((plane.height, plane.line_size), np.uint8)
+            for parity, field in enumerate((upper, lower)):
+                samples = np.frombuffer(bytes(field), np.uint8).reshape(field.height, field.line_size)
+                rows[parity::2, : plane.width] = samples[:, : plane.width]
+            plane.update(rows.tobytes())
+        woven.append(frame)
+    return woven
+
+
+def yuv_frame(
+    rgb: np.ndarray, matrix: str = "bt601", range_: str = "limited", bits: int = 8, chroma_step: int = 2
+) -> av.VideoFrame:
+    """``h w 3`` in [0, 1] -> planar YUV by the standard's formulas, chroma by block averages (no FFmpeg involved)."""
+    yuv = rgb_to_yuv(rgb, matrix, range_, bits)
+    height, width, _ = yuv.shape
+    s = chroma_step
+    chroma = yuv[..., 1:].reshape(height // s, s, width // s, s, 2).mean((1, 3))
+    suffix = "" if bits == 8 else f"{bits}le"
+    frame = av.VideoFrame(width, height, ("yuv420p" if s == 2 else "yuv444p") + suffix)
+    for plane, values in zip(frame.planes, (yuv[..., 0], chroma[..., 0], chroma[..., 1]), strict=True):
+        samples = values.round().clip(0, 2**bits - 1).astype(SAMPLE_TYPES[bits])
+        rows = np.zeros((plane.height, plane.line_size), np.uint8)
+        rows[:, : samples.shape[1] * samples.itemsize] = samples.view(np.uint8)
+        plane.update(rows.tobytes())
+    return frame
+
+
+def write_clip(
+    path: Path,
+    frames: Sequence[np.ndarray | av.VideoFrame],
+    *,
+    rate: Fraction = Fraction(25),
+    codec: str = "libx264",
+    times: Sequence[int] | None = None,
+    time_base: Fraction | None = None,
+    tags: dict[str, int] | None = None,
+    aspect: Fraction | None = None,
+    rotation: tuple[float, bool, bool] | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    interlaced: bool = False,
+) -> Path:
+    """Encode frames (``h w 3`` in [0, 1], or ready) without any of the project's writing code."""
+    ready = [f if isinstance(f, av.VideoFrame) else yuv_frame(f) for f in frames]
+    defaults = {"libx264": {"crf": "4", "preset": "ultrafast"}}.get(codec, {})
+    with av.open(str(path), "w", container_options=container_options or {}) as output:
+        stream = output.add_stream(codec, rate=rate, options=defaults | (options or {}))
+        stream.width, stream.height, stream.pix_fmt = ready[0].width, ready[0].height, ready[0].format.name
+        context = stream.codec_context
+        context.time_base = time_base or 1 / rate
+        if aspect is not None:
+            context.sample_aspect_ratio = aspect
+        for name, value in (tags or {}).items():
+            setattr(context, name, value)
+        if rotation is not None:
+            stream.set_display_rotation(rotation[0], hflip=rotation[1], vflip=rotation[2])
+        if interlaced:
+            context.flags |= CodecFlags.interlaced_dct | CodecFlags.interlaced_me
+        for i, frame in enumerate(ready):
+            frame.pts, frame.time_base = (i if times is None else times[i]), context.time_base
+            for name, value in (tags or {}).items():
+                setattr(frame, name, value)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path
+
+
+def packet_times(path: Path) -> list[Fraction]:
+    """Presentation times of the video packets in seconds, straight from the container."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return sorted(p.pts * p.time_base for p in container.demux(stream) if p.size)
+
+
+def packet_bytes(path: Path, kind: str) -> list[tuple[Fraction, bytes]]:
+    """(seconds, payload) of every packet of the first stream of ``kind``."""
+    with av.open(str(path)) as container:
+        stream = next(s for s in container.streams if s.type == kind)
+        return [(p.pts * p.time_base, bytes(p)) for p in container.demux(stream) if p.size]
