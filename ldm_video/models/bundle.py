@@ -1,0 +1,117 @@
+"""Model bundles: one folder in the diffusers layout that rebuilds the whole model.
+
+``model_index.json`` names every part's class and the model's own facts; each part has a subfolder with its
+``config.json`` and ``model.safetensors``. Loading is strict: a missing or unexpected key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import EvidenceLayout
+from ldm_video.core.files import atomic_path
+from ldm_video.models.codec import ImageCodec, VideoCodec
+from ldm_video.models.inflate import VideoUNet
+from ldm_video.models.text import TextEncoder
+from ldm_video.models.video_model import SamplingDefaults, VideoModel
+
+FORMAT = 1
+INDEX = "model_index.json"
+
+
+# Class name in model_index.json -> how to build the part from its config.json.
+BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "VideoUNet": VideoUNet.from_config,
+    "VideoCodec": lambda config: VideoCodec(**config),
+    "ImageCodec": lambda config: ImageCodec(AutoencoderKL.from_config(config)),
+}
+
+
+def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write ``model`` to ``folder``, whole or not at all; a bundle that was there is replaced."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        index: dict[str, Any] = {
+            "_class_name": "VideoModel",
+            "format": FORMAT,
+            "layout": asdict(model.layout),
+            "shared_noise": model.shared_noise,
+            "sampling": asdict(model.sampling),
+            "parts": {},
+        }
+        for name in ("denoiser", "codec"):
+            part = getattr(model, name)
+            index["parts"][name] = type(part).__name__
+            (temporary / name).mkdir()
+            _write_json(temporary / name / "config.json", part.config)
+            save_weights(part, temporary / name / "model.safetensors", dtype)
+        index["parts"]["scheduler"] = type(model.scheduler).__name__
+        model.scheduler.save_pretrained(temporary / "scheduler")
+        if model.text is not None:
+            index["parts"]["text"] = type(model.text).__name__
+            model.text.save(temporary / "text")
+        _write_json(temporary / INDEX, index)
+
+
+def load_bundle(folder: str | Path) -> VideoModel:
+    """Rebuild the model that :func:`save_bundle` wrote, in float32 on the CPU, in evaluation mode.
+
+    Raises ``UserError`` for a folder that is no bundle, an unknown part, and weights that do not fit.
+    """
+    folder = Path(folder)
+    index = _read_json(folder / INDEX, f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+    if index.get("format") != FORMAT:
+        raise UserError(f"{folder / INDEX} has format {index.get('format')}, this version reads {FORMAT}; update ldm-video")
+    parts = index["parts"]
+    model = VideoModel(
+        denoiser=_load_part(folder / "denoiser", parts["denoiser"]),
+        codec=_load_part(folder / "codec", parts["codec"]),
+        scheduler=_load_scheduler(folder / "scheduler", parts["scheduler"]),
+        layout=EvidenceLayout(**index["layout"]),
+        text=TextEncoder.load(folder / "text") if "text" in parts else None,
+        shared_noise=index["shared_noise"],
+        sampling=SamplingDefaults(**index["sampling"]),
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _load_part(folder: Path, name: str) -> Any:
+    if name not in BUILDERS:
+        raise UserError(f"unknown model part '{name}' in {folder.parent / INDEX}; known parts: {', '.join(BUILDERS)}")
+    config = _read_json(folder / "config.json", f"{folder} has no config.json; the bundle is not whole, copy it again")
+    part = BUILDERS[name](config)
+    weights = folder / "model.safetensors"
+    state = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(weights).items()}
+    load_strict(part, state, weights)
+    return part
+
+
+def _load_scheduler(folder: Path, name: str) -> diffusers.SchedulerMixin:
+    scheduler = getattr(diffusers, name, None)
+    if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
+        raise UserError(f"unknown scheduler '{name}' in {folder.parent / INDEX}; give the name of a diffusers scheduler")
+    return scheduler.from_pretrained(folder)
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(missing)
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,30 @@
+"""Rotary positions: the position of a frame turns queries and keys, so that attention sees distances in time alone.
+
+RoFormer, Su et al. 2021, arXiv:2104.09864, equation 34. The pairs of channels that turn together are
+``(i, i + dim / 2)`` instead of the paper's ``(2i, 2i + 1)``: the same map up to a fixed order of the (learned)
+channels, and contiguous in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_angles(
+    frames: int, dim: int, device: torch.device | None = None, start: int = 0, base: float = 1e4
+) -> Tensor:
+    """Angles ``m * base^(-2i / dim)`` in radians for the positions ``m = start .. start + frames - 1``.
+
+    Returns float32 of shape ``(frames, dim / 2)``; ``dim`` must be even.
+    """
+    positions = torch.arange(start, start + frames, device=device, dtype=torch.float32)
+    exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+    return torch.outer(positions, base**-exponents)
+
+
+def apply_rotary(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn ``x`` of shape ``(..., frames, dim)`` by ``angles`` of shape ``(frames, dim / 2)``; the dtype is kept."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
