@@ -1,0 +1,28 @@
+"""Where a model runs, in which type, and with which attention."""
+
+from __future__ import annotations
+
+import torch
+
+from ldm_video.core.errors import UserError
+from ldm_video.models.video_model import VideoModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> VideoModel:
+    """Move ``model`` to its device and type. ``auto``: CUDA in bfloat16 where there is one, else the CPU in float32."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:0") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found; use --device cpu")
+    if dtype == "auto":
+        dtype = "bf16" if where.type == "cuda" else "fp32"
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
+    model.denoiser.set_attention(attention)
+    return model.to(device=where, dtype=DTYPES[dtype], memory_format=torch.channels_last)

@@ -1,0 +1,165 @@
+"""One segment of a clip: evidence -> latents -> pixels, in windows and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm_video.core.evidence import Evidence, build_evidence, pad_evidence
+from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
+from ldm_video.diffusion.noise import frame_noise
+from ldm_video.diffusion.sampler import sample
+from ldm_video.diffusion.windows import (
+    Region,
+    Tile,
+    Window,
+    merge,
+    merge_tiles,
+    split,
+    tiled,
+    tiles,
+    windowed,
+)
+from ldm_video.models.video_model import VideoModel
+from ldm_video.pipeline.colour import match_colour
+from ldm_video.pipeline.composite import dilate, put_back
+
+ShareCallback = Callable[[float], None]
+"""``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """How a segment is sampled and put together.
+
+    Attributes:
+        steps: sampling steps.
+        guidance: classifier-free guidance scale; 1 is none.
+        seed: of the noise.
+        window: frames that the denoiser and the decoder see at once.
+        overlap: frames that neighbouring windows share.
+        tile: (height, width) in output pixels, or None for whole frames.
+        tile_overlap: in output pixels.
+        dilate: output pixels by which the hole grows: resizing and compression have smeared what it hides.
+        feather: width in output pixels of the border where known pixels fade in.
+        colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
+    """
+
+    steps: int = 1
+    guidance: float = 1.0
+    seed: int = 0
+    window: int = 12
+    overlap: int = 4
+    tile: tuple[int, int] | None = None
+    tile_overlap: int = 64
+    dilate: int = 0
+    feather: int = 8
+    colour: str = "wavelet"
+
+
+class Restorer:
+    """A model and its settings; :meth:`__call__` restores one segment.
+
+    Args:
+        model: on its device, in its type.
+        settings: see :class:`RestoreSettings`.
+        text: prompt and negative prompt embeddings, each ``1 n d``, where the model takes them.
+    """
+
+    def __init__(
+        self, model: VideoModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.text = text
+        parameter = next(model.denoiser.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @torch.inference_mode()
+    def __call__(
+        self, frames: Tensor, hole: Tensor, indices: Sequence[int], callback: ShareCallback | None = None
+    ) -> Tensor:
+        """Restore a segment.
+
+        Args:
+            frames: low-res frames ``t 3 h w`` in [-1, 1].
+            hole: ``t 1 H W`` in {0, 1}, at the output's size. Of the low-res frames' size, it asks for inpainting
+                alone: every pixel outside the hole is known and comes back unchanged.
+            indices: the frames' absolute numbers in the clip, from which their noise is drawn.
+            callback: told of the share that is done after every step and at the end.
+
+        Returns ``t 3 H W`` in [-1, 1], float32 on the CPU.
+        """
+        settings = self.settings
+        lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
+        height, width = hole.shape[-2:]
+        known = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
+        hole = dilate(hole, settings.dilate)
+        evidence = build_evidence(lowres, hole, known_pixels=known, known=None if known is None else 1 - hole)
+        padded = pad_evidence(evidence, self.model.multiple).map(lambda x: x.to(self.dtype))
+        output = self._decode(self._sample(padded, indices, callback), padded)
+        output = output[..., :height, :width].float()  # b t 3 H W
+        output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
+        if known is not None:
+            output = put_back(output, known, hole, settings.feather)
+        if callback is not None:
+            callback(1.0)
+        return output.clamp(-1, 1)[0].cpu()
+
+    def _sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
+        """Scaled latents ``b t c h w`` of the whole segment."""
+        factor, settings = self.model.codec.factor, self.settings
+        grid = (evidence.size[0] // factor, evidence.size[1] // factor)
+        shape = (self.model.codec.latent_channels, *grid)
+        noise = frame_noise(settings.seed, indices, shape, self.model.shared_noise, self.device, self.dtype)[None]
+        # Decoding is counted as one more step.
+        report = (lambda done, total, _: callback(done / (total + 1))) if callback else None
+        return sample(self._denoiser(evidence), self.model.scheduler, noise, settings.steps, callback=report)
+
+    def _denoiser(self, evidence: Evidence) -> Denoise:
+        """Guidance inside tiles inside windows."""
+        factor, settings = self.model.codec.factor, self.settings
+
+        def conditional(x: Tensor, timestep: Tensor | float, text: Tensor | None, region: Region) -> Tensor:
+            rows, columns = (slice(s.start * factor, s.stop * factor) for s in (region.rows, region.cols))
+            part = evidence.crop(region.frames, rows, columns)
+            if x.shape[0] != part.guess.shape[0]:  # guidance doubles the batch
+                part = part.map(lambda e: e.expand(x.shape[0], *e.shape[1:]))
+            return self.model.predict(x, timestep, part, text)
+
+        if self.text is None:
+
+            def inner(x: Tensor, timestep: Tensor | float, region: Region) -> Tensor:
+                return conditional(x, timestep, None, region)
+
+        else:
+            inner = classifier_free_batched(conditional, *self.text, settings.guidance)
+        if settings.tile is not None:
+            tile = (settings.tile[0] // factor, settings.tile[1] // factor)
+            inner = tiled(inner, tile, (settings.tile_overlap // factor,) * 2)
+        return windowed(inner, settings.window, settings.overlap)
+
+    def _decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        """Latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, in windows of frames and tiles."""
+        windows = split(latents.shape[1], self.settings.window, self.settings.overlap)
+        return merge((self._decode_window(latents, evidence, window) for window in windows), windows, dim=1)
+
+    def _decode_window(self, latents: Tensor, evidence: Evidence, window: Window) -> Tensor:
+        if self.settings.tile is None:
+            whole = slice(None)
+            return self.model.codec.decode(latents[:, window.slice], evidence.crop(window.slice, whole, whole))
+        overlap = (self.settings.tile_overlap,) * 2
+        grid = tiles(*evidence.size, self.settings.tile, overlap)
+        return merge_tiles(self._decode_tiles(latents, evidence, window, grid), grid)
+
+    def _decode_tiles(
+        self, latents: Tensor, evidence: Evidence, window: Window, grid: Sequence[Tile]
+    ) -> Iterator[Tensor]:
+        factor = self.model.codec.factor
+        for tile in grid:
+            rows, columns = (slice(w.start // factor, w.stop // factor) for w in (tile.rows, tile.cols))
+            part = evidence.crop(window.slice, tile.rows.slice, tile.cols.slice)
+            yield self.model.codec.decode(latents[:, window.slice, :, rows, columns], part)

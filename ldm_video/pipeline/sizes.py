@@ -1,0 +1,45 @@
+"""Sizes in pixels: of the output, of tiles, of boxes on the output."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ldm_video.core.errors import UserError
+
+
+def output_size(size: tuple[int, int], scale: float | None, height: int | None) -> tuple[int, int]:
+    """(height, width) of the output: ``scale`` times the input, or ``height`` with the aspect ratio kept, even."""
+    if (scale is None) == (height is None):
+        raise UserError("give either --scale or --height, and not both")
+    if height is not None:
+        if height < 2 or height % 2:
+            raise UserError(f"--height {height} is not a positive even number; video needs even sizes")
+        return height, 2 * max(1, round(size[1] * height / size[0] / 2))
+    assert scale is not None
+    if not 1 <= scale <= 8:
+        raise UserError(f"--scale {scale} is outside 1 to 8; choose 1 (inpaint only) to 8")
+    if scale == int(scale):
+        return size[0] * int(scale), size[1] * int(scale)
+    return 2 * round(size[0] * scale / 2), 2 * round(size[1] * scale / 2)
+
+
+def parse_tile(text: str, multiple: int, overlap: int) -> tuple[int, int]:
+    """``HxW`` in output pixels; both must be multiples of ``multiple`` and larger than ``overlap``."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if not match:
+        raise UserError(f"tile '{text}' is not HEIGHTxWIDTH, such as 512x512")
+    tile = int(match[1]), int(match[2])
+    if any(side % multiple or side <= overlap for side in tile):
+        raise UserError(f"tile {text}: both sides must be multiples of {multiple} above {overlap}, such as 512x512")
+    return tile
+
+
+def scale_box(
+    box: tuple[int, int, int, int], source: tuple[int, int], target: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A box ``x, y, w, h`` on a ``source`` (height, width) grid -> the smallest that covers it on ``target``."""
+    x, y, w, h = box
+    down, across = target[0] / source[0], target[1] / source[1]
+    left, top = math.floor(x * across), math.floor(y * down)
+    return left, top, math.ceil((x + w) * across) - left, math.ceil((y + h) * down) - top
