@@ -1,0 +1,107 @@
+"""Fine-tune for few steps: one jump to the clean latents, judged in pixels through the decoder.
+
+DOVE (arXiv:2505.16239) trains one step at a fixed timestep, first in latents, then in pixels. Here the timestep is
+drawn from the few that the sampler will visit; at all but the first, the noisy latents are made from the model's own
+jump (as the sampler will make them), not from the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ldm_video.core.evidence import Evidence
+from ldm_video.diffusion.noise import batch_noise
+from ldm_video.diffusion.process import Process
+from ldm_video.diffusion.sampler import sampling_timesteps
+from ldm_video.models.video_model import VideoModel
+from ldm_video.training.batches import batch_evidence, step_generator
+from ldm_video.training.losses import PixelLoss
+from ldm_video.training.schedule import warmup_cosine
+
+
+class FewStepTask(pl.LightningModule):
+    """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together.
+
+    Args:
+        model: the whole model; its encoder (and text encoder) stay frozen.
+        pixel_loss: L1, perceptual and motion terms.
+        optimizer: makes an optimizer of parameters.
+        step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
+        latent_weight: weight of the clean latents' mean squared error.
+        known_share: share of clips with known high-res pixels.
+        warmup: steps of linear warm-up before the cosine.
+        seed: of the step's random numbers.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        pixel_loss: PixelLoss,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        step_shares: Sequence[float] = (0.7, 0.1, 0.1, 0.1),
+        latent_weight: float = 0.05,
+        known_share: float = 0.1,
+        warmup: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        model.codec.encoder.requires_grad_(False).eval()
+        self.model = model
+        self.process = Process.from_scheduler(model.scheduler)
+        self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
+        self.pixel_loss = pixel_loss
+        self.make_optimizer = optimizer
+        self.step_shares = torch.tensor(step_shares)
+        self.latent_weight = latent_weight
+        self.known_share = known_share
+        self.warmup = warmup
+        self.seed = seed
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        generator = step_generator(self.seed, self.global_step, self.global_rank)
+        evidence = batch_evidence(batch, self.known_share, generator)
+        with torch.no_grad():
+            latents = self.model.codec.encode(batch["hr"])  # b t c h w
+        step = int(torch.multinomial(self.step_shares, 1, generator=generator))
+        clean = self._jump(latents.shape, step, evidence, generator)
+        terms = self.pixel_loss(self.model.codec.decode(clean, evidence), batch["hr"], generator)
+        terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _jump(self, shape: torch.Size, step: int, evidence: Evidence, generator: torch.Generator) -> Tensor:
+        """Clean latents predicted at sampling step ``step``, from noise or from an own earlier jump."""
+        noisy = batch_noise(shape, generator, self.model.shared_noise).to(evidence.guess)
+        if step > 0:
+            with torch.no_grad():
+                own = self._predict_clean(noisy, self.timesteps[0], evidence)
+            fresh = batch_noise(shape, generator, self.model.shared_noise).to(own)
+            noisy = self.process.noisy(own, fresh, self.timesteps[step])
+        return self._predict_clean(noisy, self.timesteps[step], evidence)
+
+    def _predict_clean(self, noisy: Tensor, timestep: Tensor, evidence: Evidence) -> Tensor:
+        return self.process.to_x0(noisy, self.model.predict(noisy, timestep.to(noisy.device), evidence), timestep)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        generator = step_generator(self.seed, index, self.global_rank, "val")
+        evidence = batch_evidence(batch, 0.0, generator)
+        grid = (batch["hr"].shape[-2] // self.model.codec.factor, batch["hr"].shape[-1] // self.model.codec.factor)
+        shape = torch.Size([*batch["hr"].shape[:2], self.model.codec.latent_channels, *grid])
+        output = self.model.codec.decode(self._jump(shape, 0, evidence, generator), evidence).clamp(-1, 1)
+        mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
+        self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
+        terms = self.pixel_loss(output, batch["hr"], generator)
+        self.log_dict({f"val/{name}": value for name, value in terms.items()}, sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        parameters = [*self.model.denoiser.parameters(), *self.model.codec.decoder.parameters()]
+        optimizer = self.make_optimizer(p for p in parameters if p.requires_grad)
+        return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

@@ -1,0 +1,45 @@
+"""Pixel losses. The perceptual network is injected: training imports no metric."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_video.core.tensors import fold_time
+
+
+class PixelLoss(nn.Module):
+    """L1 + perceptual + frame difference, on clips ``b t 3 H W`` in [-1, 1].
+
+    Args:
+        perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
+        perceptual_weight, motion_weight: weights beside L1's 1. ``motion`` is the L1 distance of frame differences:
+            flicker that L1 alone would not punish more than noise.
+        shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
+            at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
+    """
+
+    def __init__(
+        self, perceptual: nn.Module | None, perceptual_weight: float = 0.3, motion_weight: float = 0.5, shift: int = 8
+    ) -> None:
+        super().__init__()
+        self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
+        self.perceptual_weight = perceptual_weight
+        self.motion_weight = motion_weight
+        self.shift = shift
+
+    def train(self, mode: bool = True) -> PixelLoss:  # noqa: ARG002 - the judge never trains
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weighted terms, each a scalar; their sum is the loss."""
+        terms = {"l1": F.l1_loss(output, target)}
+        if self.motion_weight and output.shape[1] > 1:
+            terms["motion"] = self.motion_weight * F.l1_loss(output.diff(dim=1), target.diff(dim=1))
+        if self.perceptual is not None:
+            dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
+            a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
+            terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
+        return terms
