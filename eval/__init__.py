@@ -1,0 +1,1 @@
+"""Evaluation: exact metrics, a runner that knows no model, and the benchmark."""

@@ -1,0 +1,108 @@
+"""What a run leaves on disk: one CSV row a frame, one JSON a clip, one summary with 95 % bootstrap intervals."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.clips import ClipPair
+from eval.scoring import ClipScores, MetricChoice, Scores, Tools
+from ldm_video.core.files import atomic_path
+
+RESAMPLES = 10_000
+FORMAT = 1  # raise it when a metric changes: what was scored before is then scored again
+
+
+def fingerprint(pair: ClipPair, metrics: Iterable[MetricChoice], tools: Tools) -> str:
+    """Changes when an input file (name, size, time of change), a metric or a tool does."""
+    digest = hashlib.sha256(f"{FORMAT} {[str(m) for m in metrics]} {tools}".encode())
+    for role, path in pair.inputs().items():
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in files:
+            state = file.stat()
+            digest.update(f"{role} {file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def load_clip(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
+    """The record of a clip that was scored before with the same :func:`fingerprint`, else None."""
+    path = folder / "clips" / f"{name}.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    same = isinstance(record, dict) and record.get("fingerprint") == wanted
+    return record if same and (folder / "frames" / f"{name}.csv").is_file() else None
+
+
+def save_clip(folder: Path, pair: ClipPair, scores: ClipScores, made_by: str) -> dict[str, Any]:
+    """Write ``frames/NAME.csv`` and ``clips/NAME.json``; the JSON comes last, so it never stands alone."""
+    columns = list({column: None for row in scores.rows for column in row})
+    with atomic_path(folder / "frames" / f"{pair.name}.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["frame", *columns])
+        writer.writeheader()
+        for index, row in enumerate(scores.rows):
+            writer.writerow({"frame": index} | {key: v for key, v in row.items() if not math.isnan(v)})
+    record = {
+        "clip": pair.name,
+        "frames": len(scores.rows),
+        "scores": finite(scores.means()),
+        "unavailable": scores.unavailable,
+        "inputs": {role: str(path) for role, path in pair.inputs().items()},
+        "fingerprint": made_by,
+    }
+    write_json(folder / "clips" / f"{pair.name}.json", record)
+    return record
+
+
+def summarise(records: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """Mean over clips for each column, with its 95 % interval and the gap to the reference's own value.
+
+    ``gap``: mean over clips of ``|score - reference's score|`` for columns that have a ``:ref`` counterpart.
+    """
+    records = list(records)
+    columns = list({column: None for record in records for column in record["scores"]})
+    table: dict[str, Any] = {}
+    for column in columns:
+        values = [r["scores"][column] for r in records if r["scores"].get(column) is not None]
+        if not values:
+            continue
+        table[column] = {
+            "mean": float(np.mean(values)),
+            "interval": bootstrap_interval(values, seed),
+            "clips": len(values),
+        }
+        pairs = [(r["scores"].get(column), r["scores"].get(f"{column}:ref")) for r in records]
+        gaps = [abs(own - ref) for own, ref in pairs if own is not None and ref is not None]
+        if gaps:
+            table[column]["gap"] = float(np.mean(gaps))
+    unavailable = {name: reason for record in records for name, reason in record["unavailable"].items()}
+    return {"clips": len(records), "scores": table, "unavailable": unavailable}
+
+
+def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean (Efron 1979), clips resampled with replacement; None for one clip."""
+    sample = np.asarray(list(values), dtype=np.float64)
+    if len(sample) < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(len(sample), size=(RESAMPLES, len(sample)))
+    low, high = np.percentile(sample[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def finite(scores: Scores) -> dict[str, float | None]:
+    """JSON knows no infinity: such a value is null."""
+    return {column: value if math.isfinite(value) else None for column, value in scores.items()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON, whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

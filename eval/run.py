@@ -1,0 +1,243 @@
+"""Score clips against references: ``python -m eval.run --pred DIR_OR_FILE --ref DIR_OR_FILE [--out DIR]``.
+
+Knows no model: it reads folders of clips, folders of frames or files, and matches them by name. Writes
+``frames/CLIP.csv``, ``clips/CLIP.json`` and ``summary.json``. A clip that was scored before from the same inputs is
+kept. A clip with missing frames or another size is named and left out, the others are scored, and the exit code is
+2; with ``--strict`` the first such clip, and a metric without its weights, ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from eval.clips import ClipPair, match_clips
+from eval.metrics.seams import SeamBorders
+from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
+from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip
+from ldm_video.core.errors import UserError, run_cli
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute for every pair, and where it goes."""
+
+    metrics: tuple[MetricChoice, ...]
+    tools: Tools
+    out: Path
+    strict: bool = False
+    jobs: int = 1
+
+
+def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Score all pairs, writing as it goes, then the summary.
+
+    Returns the summary and one line for each clip that could not be scored.
+    """
+    if plan.strict:
+        _require_all_metrics(plan)
+    records: dict[str, dict[str, Any]] = {}
+    todo: list[tuple[ClipPair, str]] = []
+    for pair in pairs:
+        made_by = fingerprint(pair, plan.metrics, plan.tools)
+        record = load_clip(plan.out, pair.name, made_by)
+        if record is None:
+            todo.append((pair, made_by))
+        else:
+            records[pair.name] = record
+    failures: list[str] = []
+    with _progress(len(pairs), len(records), show) as advance:
+        for pair, outcome in _score_all(todo, plan, advance):
+            if isinstance(outcome, str):
+                failures.append(outcome)
+            else:
+                records[pair.name] = outcome
+    summary = summarise(records[pair.name] for pair in pairs if pair.name in records)
+    write_json(plan.out / "summary.json", summary | {"failed": failures})
+    return summary, failures
+
+
+def _score_all(
+    todo: list[tuple[ClipPair, str]], plan: Plan, advance: Callable[[int, int], None]
+) -> Iterator[tuple[ClipPair, dict[str, Any] | str]]:
+    """Outcomes as they come: a record, or the line that says why there is none."""
+    jobs = min(plan.jobs, len(todo))
+    if jobs <= 1:
+        for pair, made_by in todo:
+            outcome = _score_one(pair, made_by, plan, lambda: advance(0, 1))
+            advance(1, 0)
+            yield pair, outcome
+        return
+    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, initializer=_one_thread) as pool:
+        ticks = manager.Queue()
+        waiting = {pool.submit(_score_in_worker, pair, made_by, plan, ticks): pair for pair, made_by in todo}
+        try:
+            while waiting:
+                advance(0, _count_ticks(ticks))
+                for future in [future for future in waiting if future.done()]:
+                    advance(1, 0)
+                    yield waiting.pop(future), future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _score_one(pair: ClipPair, made_by: str, plan: Plan, tick: Callable[[], None]) -> dict[str, Any] | str:
+    try:
+        return save_clip(plan.out, pair, score_clip(pair, plan.metrics, plan.tools, tick), made_by)
+    except UserError as error:
+        if plan.strict:
+            raise
+        return str(error)
+
+
+def _score_in_worker(pair: ClipPair, made_by: str, plan: Plan, ticks: queue.Queue[int]) -> dict[str, Any] | str:
+    return _score_one(pair, made_by, plan, lambda: ticks.put(1))
+
+
+def _one_thread() -> None:
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def _count_ticks(ticks: queue.Queue[int]) -> int:
+    """Frames scored since the last call; waits at most a moment for the first."""
+    count = 0
+    try:
+        count += ticks.get(timeout=0.2)
+        while True:
+            count += ticks.get_nowait()
+    except queue.Empty:
+        return count
+
+
+@contextmanager
+def _progress(clips: int, done: int, show: bool) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[frames]} frames"))
+    with Progress(*columns, TimeElapsedColumn(), disable=not show, console=Console(stderr=True)) as progress:
+        task = progress.add_task("clips", total=clips, completed=done, frames=0)
+
+        def advance(more_clips: int, more_frames: int) -> None:
+            frames = progress.tasks[0].fields["frames"] + more_frames
+            progress.update(task, advance=more_clips, frames=frames)
+
+        yield advance
+
+
+def _require_all_metrics(plan: Plan) -> None:
+    """With ``--strict`` a metric that lacks its weights is an error before anything is read."""
+    from eval.metrics.backbones import MetricUnavailable, dists_network, lpips_network
+
+    names = {choice.name for choice in plan.metrics}
+    try:
+        if names & {"lpips", "tlpips"}:
+            lpips_network("alex", device=plan.tools.device)
+        if "lpips_vgg" in names:
+            lpips_network("vgg", device=plan.tools.device)
+        if "dists" in names:
+            dists_network(device=plan.tools.device)
+        if names & {"ewarp_lai", "ewarp_evalcrafter"}:
+            plan.tools.flow()
+    except MetricUnavailable as error:
+        raise UserError(str(error)) from error
+
+
+def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
+    """``"psnr_y,dists/8"`` or ``"all"`` -> choices. ``UserError`` for an unknown name."""
+    names = [*METRICS, SEAM_ERROR] if text == "all" else text.split(",")
+    try:
+        return tuple(dict.fromkeys(MetricChoice.parse(name) for name in names))
+    except ValueError as error:
+        raise UserError(f"--metrics: {error}") from error
+
+
+def read_seams(path: str | None) -> SeamBorders | None:
+    """A JSON file ``{"frames": [...], "rows": [...], "columns": [...]}`` of a method's window and tile borders."""
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).read_text())
+        return SeamBorders(**{key: tuple(int(n) for n in numbers) for key, numbers in content.items()})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--seams {path}: expected JSON with lists frames, rows, columns ({error})") from error
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """A table for people: column, mean, interval, gap to the reference."""
+    table = Table("metric", "mean", "95 % interval", "|score - reference's|", title=f"{summary['clips']} clips")
+    for column, row in summary["scores"].items():
+        interval = "" if row["interval"] is None else "{:.4g} … {:.4g}".format(*row["interval"])
+        gap = f"{row['gap']:.4g}" if "gap" in row else ""
+        table.add_row(column.replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
+    console.print(table)
+    for name, reason in summary["unavailable"].items():
+        console.print(f"{name} is not available: {reason}", markup=False)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m eval.run", description="Score clips against their references.")
+    parser.add_argument("--pred", required=True, help="what a method made: a clip, or a folder of clips")
+    parser.add_argument("--ref", required=True, help="the references, with the same names")
+    parser.add_argument("--mask", help="holes (white): scores are also taken inside, in a band around, and outside")
+    parser.add_argument("--lowres", help="what the method was given, for lowres_consistency")
+    parser.add_argument(
+        "--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated, or all; dists/8: every 8th frame"
+    )
+    parser.add_argument("--out", default="eval_out", help="folder for CSV and JSON (default: %(default)s)")
+    parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")
+    parser.add_argument("--seams", help="JSON with the method's window and tile borders, for seam_error")
+    parser.add_argument("--device", default="cpu", help="where the networks run: cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="clips scored at a time")
+    parser.add_argument("--strict", action="store_true", help="stop at the first clip or metric that cannot be scored")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the summary to this Weights & Biases project")
+    return parser.parse_args()
+
+
+def _log_to_wandb(project: str, summary: dict[str, Any]) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb needs the wandb package: pip install wandb") from error
+    with wandb.init(project=project, job_type="eval") as run:
+        run.summary.update({column: row["mean"] for column, row in summary["scores"].items()})
+
+
+def main() -> None:
+    """The command line."""
+    args = _arguments()
+    if args.jobs < 1:
+        raise UserError("--jobs must be 1 or more")
+    tools = Tools(args.raft, args.device, read_seams(args.seams))
+    plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs)
+    if any(choice.name == SEAM_ERROR for choice in plan.metrics) and tools.seams is None and args.metrics != "all":
+        raise UserError("seam_error needs --seams FILE with the method's window and tile borders")
+    pairs, missing = match_clips(args.pred, args.ref, args.mask, args.lowres)
+    if (missing and args.strict) or not pairs:
+        raise UserError(missing[0] if missing else "no clips to score")
+    summary, failures = score_pairs(pairs, plan)
+    print_summary(summary, Console())
+    if args.wandb:
+        _log_to_wandb(args.wandb, summary)
+    problems = missing + failures
+    if problems:
+        raise UserError(f"{len(problems)} of {len(pairs) + len(missing)} clips not scored: {'; '.join(problems)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,280 @@
+"""Which metrics there are and how a clip is scored: frame by frame, with memory that does not grow with its length.
+
+A metric is named ``psnr_y``, or ``dists/8`` to take it on every eighth frame only. Its columns are
+
+* ``name`` on the whole frame, ``name@inside``, ``name@band``, ``name@outside`` when there is a mask;
+* ``name[dis]``: the flow estimator is part of the name;
+* ``name:ref``: what the reference scores against itself, for metrics whose best value is not known beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from eval.clips import ClipPair, zip_frames
+from eval.metrics import consistency, fidelity, flow, perceptual, temporal
+from eval.metrics.backbones import MetricUnavailable
+from eval.metrics.seams import SeamBorders, SeamMeter
+from eval.regions import regions
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the metrics need beside frames. Picklable: networks are loaded (once) where they are used."""
+
+    raft: str | None = None
+    device: str = "cpu"
+    seams: SeamBorders | None = None
+
+    def flow(self) -> flow.FlowEstimator:
+        """RAFT when its weights are given, else OpenCV's DIS."""
+        return flow.RaftFlow(self.raft, self.device) if self.raft else flow.DisFlow()
+
+
+@dataclass
+class Moment:
+    """Everything known at one frame; what several metrics share is computed once. ``previous`` is one frame back."""
+
+    pred: np.ndarray
+    ref: np.ndarray
+    tools: Tools
+    mask: np.ndarray | None = None
+    lowres: np.ndarray | None = None
+    previous: Moment | None = None
+    features: dict[str, tuple[perceptual.LpipsFeatures, perceptual.LpipsFeatures]] = field(default_factory=dict)
+
+    @cached_property
+    def regions(self) -> dict[str, np.ndarray | None]:
+        """Column suffix -> map: the whole frame, and the three regions of a mask."""
+        found: dict[str, np.ndarray | None] = {"": None}
+        if self.mask is not None:
+            found.update({f"@{name}": where for name, where in regions(self.mask).items()})
+        return found
+
+    def lpips(self, net: str) -> tuple[perceptual.LpipsFeatures, perceptual.LpipsFeatures]:
+        """LPIPS features of (pred, ref), computed once for all metrics that compare them."""
+        if net not in self.features:
+            device = self.tools.device
+            made = [perceptual.lpips_features(frame, net, device) for frame in (self.pred, self.ref)]
+            self.features[net] = (made[0], made[1])
+        return self.features[net]
+
+    @cached_property
+    def estimator(self) -> flow.FlowEstimator:
+        """The flow of the warp errors."""
+        return self.tools.flow()
+
+    @cached_property
+    def backward_matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """(flow from the previous reference frame to this one, its valid pixels)."""
+        if self.previous is None:
+            raise ValueError("the first frame has no match")
+        before, now = self.previous.ref, self.ref
+        forward = self.estimator(before, now)
+        return forward, flow.valid_pixels(forward, self.estimator(now, before))
+
+
+Metric = Callable[[Moment], Scores]
+
+
+def _psnr(m: Moment) -> Scores:
+    return {f"psnr{at}": fidelity.psnr(m.pred, m.ref, where) for at, where in m.regions.items()}
+
+
+def _psnr_y(m: Moment) -> Scores:
+    pred, ref = fidelity.luma(m.pred), fidelity.luma(m.ref)
+    return {f"psnr_y{at}": fidelity.psnr(pred, ref, where) for at, where in m.regions.items()}
+
+
+def _ssim(m: Moment) -> Scores:
+    return {f"ssim{at}": fidelity.ssim(m.pred, m.ref, where) for at, where in m.regions.items()}
+
+
+def _ssim_y(m: Moment) -> Scores:
+    pred, ref = fidelity.luma(m.pred), fidelity.luma(m.ref)
+    return {f"ssim_y{at}": fidelity.ssim(pred, ref, where) for at, where in m.regions.items()}
+
+
+def _ssim_window65(m: Moment) -> Scores:
+    return {f"ssim_window65{at}": fidelity.ssim_window65(m.pred, m.ref, where) for at, where in m.regions.items()}
+
+
+def _lpips(m: Moment) -> Scores:
+    pred, ref = m.lpips("alex")
+    return {f"lpips{at}": perceptual.lpips_between(pred, ref, "alex", where) for at, where in m.regions.items()}
+
+
+def _lpips_vgg(m: Moment) -> Scores:
+    pred, ref = m.lpips("vgg")
+    return {f"lpips_vgg{at}": perceptual.lpips_between(pred, ref, "vgg", where) for at, where in m.regions.items()}
+
+
+def _dists(m: Moment) -> Scores:
+    return {"dists": perceptual.dists(m.pred, m.ref, m.tools.device)}
+
+
+def _ewarp_lai(m: Moment) -> Scores:
+    if m.previous is None:
+        return {}
+    forward, valid = m.backward_matches
+    scores: Scores = {}
+    for at, where in m.previous.regions.items():
+        name = f"ewarp_lai[{m.estimator.name}]{at}"
+        scores[name] = temporal.ewarp_lai_pair(m.previous.pred, m.pred, forward, valid, where)
+        scores[f"{name}:ref"] = temporal.ewarp_lai_pair(m.previous.ref, m.ref, forward, valid, where)
+    return scores
+
+
+def _ewarp_evalcrafter(m: Moment) -> Scores:
+    if m.previous is None:
+        return {}
+    name = f"ewarp_evalcrafter[{m.estimator.name}]"
+    return {
+        name: temporal.ewarp_evalcrafter_pair(m.previous.pred, m.pred, m.estimator),
+        f"{name}:ref": temporal.ewarp_evalcrafter_pair(m.previous.ref, m.ref, m.estimator),
+    }
+
+
+def _tof(m: Moment) -> Scores:
+    if m.previous is None:
+        return {}
+    estimator = flow.FarnebackFlow()
+    reference = estimator(m.previous.ref, m.ref)
+    pred = (m.previous.pred, m.pred)
+    return {
+        f"tof[farneback]{at}": temporal.tof_pair(*pred, reference, estimator, where)
+        for at, where in m.previous.regions.items()
+    }
+
+
+def _tlpips(m: Moment) -> Scores:
+    if m.previous is None:
+        return {}
+    (pred, ref), (pred_before, ref_before) = m.lpips("alex"), m.previous.lpips("alex")
+    pairs = (pred_before, pred), (ref_before, ref)
+    return {f"tlpips{at}": temporal.tlpips_pair(*pairs, "alex", where) for at, where in m.regions.items()}
+
+
+def _temporal_flickering(m: Moment) -> Scores:
+    if m.previous is None:
+        return {}
+    return {
+        "temporal_flickering": temporal.temporal_flickering_pair(m.previous.pred, m.pred),
+        "temporal_flickering:ref": temporal.temporal_flickering_pair(m.previous.ref, m.ref),
+    }
+
+
+def _lowres_consistency(m: Moment) -> Scores:
+    if m.lowres is None:
+        return {}
+    return {
+        "lowres_consistency": consistency.lowres_consistency(m.pred, m.lowres, m.mask),
+        "lowres_consistency:ref": consistency.lowres_consistency(m.ref, m.lowres, m.mask),
+    }
+
+
+METRICS: dict[str, Metric] = {
+    "psnr": _psnr,
+    "psnr_y": _psnr_y,
+    "ssim": _ssim,
+    "ssim_y": _ssim_y,
+    "ssim_window65": _ssim_window65,
+    "lpips": _lpips,
+    "lpips_vgg": _lpips_vgg,
+    "dists": _dists,
+    "ewarp_lai": _ewarp_lai,
+    "ewarp_evalcrafter": _ewarp_evalcrafter,
+    "tof": _tof,
+    "tlpips": _tlpips,
+    "temporal_flickering": _temporal_flickering,
+    "lowres_consistency": _lowres_consistency,
+}
+SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
+DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
+
+
+@dataclass(frozen=True)
+class MetricChoice:
+    """A metric and how often it is taken: on frames 0, ``every``, 2 ``every``, …"""
+
+    name: str
+    every: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> MetricChoice:
+        """``"lpips"`` or ``"dists/8"``. Raises ``ValueError`` that lists the metrics."""
+        name, _, every = text.strip().partition("/")
+        if name not in METRICS and name != SEAM_ERROR:
+            raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, SEAM_ERROR])}")
+        if every and not (every.isdigit() and int(every) > 0):
+            raise ValueError(f"{text!r}: after the slash comes a whole number of frames, as in dists/8")
+        return cls(name, int(every or 1))
+
+    def __str__(self) -> str:
+        return self.name if self.every == 1 else f"{self.name}/{self.every}"
+
+
+@dataclass
+class ClipScores:
+    """What a clip scored. ``rows``: one mapping a frame, column -> value; ``whole``: what only the clip has."""
+
+    rows: list[Scores] = field(default_factory=list)
+    whole: Scores = field(default_factory=dict)
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    def means(self) -> Scores:
+        """Column -> mean over the frames that have a value (a frame without a hole has no ``@inside``)."""
+        columns = {column: None for row in self.rows for column in row}
+        means: Scores = {}
+        for column in columns:
+            values = [row[column] for row in self.rows if not math.isnan(row.get(column, math.nan))]
+            if values:
+                means[column] = float(np.mean(values))
+        return means | self.whole
+
+
+def moments(pair: ClipPair, tools: Tools) -> Iterator[Moment]:
+    """The clip's frames as :class:`Moment`, each linked to the one before and to no other."""
+    previous: Moment | None = None
+    for frames in zip_frames(pair):
+        mask, lowres = frames.get("mask"), frames.get("lowres")
+        moment = Moment(frames["pred"], frames["ref"], tools, mask, lowres, previous)
+        yield moment
+        moment.previous = None
+        previous = moment
+
+
+def score_clip(
+    pair: ClipPair, metrics: tuple[MetricChoice, ...], tools: Tools, tick: Callable[[], None] = lambda: None
+) -> ClipScores:
+    """Score one clip; ``tick`` is called after each frame.
+
+    A metric without its weights is left out and noted in ``unavailable``. Raises ``UserError`` for unreadable or
+    mismatched inputs.
+    """
+    result = ClipScores()
+    borders = tools.seams if any(choice.name == SEAM_ERROR for choice in metrics) else None
+    meter = SeamMeter(borders) if borders is not None else None
+    for index, moment in enumerate(moments(pair, tools)):
+        row: Scores = {}
+        for choice in metrics:
+            if choice.name == SEAM_ERROR or index % choice.every or choice.name in result.unavailable:
+                continue
+            try:
+                row.update(METRICS[choice.name](moment))
+            except MetricUnavailable as error:
+                result.unavailable[choice.name] = str(error)
+        if meter is not None:
+            meter.add(moment.pred - moment.ref)
+        result.rows.append(row)
+        tick()
+    if meter is not None:
+        result.whole.update({f"{SEAM_ERROR}:{axis}": ratio for axis, ratio in meter.ratios().items()})
+    return result

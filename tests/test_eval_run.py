@@ -1,0 +1,266 @@
+"""The runner: matching, strictness, streaming, resuming, intervals, and its command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import weakref
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval import run as runner
+from eval.clips import ClipPair, find_clips, match_clips, zip_frames
+from eval.metrics import backbones
+from eval.metrics.backbones import MetricUnavailable
+from eval.metrics.fidelity import psnr
+from eval.results import bootstrap_interval, summarise
+from eval.run import parse_metrics
+from eval.scoring import MetricChoice, Tools, moments, score_clip
+from ldm_video.core.errors import UserError, run_cli
+
+SIZE = (48, 64)
+
+
+def write_clip(folder: Path, frames: int = 4, seed: int = 0, size: tuple[int, int] = SIZE, add: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for index in range(frames):
+        picture = np.clip(rng.integers(40, 200, (*size, 3)) + add, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{index:05d}.png"), picture)
+    return folder
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["eval.run", *map(str, arguments), "--jobs", "1"])
+    try:
+        run_cli(runner.main)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[Path, Path]:
+    for name, seed, add in (("a", 0, 10), ("b", 1, 20)):
+        write_clip(tmp_path / "ref" / name, seed=seed)
+        write_clip(tmp_path / "pred" / name, seed=seed, add=add)
+    return tmp_path / "pred", tmp_path / "ref"
+
+
+def test_folders_of_clips_are_matched_by_name(clips: tuple[Path, Path]) -> None:
+    pred, ref = clips
+    write_clip(ref / "c")
+    pairs, missing = match_clips(pred, ref)
+    assert [(pair.name, pair.pred, pair.ref) for pair in pairs] == [(n, pred / n, ref / n) for n in "ab"]
+    assert len(missing) == 1 and missing[0].startswith("c: no clip of that name in")
+
+
+def test_single_clips_pair_whatever_their_names(clips: tuple[Path, Path]) -> None:
+    pred, ref = clips
+    pairs, _ = match_clips(pred / "b", ref / "a")
+    assert pairs == [ClipPair("a", pred / "b", ref / "a")]
+
+
+def test_find_clips_refuses_nothing_and_twins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        find_clips(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no video"):
+        find_clips(tmp_path / "empty")
+    for suffix in ("mp4", "mkv"):
+        (tmp_path / f"x.{suffix}").touch()
+    with pytest.raises(UserError, match="two clips are named x"):
+        find_clips(tmp_path)
+
+
+def test_frames_are_read_exactly(clips: tuple[Path, Path]) -> None:
+    pred, ref = clips
+    moment = next(zip_frames(ClipPair("a", pred / "a", ref / "a")))
+    expected = cv2.imread(str(ref / "a" / "00000.png"))[..., ::-1] / 255.0
+    np.testing.assert_allclose(moment["ref"], expected, atol=1e-6)
+
+
+def test_other_length_is_an_error_that_names_both(tmp_path: Path) -> None:
+    pair = ClipPair("x", write_clip(tmp_path / "p", 3), write_clip(tmp_path / "r", 4))
+    with pytest.raises(UserError, match=r"/p has 3 frames, .*/r has more"):
+        list(zip_frames(pair))
+
+
+def test_a_gap_in_the_numbering_is_an_error(tmp_path: Path) -> None:
+    pair = ClipPair("x", write_clip(tmp_path / "p"), write_clip(tmp_path / "r"))
+    for folder in "pr":
+        (tmp_path / folder / "00002.png").unlink()
+    with pytest.raises(UserError, match="frame 2 is missing"):
+        list(zip_frames(pair))
+
+
+def test_other_size_is_an_error(tmp_path: Path) -> None:
+    pair = ClipPair("x", write_clip(tmp_path / "p", size=(48, 60)), write_clip(tmp_path / "r"))
+    with pytest.raises(UserError, match=r"differ in size \(60x48 and 64x48\)"):
+        list(zip_frames(pair))
+
+
+def test_mask_of_one_frame_holds_and_of_another_length_is_refused(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    pred, ref = clips
+    small = np.zeros((24, 32), np.uint8)
+    small[5:9, 4:10] = 255
+    (tmp_path / "m").mkdir()
+    cv2.imwrite(str(tmp_path / "m" / "0.png"), small)
+    masks = [m["mask"] for m in zip_frames(ClipPair("a", pred / "a", ref / "a", mask=tmp_path / "m"))]
+    assert len(masks) == 4
+    for mask in masks:
+        np.testing.assert_array_equal(mask, small.repeat(2, axis=0).repeat(2, axis=1) > 0)
+    cv2.imwrite(str(tmp_path / "m" / "1.png"), small)
+    with pytest.raises(UserError, match="2 frames"):
+        list(zip_frames(ClipPair("a", pred / "a", ref / "a", mask=tmp_path / "m")))
+
+
+def test_scores_in_regions(tmp_path: Path) -> None:
+    """An error of 0.2 in the hole alone: all of it inside, none outside."""
+    ref, pred, mask = (tmp_path / name for name in ("ref", "pred", "mask"))
+    hole = np.zeros(SIZE, np.uint8)
+    hole[8:20, 8:24] = 255
+    for folder in (ref, pred, mask):
+        folder.mkdir()
+    picture = np.full((*SIZE, 3), 100, np.uint8)
+    cv2.imwrite(str(ref / "0.png"), picture)
+    cv2.imwrite(str(pred / "0.png"), np.where(hole[..., None] > 0, picture + 51, picture))
+    cv2.imwrite(str(mask / "0.png"), hole)
+    scores = score_clip(ClipPair("x", pred, ref, mask=mask), (MetricChoice("psnr"),), Tools()).means()
+    assert scores["psnr@inside"] == pytest.approx(-20 * np.log10(0.2), abs=1e-4)
+    assert scores["psnr@band"] == scores["psnr@outside"] == 100.0
+    share = hole.mean() / 255
+    assert scores["psnr"] == pytest.approx(-10 * np.log10(0.04 * share), abs=1e-4)
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
+    pair = ClipPair("x", write_clip(tmp_path / "p", 8), write_clip(tmp_path / "r", 8))
+    seen: list[weakref.ref] = []
+    for moment in moments(pair, Tools()):
+        seen.append(weakref.ref(moment.pred))
+        assert sum(reference() is not None for reference in seen) <= 2
+    assert len(seen) == 8
+
+
+def test_metrics_every_other_frame_and_unknown_names(clips: tuple[Path, Path]) -> None:
+    pred, ref = clips
+    scores = score_clip(ClipPair("a", pred / "a", ref / "a"), parse_metrics("psnr/2,psnr_y"), Tools())
+    assert ["psnr" in row for row in scores.rows] == [True, False, True, False]
+    assert all("psnr_y" in row for row in scores.rows)
+    with pytest.raises(UserError, match=r"unknown metric 'pnsr'; there are psnr,"):
+        parse_metrics("pnsr")
+    with pytest.raises(UserError, match="after the slash"):
+        parse_metrics("psnr/0")
+
+
+def test_run_writes_frames_clips_and_summary(clips: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    pred, ref = clips
+    out = tmp_path / "out"
+    assert command(monkeypatch, "--pred", pred, "--ref", ref, "--metrics", "psnr,ewarp_lai", "--out", out) == 0
+    rows = list(csv.DictReader((out / "frames" / "a.csv").open()))
+    assert [row["frame"] for row in rows] == ["0", "1", "2", "3"]
+    for row, moment in zip(rows, zip_frames(ClipPair("a", pred / "a", ref / "a")), strict=True):
+        assert float(row["psnr"]) == pytest.approx(psnr(moment["pred"], moment["ref"]))
+    assert rows[0]["ewarp_lai[dis]"] == "" and rows[1]["ewarp_lai[dis]"] != "" != rows[1]["ewarp_lai[dis]:ref"]
+    clip_means = [json.loads((out / "clips" / f"{name}.json").read_text())["scores"]["psnr"] for name in "ab"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert clip_means[0] == pytest.approx(np.mean([float(row["psnr"]) for row in rows]))
+    assert summary["scores"]["psnr"]["mean"] == pytest.approx(np.mean(clip_means))
+    assert clip_means[0] == pytest.approx(-20 * np.log10(10 / 255)) and clip_means[1] < clip_means[0]
+
+
+def test_run_resumes(clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pred, ref = clips
+    arguments = ("--pred", pred, "--ref", ref, "--metrics", "psnr", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments) == 0
+    before = (tmp_path / "out" / "summary.json").read_text()
+    scored: list[str] = []
+    real = runner.score_clip
+    monkeypatch.setattr(runner, "score_clip", lambda pair, *rest: scored.append(pair.name) or real(pair, *rest))
+    assert command(monkeypatch, *arguments) == 0
+    assert scored == [] and (tmp_path / "out" / "summary.json").read_text() == before
+    cv2.imwrite(str(pred / "b" / "00001.png"), np.zeros((*SIZE, 3), np.uint8))
+    assert command(monkeypatch, *arguments) == 0
+    assert scored == ["b"]
+    assert command(monkeypatch, *arguments, "--metrics", "psnr_y") == 0
+    assert scored == ["b", "a", "b"]
+
+
+def test_two_jobs_give_what_one_gives(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    pairs, _ = match_clips(*clips)
+    metrics = parse_metrics("psnr")
+    summaries = [
+        runner.score_pairs(pairs, runner.Plan(metrics, Tools(), tmp_path / str(jobs), jobs=jobs), show=False)
+        for jobs in (1, 2)
+    ]
+    assert summaries[0] == summaries[1]
+
+
+def test_a_bad_clip_is_named_and_the_rest_is_kept(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pred, ref = clips
+    (pred / "a" / "00003.png").unlink()
+    arguments = ("--pred", pred, "--ref", ref, "--metrics", "psnr", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: 1 of 2 clips not scored: a: ") and "has 3 frames" in error
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]) != []
+    assert (tmp_path / "out" / "clips" / "b.json").is_file() and not (tmp_path / "out" / "clips" / "a.json").exists()
+    assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
+    assert not (tmp_path / "strict" / "clips" / "b.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all"])
+def test_unreadable_file_ends_with_a_line_and_2(
+    clips: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    content: bytes,
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(content)
+    assert command(monkeypatch, "--pred", bad, "--ref", clips[1] / "a", "--out", tmp_path / "out") == 2
+    assert "bad.mp4" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_metric_without_weights_is_reported_not_invented(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def absent(net: str, path: str | None, device: str) -> None:
+        raise MetricUnavailable("no weights; pip install them")
+
+    monkeypatch.setattr(backbones, "_lpips_network", absent)
+    arguments = ("--pred", clips[0], "--ref", clips[1], "--metrics", "psnr,lpips", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["scores"]) == {"psnr"} and "pip install" in summary["unavailable"]["lpips"]
+    assert "lpips is not available: no weights" in capsys.readouterr().out
+    assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std(ddof=1) / 20  # the normal approximation, good for 400 values
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert bootstrap_interval(values) == (low, high) and bootstrap_interval(values, seed=1) != (low, high)
+    assert bootstrap_interval([1.0]) is None
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_summary_takes_the_gap_clip_by_clip() -> None:
+    records = [
+        {"scores": {"e": 1.0, "e:ref": 3.0}, "unavailable": {}},
+        {"scores": {"e": 4.0, "e:ref": 3.0}, "unavailable": {}},
+        {"scores": {"e": None}, "unavailable": {"x": "why"}},
+    ]
+    summary = summarise(records)
+    assert summary["scores"]["e"]["gap"] == 1.5  # |1 - 3| and |4 - 3|: gaps do not cancel
+    assert summary["scores"]["e"]["mean"] == 2.5 and summary["scores"]["e"]["clips"] == 2
+    assert summary["clips"] == 3 and summary["unavailable"] == {"x": "why"}

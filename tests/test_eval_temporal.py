@@ -1,0 +1,222 @@
+"""Temporal metrics on synthetic motion whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eval.metrics import flow as flows
+from eval.metrics.backbones import INSTALL_LINE, MetricUnavailable, lpips_network
+from eval.metrics.flow import DisFlow, FarnebackFlow, RaftFlow, backward_warp, motion_boundary, occluded, valid_pixels
+from eval.metrics.seams import SeamBorders, seam_error
+from eval.metrics.temporal import (
+    ewarp_evalcrafter,
+    ewarp_lai,
+    ewarp_lai_pair,
+    half_size,
+    temporal_flickering,
+    tlpips,
+    tof,
+    tof_pair,
+)
+
+SHIFT = (3, -2)  # pixels to the right and down in each frame
+
+
+class KnownFlow:
+    """The true motion, asked for forwards and backwards in turn: the estimator that cannot err."""
+
+    name = "known"
+
+    def __init__(self, dx: float, dy: float) -> None:
+        self.motion = np.float32([dx, dy])
+        self.calls = 0
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        forwards, self.calls = self.calls % 2 == 0, self.calls + 1
+        return np.broadcast_to(self.motion if forwards else -self.motion, (*first.shape[:2], 2)).copy()
+
+
+def moving_texture(frames: int, height: int = 96, width: int = 128, shift: tuple[int, int] = SHIFT) -> np.ndarray:
+    """``t h w 3``: a smooth texture that moves by ``shift`` whole pixels a frame."""
+    rng = np.random.default_rng(1)
+    margin = 8 * frames
+    texture = cv2.GaussianBlur(rng.random((height + 2 * margin, width + 2 * margin, 3)), (0, 0), 2.0)
+    texture = ((texture - texture.min()) / np.ptp(texture)).astype(np.float32)
+    rows, columns = margin, margin
+    clip = []
+    for _ in range(frames):
+        clip.append(texture[rows : rows + height, columns : columns + width])
+        rows, columns = rows - shift[1], columns - shift[0]
+    return np.stack(clip)
+
+
+def test_backward_warp_of_a_whole_shift() -> None:
+    clip = moving_texture(2)
+    flow = np.broadcast_to(np.float32(SHIFT), (96, 128, 2))
+    warped, inside = backward_warp(clip[1], flow)
+    expected = np.zeros((96, 128), dtype=bool)
+    expected[2:, :125] = True  # what stays in the frame when everything moves 3 right and 2 up
+    np.testing.assert_array_equal(inside, expected)
+    np.testing.assert_allclose(warped[inside], clip[0][inside], atol=2e-5)
+
+
+def test_backward_warp_is_bilinear() -> None:
+    image = np.arange(5, dtype=np.float32)[None, :, None].repeat(3, axis=0)
+    warped, _ = backward_warp(image, np.broadcast_to(np.float32([0.3, 0.5]), (3, 5, 2)))
+    np.testing.assert_allclose(warped[0, :4, 0], [0.3, 1.3, 2.3, 3.3], atol=1e-5)
+
+
+def test_perfect_copy_has_no_warp_error() -> None:
+    clip = moving_texture(3)
+    assert ewarp_lai(clip, clip, KnownFlow(*SHIFT)) < 1e-9
+    assert ewarp_lai(clip, clip, DisFlow()) < 2e-5  # what DIS itself misses
+    noisy = clip + np.random.default_rng(0).normal(0, 0.05, clip.shape).astype(np.float32)
+    assert ewarp_lai(noisy, clip, DisFlow()) > 2e-3
+
+
+def test_warp_error_of_a_constant_flicker_is_4_d_squared() -> None:
+    clip, d = moving_texture(5), 0.03
+    signs = np.float32([1, -1, 1, -1, 1])[:, None, None, None]
+    assert ewarp_lai(clip + d * signs, clip, KnownFlow(*SHIFT)) == pytest.approx(4 * d**2, rel=1e-3)
+    assert ewarp_lai(clip + d * signs, clip, DisFlow()) == pytest.approx(4 * d**2, rel=0.02)
+
+
+def test_evalcrafter_sums_channels_at_half_size() -> None:
+    """Flicker of +-d: 3 channels x 4 d^2, whatever the size."""
+    clip, d = moving_texture(3, shift=(4, -2)), 0.03
+    signs = np.float32([1, -1, 1])[:, None, None, None]
+    assert ewarp_evalcrafter(clip + d * signs, KnownFlow(2, -1)) == pytest.approx(12 * d**2, rel=1e-3)
+    frame = np.arange(16, dtype=np.float32).reshape(4, 4, 1).repeat(3, axis=2)
+    np.testing.assert_allclose(half_size(frame)[..., 0], [[2.5, 4.5], [10.5, 12.5]])
+
+
+def test_warp_error_counts_valid_pixels_only() -> None:
+    frame = np.zeros((4, 4, 3), dtype=np.float32)
+    following = frame.copy()
+    following[0, 0], following[3, 3] = 0.5, [0.3, 0.0, 0.0]
+    still, valid = np.zeros((4, 4, 2), dtype=np.float32), np.ones((4, 4), dtype=bool)
+    valid[0, 0] = False
+    assert ewarp_lai_pair(frame, following, still, valid) == pytest.approx(0.09 / (15 * 3))
+    corner = np.zeros((4, 4))
+    corner[2:, 2:] = 1
+    assert ewarp_lai_pair(frame, following, still, valid, corner) == pytest.approx(0.09 / (4 * 3))
+    assert math.isnan(ewarp_lai_pair(frame, following, still, np.zeros_like(valid)))
+    assert math.isnan(ewarp_lai_pair(frame, following, still, valid, np.zeros((4, 4))))
+
+
+def test_masks_of_a_moving_square_drawn_by_hand() -> None:
+    """A 20x20 square goes 8 to the right over a resting background."""
+    forward, backward = (np.zeros((60, 80, 2), dtype=np.float32) for _ in range(2))
+    forward[20:40, 20:40, 0] = 8
+    backward[20:40, 28:48, 0] = -8
+    covered = np.zeros((60, 80), dtype=bool)
+    covered[20:40, 40:48] = True  # background that the square hides in the second frame
+    np.testing.assert_array_equal(occluded(forward, backward), covered)
+    outline = np.zeros((60, 80), dtype=bool)
+    outline[20:40, [19, 39]] = True  # forward differences: the last pixel before the flow changes
+    outline[[19, 39], 20:40] = True
+    np.testing.assert_array_equal(motion_boundary(forward), outline)
+    np.testing.assert_array_equal(valid_pixels(forward, backward), ~(covered | outline))
+
+
+def test_occlusion_thresholds() -> None:
+    """|f + w(b)|^2 against 0.01 (|f|^2 + |w(b)|^2) + 0.5, and 0.01 |f|^2 + 0.002, on both sides of equality."""
+    shape = (5, 5, 2)
+    for error, expected in ((0.70, False), (0.715, True)):  # b = 0: error^2 against 0.01 error^2 + 0.5
+        forward = np.broadcast_to(np.float32([0, error]), shape)
+        assert occluded(forward, np.zeros(shape, np.float32)).all() == expected
+    for slope, expected in ((0.0440, False), (0.0455, True)):  # at column 0 f = 0: slope^2 against 0.002
+        ramp = np.zeros(shape, dtype=np.float32)
+        ramp[..., 1] = slope * np.arange(5)
+        assert motion_boundary(ramp)[:, 0].all() == expected
+
+
+def test_tof_by_hand() -> None:
+    frame = np.zeros((8, 8, 3), dtype=np.float32)
+    reference = np.broadcast_to(np.float32([3, 4]), (8, 8, 2))
+    assert tof_pair(frame, frame, reference, KnownFlow(0, 0)) == 5.0  # L2 norm of (3, 4)
+    clip = moving_texture(3)
+    assert tof(clip, clip) == 0.0
+    slower = moving_texture(3, shift=(2, -2))
+    inner = np.zeros((96, 128))
+    inner[16:80, 16:112] = 1
+    farneback = FarnebackFlow()
+    value = tof_pair(slower[0], slower[1], farneback(clip[0], clip[1]), farneback, inner)
+    assert value == pytest.approx(1.0, abs=0.1)  # 3 px a frame against 2
+
+
+def test_tlpips_of_a_flicker_over_a_still_reference() -> None:
+    rng = np.random.default_rng(0)
+    still = np.repeat(rng.random((1, 64, 64, 3), dtype=np.float32), 3, axis=0)
+    flicker = still.copy()
+    flicker[1] = np.clip(still[1] + rng.normal(0, 0.1, still[1].shape), 0, 1)
+    try:
+        network = lpips_network("alex")
+    except MetricUnavailable:
+        pytest.skip(f"no backbones here: {INSTALL_LINE}")
+    x, y = (torch.from_numpy(f).permute(2, 0, 1)[None] * 2 - 1 for f in (still[0], flicker[1]))
+    assert tlpips(flicker, still) == pytest.approx(1000 * network(x, y).item(), rel=1e-4)
+    assert tlpips(flicker, flicker) == 0.0
+
+
+def test_temporal_flickering_is_vbench() -> None:
+    levels = np.array([100, 110, 90], dtype=np.float64) / 255  # mean absolute differences of 10 and 20 of 255
+    clip = np.broadcast_to(levels[:, None, None, None], (3, 4, 4, 3)).astype(np.float32)
+    assert temporal_flickering(clip) == pytest.approx((255 - 15) / 255, abs=1e-6)
+
+
+def test_one_frame_has_no_temporal_score() -> None:
+    clip = moving_texture(1)
+    for value in (ewarp_lai(clip, clip, DisFlow()), tof(clip, clip), temporal_flickering(clip)):
+        assert math.isnan(value)
+
+
+def test_seam_in_time() -> None:
+    """Steps of 0.02 everywhere, of 0.1 where a window begins: five times the rest."""
+    steps = np.array([0, 0.02, 0.02, 0.1, 0.02, 0.02], dtype=np.float64)
+    ref = np.zeros((6, 8, 8, 3))
+    pred = np.cumsum(steps)[:, None, None, None] + ref
+    ratios = seam_error(pred, ref, SeamBorders(frames=(3,)))
+    assert ratios["time"] == pytest.approx(5.0)
+    assert math.isnan(ratios["space"])
+    assert seam_error(pred, None, SeamBorders(frames=(1,)))["time"] == pytest.approx(0.02 / 0.04)
+
+
+def test_seam_in_space() -> None:
+    ramp = 0.01 * np.arange(32) + 0.05 * (np.arange(32) >= 16)  # a step of 0.06 where a tile begins, 0.01 elsewhere
+    pred = np.broadcast_to(ramp[None, None, :, None], (2, 24, 32, 3))
+    assert seam_error(pred, np.zeros_like(pred), SeamBorders(columns=(16,)))["space"] == pytest.approx(6.0)
+    turned = pred.transpose(0, 2, 1, 3)
+    assert seam_error(turned, np.zeros_like(turned), SeamBorders(rows=(16,)))["space"] == pytest.approx(6.0)
+    assert seam_error(pred, pred, SeamBorders(columns=(16,)))["space"] == 1.0
+
+
+def test_raft_runs_the_network_of_the_file(tmp_path: Path) -> None:
+    from torchvision.models.optical_flow import raft_small
+
+    torch.manual_seed(0)
+    network = raft_small(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "raft.pth")
+    first, second = moving_texture(2, 128, 136)
+    pair = [torch.from_numpy(f.copy()).permute(2, 0, 1)[None] * 2 - 1 for f in (first, second)]
+    with torch.no_grad():
+        expected = network(*pair, num_flow_updates=2)[-1][0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(RaftFlow(tmp_path / "raft.pth", updates=2)(first, second), expected, atol=1e-4)
+
+
+def test_raft_without_weights_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(MetricUnavailable, match="no RAFT weights"):
+        RaftFlow(tmp_path / "none.pth")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(MetricUnavailable, match="neither"):
+        RaftFlow(tmp_path / "other.pth")
+
+
+def test_grey_is_bt601() -> None:
+    np.testing.assert_array_equal(flows.grey(np.float32([[[1, 0, 0], [0, 1, 0], [0, 0, 1]]])), [[76, 150, 29]])
