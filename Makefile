@@ -29,8 +29,6 @@ setup: .venv/.installed ## Create .venv and install everything in it (instant th
 demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled in
 	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
 		--output outputs/demo/city_hd.mp4 --compare --overwrite
-	@echo "result:     outputs/demo/city_hd.mp4"
-	@echo "comparison: $$(ls outputs/demo/*compar*)"
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup ## Run the tests (those that need a GPU excepted)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm_video.config import load_config
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.device import place
+from ldm_video.models.device import place
 from ldm_video.pipeline.job import Job, Outcome, compare_path, open_mask, open_writers, run_job
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.sizes import output_size, parse_tile
@@ -25,14 +25,20 @@ from ldm_video.video_io import VideoInfo, parse_box, probe
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
-FLAGS = ("model scale height prompt negative_prompt steps guidance seed window overlap tile deinterlace device dtype "
-         "attention codec crf").split()  # fmt: skip
+FLAGS = (
+    "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
+    "deinterlace", "device", "dtype", "attention", "codec", "crf",
+)  # fmt: skip
+INTEGERS = ("height", "steps", "seed", "window", "overlap", "segment", "tile_overlap", "feather", "crf")
+NUMBERS = ("scale", "guidance", "dilate")
+NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate")
 
 
 def main() -> None:
     """Read the command line, build the job, run it."""
     arguments = parse_arguments()
     config = load_config(arguments.config, [*flag_overrides(arguments), *arguments.overrides])
+    check_values(config)
     info = probe(arguments.input)
     model = load_bundle(SHIPPED if config.model == "shipped" else config.model)
     job = make_job(arguments, config, info, model)
@@ -49,7 +55,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="video, folder of frames, or picture")
     parser.add_argument("--output", required=True, help="video, folder for PNG files, or picture")
     parser.add_argument("--mask", type=Path, help="picture, folder or video; white = fill, black = keep")
@@ -86,6 +92,23 @@ def flag_overrides(arguments: argparse.Namespace) -> list[str]:
     return [*overrides, "scale=null"] if "height" in given and "scale" not in given else overrides
 
 
+def check_values(config: DictConfig) -> None:
+    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it, and for the scale."""
+    defaults = load_config(HERE / "configs/infer/default.yaml")
+    for key, value in config.items():
+        if value is None and (defaults[key] is None or key == "scale"):
+            continue
+        kinds, what = (
+            ((int,), "a whole number") if key in INTEGERS
+            else ((int, float), "a number") if key in NUMBERS
+            else ((str,), "text")
+        )  # fmt: skip
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
+        if key in NOT_NEGATIVE and value < 0:
+            raise UserError(f"{key} is {value}; give 0 or more")
+
+
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
     output = Path(arguments.output)
     return Job(
@@ -106,10 +129,12 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
 def make_restorer(config: DictConfig, info: VideoInfo, job: Job, model: VideoModel) -> Restorer:
     settings = make_settings(config, info, job, model)
     place(model, config.device, config.dtype, config.attention)
-    if config.prompt is None and model.text is None:
+    if model.text is None and config.prompt is None and not config.negative_prompt:
         return Restorer(model, settings)
     if model.text is None:
-        raise UserError("this model has no text encoder and takes no prompt; leave --prompt out or choose another --model")
+        raise UserError(
+            "this model has no text encoder and takes no prompt; leave --prompt out or choose another --model"
+        )
     embeddings = model.text([config.prompt or "", config.negative_prompt])  # 2 n d
     return Restorer(model, settings, text=(embeddings[:1], embeddings[1:]))
 
@@ -129,19 +154,22 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
     )  # fmt: skip
     if settings.steps < 1:
         raise UserError(f"--steps {settings.steps} is not a positive number")
-    if not 0 <= settings.overlap < min(settings.window, job.segment):
-        raise UserError(f"--overlap {settings.overlap} must be at least 0 and less than --window {settings.window}")
+    for name, length in (("--window", settings.window), ("segment", job.segment)):
+        if not settings.overlap < length:
+            raise UserError(f"--overlap {settings.overlap} must be less than {name} {length}; change one of them")
     if settings.colour not in METHODS:
         raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
     if settings.tile is not None:
-        settings = replace(settings, tile=tuple(min(t, -(-s // model.multiple) * model.multiple)
-                                                for t, s in zip(settings.tile, job.size, strict=True)))  # fmt: skip
+        # A tile larger than the padded frame is the frame.
+        height, width = (-(-side // model.multiple) * model.multiple for side in job.size)
+        settings = replace(settings, tile=(min(settings.tile[0], height), min(settings.tile[1], width)))
     return settings
 
 
 def run_with_bar(job: Job, restorer: Restorer, info: VideoInfo) -> Outcome:
     columns = ("frames", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=info.frames, rate="")
 
         def progress(frames: float) -> None:
@@ -168,7 +196,8 @@ def plan(info: VideoInfo, job: Job, model: VideoModel, settings: RestoreSettings
 
 def summary(job: Job, outcome: Outcome) -> str:
     rate = outcome.frames / max(outcome.seconds, 1e-9)
-    line = f"{job.output}: {outcome.frames} frames {job.size[1]}x{job.size[0]} in {outcome.seconds:.1f} s ({rate:.2f} frame/s)"
+    size = f"{job.size[1]}x{job.size[0]}"
+    line = f"{job.output}: {outcome.frames} frames {size} in {outcome.seconds:.1f} s ({rate:.2f} frame/s)"
     return line if job.compare is None else f"{line}\n{job.compare}: resized input | result"
 
 

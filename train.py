@@ -16,9 +16,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
 from ldm_video.config import build, load_config, save_config
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
+from ldm_video.training.callbacks import DrawAnew
 
 log = logging.getLogger("train")
 
@@ -35,28 +36,28 @@ def main() -> None:
         print(OmegaConf.to_yaml(config, resolve=True))
         print(describe(model))
         return
+    loaders = build_loaders(config)  # first: a wrong folder must leave nothing behind
     output = Path(config.output)
     save_config(config, output / "config.yaml")
     trainer = build_trainer(config, output)
     last = output / "checkpoints" / "last.ckpt"
     if last.exists() and not arguments.restart:
         log.info("resuming from %s (use --restart to begin anew)", last)
-    loaders = build_loaders(config)
     resume = str(last) if last.exists() and not arguments.restart else None
     # Our own checkpoint of this very run; Lightning reads it with pickle only because it wrote it here.
-    trainer.fit(task, *loaders, ckpt_path=resume, weights_only=False)
+    trainer.fit(task, loaders[0], loaders[1] if len(loaders) > 1 else None, ckpt_path=resume, weights_only=False)
     if trainer.is_global_zero:
         save_bundle(model, output / "bundle")
         log.info("model bundle: %s", output / "bundle")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file of configs/train")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the model's size, stop")
     parser.add_argument("--restart", action="store_true", help="begin anew where a run of this name has a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def build_model(config: DictConfig) -> VideoModel:
@@ -79,13 +80,11 @@ def build_loaders(config: DictConfig) -> list[DataLoader]:
     loaders = []
     for name in ("train", "val"):
         if name in config.data:
-            workers = config.data.workers
             loaders.append(
                 DataLoader(
                     build(config.data[name]),
                     batch_size=config.data.batch,
-                    num_workers=workers,
-                    persistent_workers=workers > 0,
+                    num_workers=config.data.workers,
                     pin_memory=torch.cuda.is_available(),
                     drop_last=name == "train",
                 )
@@ -96,8 +95,9 @@ def build_loaders(config: DictConfig) -> list[DataLoader]:
 def build_trainer(config: DictConfig, output: Path) -> pl.Trainer:
     """Lightning's trainer with checkpoints, weight averaging and a logger."""
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(output / "checkpoints", every_n_train_steps=config.checkpoint_every, save_last=True),
+        ModelCheckpoint(output / "checkpoints", every_n_train_steps=config.checkpoint_every, save_last=True, enable_version_counter=False),
         TQDMProgressBar(refresh_rate=10),
+        DrawAnew(),
     ]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))

@@ -35,7 +35,7 @@ OUTSIDE_THE_PACKAGE = {"data", "eval", "eval.metrics", "infer", "train"}
 ROOMS: dict[str, set[str]] = {
     "pytorch_lightning": {"ldm_video.training", "train"},
     "lightning": set(),  # the same framework under its other name
-    "wandb": {"ldm_video.training", "train"},
+    "wandb": {"ldm_video.training", "train", "eval"},
 }
 NOT_THE_PROJECT = {"tests", "build", "dist", "outputs", "docs"}
 

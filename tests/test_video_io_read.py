@@ -183,7 +183,7 @@ def test_trimmed_by_an_edit_list_is_not_damage(tmp_path: Path) -> None:
     truth = pan(20)
     clip = write_clip(tmp_path / "a.mp4", truth, times=list(range(-6, 14)))
     frames, reader = read_all(clip, deinterlace="off")
-    assert (len(frames), reader.info.frames) == (14, 20)
+    assert (len(frames), reader.info.frames) == (14, None)
     assert not reader.warnings
     assert np.abs(to_rgb(frames[0]) - truth[6]).mean() < 0.02
 

@@ -23,7 +23,10 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
         return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
 
     with atomic_path(path) as temporary:
-        save_file({key: cast(value) for key, value in module.state_dict().items()}, temporary)
+        try:
+            save_file({key: cast(value) for key, value in module.state_dict().items()}, temporary)
+        except SafetensorError as error:  # it wraps the operating system's error and drops its number
+            raise UserError(f"cannot write {path} ({error}); free some space or choose another folder") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -31,9 +34,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix in _PICKLES:
         raise UserError(
-            f"{path} is a pickle, which can run any code when it is opened; convert it to .safetensors where you trust it"
+            f"{path} is a pickle, which can run any code when opened; convert it to .safetensors where you trust it"
         )
     if not path.is_file():
+        for pickle in sorted(p for p in path.parent.glob(f"{path.stem}.*") if p.suffix in _PICKLES):
+            return read_weights(pickle)  # raises
         raise UserError(f"weights {path} do not exist; check the path of the model")
     try:
         return load_file(path)

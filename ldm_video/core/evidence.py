@@ -81,10 +81,11 @@ def build_evidence(
         known: ``b t 1 H W`` in {0, 1}. Known pixels win over the hole.
     """
     size = (hole.shape[-2], hole.shape[-1])
+    # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole. So does one under
+    # known pixels that were painted into the hole.
+    low_hole = F.adaptive_max_pool2d(fold_time(hole), tuple(lowres.shape[-2:]))  # (b t) 1 h w
     known = torch.zeros_like(hole) if known is None else known
     hole = hole * (1 - known)
-    # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole.
-    low_hole = F.adaptive_max_pool2d(fold_time(hole), tuple(lowres.shape[-2:]))  # (b t) 1 h w
     low_filled = push_pull(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
     low_filled = unfold_time(low_filled, lowres.shape[1])  # b t 3 h w
     guess = resize(low_filled, size)  # b t 3 H W
@@ -156,7 +157,7 @@ class EvidenceLayout:
         hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
         rgb = resize(evidence.lowres, grid) if evidence.lowres.shape[-2:] != grid else evidence.lowres
         if bool(evidence.known.any()):  # known pixels are seen at the grid's resolution too
-            rgb = torch.where(_pool(evidence.known, grid, _min_pool).bool(), resize(evidence.canvas, grid), rgb)
+            rgb = torch.where(_pool(evidence.known, grid, _min_pool).bool(), resize(evidence.guess, grid), rgb)
         # b t 3 h w, b t 1 h w, (b t 1 h w) -> b t 4|5 h w
         return torch.cat([rgb * (1 - hole), hole, *(_pool(m, grid, _min_pool) for m in masks[1:])], dim=2)
 

@@ -7,10 +7,21 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldm_video.core.errors import UserError
+
+# The operating system's errors that say: not here.
+_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 @contextmanager
@@ -26,20 +37,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            _swap(temporary, path)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise _explain(error, path) from error
     finally:
-        if temporary.is_dir():
+        if os.path.isdir(temporary):  # unlike Path.is_dir, it never raises
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it was never made, and its place cannot hold it; the first error says why
+                temporary.unlink()
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put the folder ``fresh`` in the place of the folder ``path``: deleted in place, it would be seen half gone."""
+    old = fresh.with_suffix(".old")
+    os.replace(path, old)
+    os.replace(fresh, path)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _explain(error: OSError, path: Path) -> OSError | UserError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"no space left on the disk of {path}; free some space or choose another output folder")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+    if error.errno in _PLACE:
         return UserError(f"cannot write {path} ({error.strerror}); choose a path that you may write")
     return error

@@ -150,7 +150,13 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], devi
     if isinstance(steps, int):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        scheduler.set_timesteps(steps, device=device)
+        if hasattr(scheduler, "set_shift") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            # Left to itself the flow scheduler ends at sigma 1 / N, where a whole step is spent on nothing; and it
+            # shifts levels that are shifted already. Flux's and SD3's pipelines hand it these levels too.
+            levels = [1.0 - i / steps for i in range(steps)]
+            scheduler.set_timesteps(sigmas=levels, device=device)
+        else:
+            scheduler.set_timesteps(steps, device=device)
         return
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     if hasattr(scheduler, "set_shift") and "sigmas" in accepted:

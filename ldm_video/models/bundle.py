@@ -10,11 +10,11 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ConfigMixin
 from torch import nn
 
 from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
@@ -60,7 +60,7 @@ def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None
         model.scheduler.save_pretrained(temporary / "scheduler")
         if model.text is not None:
             index["parts"]["text"] = type(model.text).__name__
-            model.text.save(temporary / "text")
+            model.text.save(temporary / "text", dtype)
         _write_json(temporary / INDEX, index)
 
 
@@ -72,16 +72,28 @@ def load_bundle(folder: str | Path) -> VideoModel:
     folder = Path(folder)
     index = _read_json(folder / INDEX, f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
     if index.get("format") != FORMAT:
-        raise UserError(f"{folder / INDEX} has format {index.get('format')}, this version reads {FORMAT}; update ldm-video")
-    parts = index["parts"]
+        raise UserError(
+            f"{folder / INDEX} has format {index.get('format')}, this version reads {FORMAT}; update ldm-video"
+        )
+    try:
+        parts, shared_noise = dict(index["parts"]), float(index["shared_noise"])
+        denoiser, codec, scheduler = parts.pop("denoiser"), parts.pop("codec"), parts.pop("scheduler")
+        layout, sampling = EvidenceLayout(**index["layout"]), SamplingDefaults(**index["sampling"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / INDEX} has a missing or wrong entry ({error}); copy the bundle again") from error
+    has_text = parts.get("text") == "TextEncoder"
+    if has_text:
+        del parts["text"]
+    if parts:
+        raise UserError(f"unknown model part '{next(iter(parts))}' in {folder / INDEX}; update ldm-video")
     model = VideoModel(
-        denoiser=_load_part(folder / "denoiser", parts["denoiser"]),
-        codec=_load_part(folder / "codec", parts["codec"]),
-        scheduler=_load_scheduler(folder / "scheduler", parts["scheduler"]),
-        layout=EvidenceLayout(**index["layout"]),
-        text=TextEncoder.load(folder / "text") if "text" in parts else None,
-        shared_noise=index["shared_noise"],
-        sampling=SamplingDefaults(**index["sampling"]),
+        denoiser=_load_part(folder / "denoiser", denoiser),
+        codec=_load_part(folder / "codec", codec),
+        scheduler=_load_scheduler(folder / "scheduler", scheduler),
+        layout=layout,
+        text=TextEncoder.load(folder / "text") if has_text else None,
+        shared_noise=shared_noise,
+        sampling=sampling,
     )
     return model.eval().requires_grad_(False)
 
@@ -90,7 +102,11 @@ def _load_part(folder: Path, name: str) -> Any:
     if name not in BUILDERS:
         raise UserError(f"unknown model part '{name}' in {folder.parent / INDEX}; known parts: {', '.join(BUILDERS)}")
     config = _read_json(folder / "config.json", f"{folder} has no config.json; the bundle is not whole, copy it again")
-    part = BUILDERS[name](config)
+    try:
+        part = BUILDERS[name](config)
+    except (KeyError, TypeError, ValueError) as error:
+        where = folder / "config.json"
+        raise UserError(f"{where} does not describe a {name} ({error}); copy the bundle again") from error
     weights = folder / "model.safetensors"
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(weights).items()}
     load_strict(part, state, weights)
@@ -100,17 +116,24 @@ def _load_part(folder: Path, name: str) -> Any:
 def _load_scheduler(folder: Path, name: str) -> diffusers.SchedulerMixin:
     scheduler = getattr(diffusers, name, None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
-        raise UserError(f"unknown scheduler '{name}' in {folder.parent / INDEX}; give the name of a diffusers scheduler")
-    return scheduler.from_pretrained(folder)
+        raise UserError(
+            f"unknown scheduler '{name}' in {folder.parent / INDEX}; give the name of a diffusers scheduler"
+        )
+    missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
+    config = _read_json(folder / "scheduler_config.json", missing)
+    return cast(type[ConfigMixin], scheduler).from_config(config)  # every scheduler is both
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(missing)
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; copy the bundle again")
+    return value
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,8 @@ latents only carry what the evidence does not say.
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,33 @@ from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
 
-class Codec(Protocol):
-    """What the sampler and the trainer ask of an autoencoder."""
+class Codec(nn.Module, ABC):
+    """What the sampler and the trainer ask of an autoencoder.
+
+    Attributes:
+        factor: output pixels to a side of a latent cell.
+        latent_channels: channels of a latent.
+        config: plain data that rebuilds it.
+    """
 
     factor: int
     latent_channels: int
+    config: dict
 
+    @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels ``b t 3 H W`` in [-1, 1] -> scaled latents ``b t c H/f W/f`` (the posterior's mean)."""
-        ...
 
+    @abstractmethod
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, about [-1, 1], not clipped."""
-        ...
+
+    @abstractmethod
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained when pixels are judged through the decoder."""
 
 
-class ImageCodec(nn.Module):
+class ImageCodec(Codec):
     """A diffusers ``AutoencoderKL``, frame by frame; the evidence is not looked at.
 
     The scaling factor and the factor of the grid are read from the autoencoder's config.
@@ -55,13 +67,19 @@ class ImageCodec(nn.Module):
         raw = self.autoencoder.encode(fold_time(pixels)).latent_dist.mode()  # (b t) c h w
         return unfold_time((raw - self.shift) * self.scaling, pixels.shape[1])
 
-    def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:  # noqa: ARG002 - the Codec protocol
+    def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w -> b t 3 (h f) (w f)``."""
         raw = fold_time(latents) / self.scaling + self.shift  # (b t) c h w
         return unfold_time(self.autoencoder.decode(raw).sample, latents.shape[1])
 
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Decoder and the 1x1 convolution before it."""
+        yield from self.autoencoder.decoder.parameters()
+        if self.autoencoder.post_quant_conv is not None:
+            yield from self.autoencoder.post_quant_conv.parameters()
 
-class VideoCodec(nn.Module):
+
+class VideoCodec(Codec):
     """An f8 autoencoder whose decoder has temporal layers and sees the evidence.
 
     Args:
@@ -72,6 +90,8 @@ class VideoCodec(nn.Module):
     """
 
     factor = 8
+    latent_mean: Tensor
+    latent_std: Tensor
 
     def __init__(
         self,
@@ -97,7 +117,7 @@ class VideoCodec(nn.Module):
             norm_num_groups=16,
             mid_block_add_attention=False,
         )
-        self.decoder = EvidenceDecoder(latent_channels, tuple(decoder_channels), tuple(decoder_blocks))
+        self.decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
         # Latents are scaled to zero mean and unit variance per channel, as the diffusion process supposes.
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
@@ -114,6 +134,10 @@ class VideoCodec(nn.Module):
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
         return self.decoder(latents, evidence)
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The evidence-aware decoder."""
+        return self.decoder.parameters()
 
     def scale(self, raw: Tensor) -> Tensor:
         """Raw -> scaled latents, ``b t c h w``."""
@@ -134,9 +158,7 @@ class EvidenceDecoder(nn.Module):
     and colours are not shifted. The evidence enters again on every grid, space to depth.
     """
 
-    def __init__(
-        self, latent_channels: int, channels: tuple[int, int, int, int], blocks: tuple[int, int, int]
-    ) -> None:
+    def __init__(self, latent_channels: int, channels: tuple[int, int, int, int], blocks: tuple[int, int, int]) -> None:
         super().__init__()
         wide, middle, narrow, fine = channels
         self.enter8 = nn.Conv2d(latent_channels, wide, 3, padding=1)
@@ -151,8 +173,7 @@ class EvidenceDecoder(nn.Module):
         self.exit = nn.Conv2d(fine, 3, 3, padding=1)
         for conv in (self.up4, self.up2, self.up1):
             _repeat_over_shuffle(conv)
-        nn.init.zeros_(self.exit.weight)
-        nn.init.zeros_(self.exit.bias)
+        _start_at_zero(self.exit)
 
     def forward(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w``, evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
@@ -177,8 +198,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity (Fixup, arXiv:1901.09321)
-        nn.init.zeros_(self.conv2.bias)
+        _start_at_zero(self.conv2)  # every block starts as the identity (Fixup, arXiv:1901.09321)
 
     def forward(self, x: Tensor) -> Tensor:
         """``n c h w -> n c h w``."""
@@ -199,9 +219,14 @@ def _run(modules: nn.ModuleList, x: Tensor, frames: int) -> Tensor:
     return x
 
 
+def _start_at_zero(conv: nn.Conv2d) -> None:
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+
+
 def _repeat_over_shuffle(conv: nn.Conv2d) -> None:
     """ICNR initialisation (arXiv:1707.02937): the pixel shuffle after ``conv`` starts without a checkerboard."""
     with torch.no_grad():
-        for parameter in (conv.weight, conv.bias):
+        for parameter in conv.parameters():
             first = parameter[::4]  # pixel_shuffle(2) takes 4 neighbouring channels for one output channel
             parameter.copy_(first.repeat_interleave(4, dim=0))

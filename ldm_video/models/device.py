@@ -20,9 +20,13 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
         raise UserError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:0") from None
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device was found; use --device cpu")
+    try:
+        torch.empty(1, device=where).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # a number too high, or a backend that is not here
+        raise UserError(f"device '{device}' cannot be used with this machine's torch; use auto, cpu or cuda") from error
     if dtype == "auto":
         dtype = "bf16" if where.type == "cuda" else "fp32"
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
     model.denoiser.set_attention(attention)
-    return model.to(device=where, dtype=DTYPES[dtype], memory_format=torch.channels_last)
+    return model.to(device=where, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)

@@ -191,9 +191,9 @@ def inflate(unet: UNet2DConditionModel, config: TemporalConfig) -> VideoUNet:
     return VideoUNet(unet, config)
 
 
-def _last_of_pairs(block: nn.Module) -> Iterator[tuple[nn.ModuleList, int]]:
+def _last_of_pairs(block: Any) -> Iterator[tuple[nn.ModuleList, int]]:
     """Where the last layer of each (resnet, attention) pair of a diffusers block stands: its list and index."""
-    attentions = getattr(block, "attentions", ())
+    attentions = getattr(block, "attentions", nn.ModuleList())
     for index, (_, attention) in enumerate(zip_longest(block.resnets, attentions)):
         yield (block.resnets if attention is None else attentions), index
 
@@ -223,7 +223,7 @@ def grow_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditio
     with torch.no_grad():
         new.weight.zero_()
         new.weight[:, : old.in_channels] = old.weight
-        new.bias.copy_(old.bias)
+    new.bias = old.bias
     unet.conv_in = new
     unet.register_to_config(in_channels=in_channels)
     return unet

@@ -139,8 +139,8 @@ class TemporalBlock(nn.Module):
             self.conv_norm = nn.LayerNorm(channels)
             self.conv = FrameConv(channels, config.kernel)
         for layer in self.output_layers():
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def output_layers(self) -> list[nn.Module]:
         """The layers that write to the residual stream: zero in a new block."""

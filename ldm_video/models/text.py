@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ldm_video.core.checkpoints import save_weights
+from ldm_video.core.errors import UserError
 
 
 class TextEncoder(nn.Module):
@@ -40,14 +46,48 @@ class TextEncoder(nn.Module):
         mask = tokens.attention_mask if getattr(self.model.config, "use_attention_mask", False) else None
         return self.model(tokens.input_ids, attention_mask=mask).last_hidden_state  # b n d
 
-    def save(self, folder: str | Path) -> None:
-        """Write model and tokenizer to one folder, in transformers' layout."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write model, with weights cast to ``dtype``, and tokenizer to one folder, in transformers' layout."""
+        self.model.save_pretrained(folder)
+        if dtype is not None:
+            save_weights(self.model, Path(folder) / "model.safetensors", dtype)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> TextEncoder:
-        """Read what :meth:`save` wrote, safetensors only."""
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        """Read what :meth:`save` wrote, or a ``text_encoder`` folder of diffusers with its tokenizer, in float32.
+
+        Safetensors only, and strict: raises ``UserError`` for weights that are missing, damaged or of another model.
+        """
+        folder = Path(folder)
+        architecture = _architecture(folder / "config.json")
+        try:
+            model, report = architecture.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them below
+                dtype=torch.float32,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
+        for problem in ("missing", "unexpected", "mismatched"):
+            if keys := sorted(str(key) for key in report[f"{problem}_keys"]):
+                raise UserError(f"{folder}: key {keys[0]} {problem}; weights and config.json do not belong together")
         return cls(model, tokenizer)
+
+
+def _architecture(config: Path) -> type[PreTrainedModel]:
+    """The class that config.json names. ``AutoModel`` would take T5 whole, where only its encoder was saved."""
+    if not config.is_file():
+        raise UserError(f"{config.parent} has no config.json; the bundle is not whole, copy it again")
+    try:
+        name = json.loads(config.read_text())["architectures"][0]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{config} does not name its architecture; copy the bundle again") from error
+    found = getattr(transformers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise UserError(f"unknown text encoder '{name}' in {config}; give the name of a transformers model")
+    return found

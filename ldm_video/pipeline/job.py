@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from ldm_video.pipeline.restore import Restorer
 from ldm_video.pipeline.sizes import scale_box
 from ldm_video.pipeline.stream import Piece, restore_stream
 from ldm_video.video_io import FrameReader, MaskSource, VideoInfo, VideoWriter, read_mask
+from ldm_video.video_io.masks import fill_boxes
 from ldm_video.video_io.probe import DEFAULT_RATE
+from ldm_video.video_io.reader import Deinterlace
 
 Progress = Callable[[float], None]
 """``progress(frames)``: how many frames are done, in fractions."""
@@ -42,10 +46,10 @@ class Job:
     size: tuple[int, int]
     mask: Path | None = None
     boxes: Sequence[tuple[int, int, int, int]] = ()
-    deinterlace: str = "auto"
+    deinterlace: Deinterlace = "auto"
     segment: int = 32
     overlap: int = 4
-    encoding: dict[str, str | int] = field(default_factory=dict)
+    encoding: dict[str, Any] = field(default_factory=dict)
     compare: Path | None = None
     overwrite: bool = False
 
@@ -66,7 +70,7 @@ def run_job(job: Job, restorer: Restorer, progress: Progress) -> Outcome:
         reader = stack.enter_context(FrameReader(job.source, deinterlace=job.deinterlace))
         mask = stack.enter_context(open_mask(job, reader.info))
         writers = [stack.enter_context(writer) for writer in open_writers(job, reader.info)]
-        times: dict[int, object] = {}
+        times: dict[int, Fraction] = {}
         frames = 0
 
         def restore(pixels: Tensor, hole: Tensor, indices: list[int]) -> Tensor:
@@ -91,6 +95,7 @@ def run_job(job: Job, restorer: Restorer, progress: Progress) -> Outcome:
 
 def open_mask(job: Job, info: VideoInfo) -> MaskSource:
     """The hole on the output's grid; boxes are given on the source's."""
+    fill_boxes(job.boxes, info.size)  # refuses a box outside the frame in the numbers that it was given in
     boxes = [scale_box(box, info.size, job.size) for box in job.boxes]
     return read_mask(job.mask, boxes or None, job.size, info.frames)
 
@@ -98,6 +103,10 @@ def open_mask(job: Job, info: VideoInfo) -> MaskSource:
 def open_writers(job: Job, info: VideoInfo) -> list[VideoWriter]:
     """The result's writer and, where it is asked for, the comparison's."""
     rate = info.rate or DEFAULT_RATE
+    for target in filter(None, (job.output, job.compare)):
+        for name, given in (("input", job.source), ("mask", job.mask)):
+            if given is not None and target.exists() and target.resolve() == given.resolve():
+                raise UserError(f"{target} is the {name}; choose another output")
     writers = [VideoWriter(job.output, job.size, info, rate, overwrite=job.overwrite, **job.encoding)]
     if job.compare is not None:
         wide = (job.size[0], 2 * job.size[1])
@@ -116,7 +125,7 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_compare{output.suffix}")
 
 
-def _pieces(reader: FrameReader, mask: MaskSource, times: dict[int, object]) -> Iterator[Piece]:
+def _pieces(reader: FrameReader, mask: MaskSource, times: dict[int, Fraction]) -> Iterator[Piece]:
     for frame in reader:
         times[frame.index] = frame.pts_seconds
         yield Piece(frame.pixels, mask.at(frame.index), frame.index)

@@ -23,9 +23,9 @@ from ldm_video.diffusion.windows import (
     tiles,
     windowed,
 )
-from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
+from ldm_video.pipeline.model import RestorationModel
 
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
@@ -69,13 +69,11 @@ class Restorer:
         text: prompt and negative prompt embeddings, each ``1 n d``, where the model takes them.
     """
 
-    def __init__(
-        self, model: VideoModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: RestorationModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None) -> None:
         self.model = model
         self.settings = settings
         self.text = text
-        parameter = next(model.denoiser.parameters())
+        parameter = next(iter(model.parameters()))
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @torch.inference_mode()
@@ -151,7 +149,8 @@ class Restorer:
         if self.settings.tile is None:
             whole = slice(None)
             return self.model.codec.decode(latents[:, window.slice], evidence.crop(window.slice, whole, whole))
-        overlap = (self.settings.tile_overlap,) * 2
+        factor = self.model.codec.factor
+        overlap = (self.settings.tile_overlap // factor * factor,) * 2  # tiles start on the latent grid
         grid = tiles(*evidence.size, self.settings.tile, overlap)
         return merge_tiles(self._decode_tiles(latents, evidence, window, grid), grid)
 

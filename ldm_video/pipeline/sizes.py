@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from ldm_video.core.errors import UserError
@@ -40,6 +39,7 @@ def scale_box(
 ) -> tuple[int, int, int, int]:
     """A box ``x, y, w, h`` on a ``source`` (height, width) grid -> the smallest that covers it on ``target``."""
     x, y, w, h = box
-    down, across = target[0] / source[0], target[1] / source[1]
-    left, top = math.floor(x * across), math.floor(y * down)
-    return left, top, math.ceil((x + w) * across) - left, math.ceil((y + h) * down) - top
+    # In whole numbers: a float quotient that is too large by one bit would make the box a pixel larger.
+    left, top = x * target[1] // source[1], y * target[0] // source[0]
+    right, bottom = -(-(x + w) * target[1] // source[1]), -(-(y + h) * target[0] // source[0])
+    return left, top, right - left, bottom - top

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,7 +37,7 @@ class CodecTask(pl.LightningModule):
         codec: VideoCodec,
         pixel_loss: PixelLoss,
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
-        kl_weight: float = 1e-4,
+        kl_weight: float = 1e-5,
         latent_dropout: float = 0.1,
         known_share: float = 0.1,
         warmup: int = 100,
@@ -65,7 +66,7 @@ class CodecTask(pl.LightningModule):
         scaled = torch.lerp(scaled, torch.randn(scaled.shape, generator=generator).to(hr), drop)
         output = self.codec.decode(scaled, evidence)
         terms = self.pixel_loss(output, hr, generator)
-        terms["kl"] = self.kl_weight * posterior.kl().mean()
+        terms["kl"] = self.kl_weight * posterior.kl().mean() / raw[0, 0].numel()
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
@@ -77,6 +78,6 @@ class CodecTask(pl.LightningModule):
         mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
         self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.codec.parameters())
         return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -71,6 +72,6 @@ class DenoiserTask(pl.LightningModule):
         loss, weight = self.objective.loss(prediction, latents, noise, t)
         return loss * weight, t
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(p for p in self.model.denoiser.parameters() if p.requires_grad)
         return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -33,7 +34,7 @@ class FewStepTask(pl.LightningModule):
         pixel_loss: L1, perceptual and motion terms.
         optimizer: makes an optimizer of parameters.
         step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
-        latent_weight: weight of the clean latents' mean squared error.
+        latent_weight: weight of the clean latents' mean squared error; 0 leaves them free (and the encoder idle).
         known_share: share of clips with known high-res pixels.
         warmup: steps of linear warm-up before the cosine.
         seed: of the step's random numbers.
@@ -51,7 +52,10 @@ class FewStepTask(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        model.codec.encoder.requires_grad_(False).eval()
+        model.requires_grad_(False)
+        model.denoiser.requires_grad_(True)
+        for parameter in model.codec.decoder_parameters():
+            parameter.requires_grad_(True)
         self.model = model
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
@@ -66,18 +70,25 @@ class FewStepTask(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step, self.global_rank)
         evidence = batch_evidence(batch, self.known_share, generator)
-        with torch.no_grad():
-            latents = self.model.codec.encode(batch["hr"])  # b t c h w
         step = int(torch.multinomial(self.step_shares, 1, generator=generator))
-        clean = self._jump(latents.shape, step, evidence, generator)
+        clean = self._jump(self._latent_shape(batch["hr"]), step, evidence, generator)
         terms = self.pixel_loss(self.model.codec.decode(clean, evidence), batch["hr"], generator)
-        terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
+        if self.latent_weight:
+            with torch.no_grad():
+                latents = self.model.codec.encode(batch["hr"])  # b t c h w
+            terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _jump(self, shape: torch.Size, step: int, evidence: Evidence, generator: torch.Generator) -> Tensor:
+    def _latent_shape(self, pixels: Tensor) -> tuple[int, ...]:
+        """Pixels ``b t 3 H W`` -> the shape ``b t c h w`` of their latents."""
+        b, t, _, height, width = pixels.shape
+        codec = self.model.codec
+        return b, t, codec.latent_channels, height // codec.factor, width // codec.factor
+
+    def _jump(self, shape: tuple[int, ...], step: int, evidence: Evidence, generator: torch.Generator) -> Tensor:
         """Clean latents predicted at sampling step ``step``, from noise or from an own earlier jump."""
         noisy = batch_noise(shape, generator, self.model.shared_noise).to(evidence.guess)
         if step > 0:
@@ -93,15 +104,13 @@ class FewStepTask(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         generator = step_generator(self.seed, index, self.global_rank, "val")
         evidence = batch_evidence(batch, 0.0, generator)
-        grid = (batch["hr"].shape[-2] // self.model.codec.factor, batch["hr"].shape[-1] // self.model.codec.factor)
-        shape = torch.Size([*batch["hr"].shape[:2], self.model.codec.latent_channels, *grid])
-        output = self.model.codec.decode(self._jump(shape, 0, evidence, generator), evidence).clamp(-1, 1)
+        clean = self._jump(self._latent_shape(batch["hr"]), 0, evidence, generator)
+        output = self.model.codec.decode(clean, evidence).clamp(-1, 1)
         mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
         self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
         terms = self.pixel_loss(output, batch["hr"], generator)
         self.log_dict({f"val/{name}": value for name, value in terms.items()}, sync_dist=True)
 
-    def configure_optimizers(self) -> dict:
-        parameters = [*self.model.denoiser.parameters(), *self.model.codec.decoder.parameters()]
-        optimizer = self.make_optimizer(p for p in parameters if p.requires_grad)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
         return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

@@ -29,7 +29,7 @@ class PixelLoss(nn.Module):
         self.motion_weight = motion_weight
         self.shift = shift
 
-    def train(self, mode: bool = True) -> PixelLoss:  # noqa: ARG002 - the judge never trains
+    def train(self, mode: bool = True) -> PixelLoss:
         """Stay in evaluation mode."""
         return super().train(False)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(optimizer: Optimizer, warmup: int, steps: int, floor: float = 0.02) -> dict:
+def warmup_cosine(optimizer: Optimizer, warmup: int, steps: int, floor: float = 0.02) -> OptimizerLRSchedulerConfig:
     """Linear warm-up over ``warmup`` steps, then a cosine down to ``floor`` of the rate at ``steps``."""
 
     def factor(step: int) -> float:

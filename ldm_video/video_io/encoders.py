@@ -28,7 +28,11 @@ class Encoder:
         """FFmpeg's options for this encoder."""
         arguments = dict(self.options)
         if self.rate_factor:
-            named = _SVT_PRESETS.get(preset, preset) if self.name == "libsvtav1" else preset
+            if preset not in _SVT_PRESETS:
+                raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(_SVT_PRESETS)}")
+            if not 0 <= crf <= 63:
+                raise UserError(f"--crf {crf} is outside 0 to 63; 16 is near transparent, 28 is small")
+            named = _SVT_PRESETS[preset] if self.name == "libsvtav1" else preset
             arguments |= {"crf": str(crf), "preset": named}
         return arguments
 

@@ -118,6 +118,7 @@ def _video_info(path: Path, container: InputContainer, stream: VideoStream, fram
     first = frames[0]
     orientation = orientation_of(first)
     aspect = _pixel_aspect(stream)
+    rate, duration = _frame_rate(stream), _duration(container, stream)
     height, width = first.height, square_width(first.width, aspect)
     if orientation.transpose:
         height, width = width, height
@@ -132,9 +133,9 @@ def _video_info(path: Path, container: InputContainer, stream: VideoStream, fram
         bit_depth=bit_depth(first),
         orientation=orientation,
         sample_aspect_ratio=aspect,
-        rate=_frame_rate(stream),
-        frames=stream.frames or None,
-        duration=_duration(container, stream),
+        rate=rate,
+        frames=_frame_count(stream, rate, duration),
+        duration=duration,
         time_base=stream.time_base,
         time_origin=clock_origin(container),
         interlaced=any(frame.interlaced_frame for frame in frames),
@@ -163,6 +164,13 @@ def _frame_rate(stream: VideoStream) -> Fraction | None:
         if rate and 0 < rate <= _MAX_RATE:
             return rate
     return None
+
+
+def _frame_count(stream: VideoStream, rate: Fraction | None, duration: Fraction | None) -> int | None:
+    """The container's count; None when it has none, or when an edit list shows fewer frames than are stored."""
+    if not stream.frames or (rate and duration and stream.frames > duration * rate + 1):
+        return None
+    return stream.frames
 
 
 def _duration(container: InputContainer, stream: VideoStream) -> Fraction | None:

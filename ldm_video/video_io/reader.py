@@ -190,7 +190,7 @@ def _length_warning(info: VideoInfo, count: int, span: Fraction, damage: Damage)
     """How many frames there were, when the container promised more or some packets were bad.
 
     ``span``: seconds from the first to the last frame. Fewer frames than announced that still fill the duration are
-    no loss: the file was trimmed by an edit list, as phones do.
+    no loss: an edit list trims the file, as phones do.
     """
     step = 1 / (info.rate or DEFAULT_RATE)
     missing = Fraction(0) if info.duration is None else info.duration - span - step  # seconds

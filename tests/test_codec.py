@@ -1,0 +1,158 @@
+"""Codecs: the image codec is its autoencoder; the video codec starts from the guess and sees a bounded distance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_video.core.evidence import Evidence
+from ldm_video.models.codec import ImageCodec, ResidualBlock, VideoCodec
+from tests.model_support import clip_evidence, perturb, rand_pixels, randn, small_autoencoder
+
+
+def small_codec(latent_channels: int = 4, perturbed: bool = True) -> VideoCodec:
+    codec = VideoCodec(latent_channels, (16, 16), (8, 8, 8, 4), (2, 2, 1)).eval().requires_grad_(False)
+    if perturbed:
+        perturb(codec, 0.1)
+    return codec
+
+
+def latents_for(evidence: Evidence, codec: VideoCodec, seed: int = 0) -> Tensor:
+    height, width = evidence.size
+    return randn(1, evidence.frames, codec.latent_channels, height // 8, width // 8, seed=seed)
+
+
+def test_image_codec_is_the_autoencoder_frame_by_frame() -> None:
+    autoencoder = small_autoencoder()
+    codec = ImageCodec(autoencoder)
+    assert (codec.factor, codec.latent_channels) == (4, 3)
+    pixels, evidence = rand_pixels(2, 3, 3, 16, 24), clip_evidence(3, (4, 6))
+    latents = codec.encode(pixels)
+    assert latents.shape == (2, 3, 3, 4, 6)
+    decoded = codec.decode(latents, evidence)
+    for b in range(2):
+        for t in range(3):
+            mean = autoencoder.encode(pixels[b, t][None]).latent_dist.mean
+            torch.testing.assert_close(latents[b, t][None], mean * 0.7)
+            torch.testing.assert_close(decoded[b, t][None], autoencoder.decode(mean).sample)
+
+
+def test_image_codec_takes_scaling_and_shift_from_the_config() -> None:
+    plain, shifted = small_autoencoder(), small_autoencoder()
+    shifted.register_to_config(scaling_factor=2.0, shift_factor=0.25)
+    pixels, evidence = rand_pixels(1, 1, 3, 8, 8), clip_evidence(1, (2, 2))
+    raw = ImageCodec(plain).encode(pixels) / 0.7
+    scaled = ImageCodec(shifted).encode(pixels)
+    torch.testing.assert_close(scaled, (raw - 0.25) * 2)
+    decoded = [ImageCodec(plain).decode(raw * 0.7, evidence), ImageCodec(shifted).decode(scaled, evidence)]
+    torch.testing.assert_close(*decoded)
+
+
+def test_video_codec_shapes() -> None:
+    codec = small_codec(5)
+    evidence = clip_evidence(3, (8, 12))
+    latents = codec.encode(rand_pixels(1, 3, 3, 32, 48))
+    assert latents.shape == (1, 3, 5, 4, 6)
+    assert codec.decode(latents, evidence).shape == (1, 3, 3, 32, 48)
+    posterior = codec.posterior(rand_pixels(2, 3, 3, 16, 24))
+    assert posterior.mean.shape == posterior.std.shape == (6, 5, 2, 3)
+
+
+def test_a_new_video_codec_returns_the_guess_exactly() -> None:
+    codec, evidence = small_codec(perturbed=False), clip_evidence(2, (8, 8))
+    assert torch.equal(codec.decode(latents_for(evidence, codec), evidence), evidence.guess)
+
+
+def test_a_new_decoder_draws_no_checkerboard() -> None:
+    decoder = small_codec(perturbed=False).decoder
+    for conv in (decoder.up4, decoder.up2, decoder.up1):
+        shuffled = F.pixel_shuffle(conv(randn(1, conv.in_channels, 5, 6)), 2)
+        nearest = F.interpolate(shuffled[..., ::2, ::2], scale_factor=2, mode="nearest")
+        torch.testing.assert_close(shuffled, nearest)
+        assert shuffled[..., ::2, ::2].std() > 0.01
+
+
+def test_every_part_of_the_evidence_reaches_the_pixels() -> None:
+    codec, evidence = small_codec(), clip_evidence(2, (8, 8))
+    latents = latents_for(evidence, codec)
+    before = codec.decode(latents, evidence)
+    changed = {
+        "guess": Evidence(evidence.guess.flip(-1), evidence.hole, evidence.known, evidence.lowres),
+        "hole": Evidence(evidence.guess, 1 - evidence.hole, evidence.known, evidence.lowres),
+        "known": Evidence(evidence.guess, evidence.hole, 1 - evidence.known, evidence.lowres),
+    }
+    for other in changed.values():
+        correction = codec.decode(latents, other) - other.guess
+        assert (correction - (before - evidence.guess)).abs().max() > 1e-3
+    assert (codec.decode(latents_for(evidence, codec, seed=1), evidence) - before).abs().max() > 1e-3
+
+
+def test_decoding_mixes_neighbouring_frames_only_once_the_temporal_layers_have_weights() -> None:
+    evidence = clip_evidence(5, (4, 4))
+    for perturbed in (False, True):
+        codec = small_codec(perturbed=False)
+        with torch.no_grad():
+            codec.decoder.exit.weight.normal_(generator=torch.Generator().manual_seed(0))
+        if perturbed:
+            perturb(codec, 0.1)
+        latents = latents_for(evidence, codec)
+        other = latents.clone()
+        other[:, 0] += 1
+        change = (codec.decode(other, evidence) - codec.decode(latents, evidence)).abs().amax(dim=(0, 2, 3, 4))
+        assert change[0] > 1e-3
+        # Two convolutions of three frames, on the f8 and the f4 grid.
+        assert [bool(c > 1e-6) for c in change[1:]] == [perturbed, perturbed, False, False]
+
+
+def test_a_tile_with_enough_overlap_decodes_as_the_whole_does() -> None:
+    codec, evidence = small_codec(), clip_evidence(2, (4, 60))  # 16 x 240
+    latents = latents_for(evidence, codec)
+    # 3x3 convolutions see one cell to either side: 6 on the f8 grid, 5 on f4, 3 on f2, 1 at full size.
+    reach = 6 * 8 + 5 * 4 + 3 * 2 + 1
+    left, right = 40, 216
+    whole = codec.decode(latents, evidence)
+    part = evidence.crop(slice(None), slice(None), slice(left, right))
+    tile = codec.decode(latents[..., left // 8 : right // 8], part)
+    difference = (tile - whole[..., left:right]).abs()
+    assert difference[..., reach:-reach].shape[-1] > 16
+    torch.testing.assert_close(difference[..., reach:-reach].max(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    assert difference[..., :4].max() > 1e-3  # at the cut itself the tile cannot know better
+
+
+def test_residual_blocks_start_as_the_identity() -> None:
+    x = randn(2, 8, 5, 5)
+    assert torch.equal(ResidualBlock(8)(x), x)
+
+
+def test_track_scale_converges_to_mean_and_deviation() -> None:
+    codec = small_codec(perturbed=False)
+    mean, std = torch.tensor([0.5, -2.0, 0.0, 3.0]), torch.tensor([0.1, 1.0, 2.0, 0.5])
+    for step in range(300):
+        codec.track_scale(randn(2, 2, 4, 8, 8, seed=step) * std.view(-1, 1, 1) + mean.view(-1, 1, 1))
+    torch.testing.assert_close(codec.latent_mean, mean, atol=0.05, rtol=0.02)
+    torch.testing.assert_close(codec.latent_std, std, atol=0.01, rtol=0.02)
+    scaled = codec.scale(randn(4, 4, 4, 16, 16, seed=999) * std.view(-1, 1, 1) + mean.view(-1, 1, 1))
+    torch.testing.assert_close(scaled.mean(dim=(0, 1, 3, 4)), torch.zeros(4), atol=0.1, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(0, 1, 3, 4)), torch.ones(4), atol=0.05, rtol=0)
+
+
+def test_encode_scales_the_posterior_mean() -> None:
+    codec, pixels = small_codec(), rand_pixels(2, 2, 3, 16, 16)
+    codec.latent_mean += torch.arange(4.0)
+    codec.latent_std *= 3
+    raw = codec.posterior(pixels).mean.unflatten(0, (2, 2))
+    torch.testing.assert_close(codec.encode(pixels), (raw - torch.arange(4.0).view(4, 1, 1)) / 3)
+
+
+@pytest.mark.parametrize("codec", [small_codec(), ImageCodec(small_autoencoder())], ids=["video", "image"])
+def test_decoder_parameters_are_those_that_pixels_depend_on(codec: nn.Module) -> None:
+    codec.requires_grad_(True)
+    evidence = clip_evidence(2, (4, 8))
+    latents = randn(1, 2, codec.latent_channels, evidence.size[0] // codec.factor, evidence.size[1] // codec.factor)
+    codec.decode(latents, evidence).square().mean().backward()
+    reached = {id(p) for p in codec.parameters() if p.grad is not None}
+    assert reached == {id(p) for p in codec.decoder_parameters()}
+    codec.zero_grad()
+    codec.requires_grad_(False)

@@ -1,0 +1,213 @@
+"""Whole-or-absent files, and weights that are safetensors, strict, and never a pickle."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
+from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.files import atomic_path
+from ldm_video.core.tensors import fold_time, to_bytes, to_signed, unfold_time
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "clip.mp4"
+    with atomic_path(target) as temporary:
+        assert temporary.suffix == ".mp4"  # muxers choose the container by it
+        assert temporary.parent == target.parent
+        temporary.write_bytes(b"frames")
+        assert not target.exists()
+    assert target.read_bytes() == b"frames"
+    assert names(target.parent) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, UserError])
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
+    target = tmp_path / "clip.mp4"
+    target.write_bytes(b"old")
+    with pytest.raises(failure), atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise failure("stopped")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["clip.mp4"]
+
+
+def test_a_folder_replaces_a_folder_and_a_failure_leaves_it(tmp_path: Path) -> None:
+    target = tmp_path / "frames"
+    for index in range(2):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / f"{index}.png").write_bytes(b"")
+        assert names(target) == [f"{index}.png"]
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "2.png").write_bytes(b"")
+        raise RuntimeError("stopped")
+    assert names(target) == ["1.png"]
+    assert names(tmp_path) == ["frames"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "no space left"), (errno.EACCES, "cannot write"), (errno.EROFS, "cannot write")]
+)
+def test_a_full_or_closed_disk_is_one_clear_line(tmp_path: Path, code: int, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught, atomic_path(tmp_path / "clip.mp4") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(code, os.strerror(code))
+    assert str(tmp_path / "clip.mp4") in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_an_error_that_is_not_about_the_place_keeps_its_type(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "clip.mp4"):
+        (tmp_path / "absent").read_bytes()
+
+
+def test_a_place_that_cannot_hold_the_output_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / "file" / "clip.mp4"):
+        raise AssertionError("the body must not run")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / "folder") as temporary:
+        temporary.write_bytes(b"a file where a folder is")
+    with pytest.raises(UserError, match="cannot write"), atomic_path(tmp_path / "file") as temporary:
+        temporary.mkdir()  # a folder where a file is
+    assert names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+class Net(nn.Module):
+    """A matrix, a batch norm's integer counter and floating buffers."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+
+def test_weights_round_trip_in_full_and_in_half(tmp_path: Path) -> None:
+    net = Net()
+    net.norm.num_batches_tracked += 70_001  # more than half precision can count
+    save_weights(net, tmp_path / "full.safetensors")
+    save_weights(net, tmp_path / "half.safetensors", torch.float16)
+    full, half = read_weights(tmp_path / "full.safetensors"), read_weights(tmp_path / "half.safetensors")
+    assert full.keys() == half.keys() == net.state_dict().keys()
+    for key, value in net.state_dict().items():
+        assert torch.equal(full[key], value)
+        assert torch.equal(half[key], value.half() if value.is_floating_point() else value)
+
+
+def test_strided_weights_are_saved_as_they_read(tmp_path: Path) -> None:
+    net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    save_weights(net, tmp_path / "w.safetensors")
+    assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], net.weight.contiguous())
+
+
+def test_load_strict_fills_the_module() -> None:
+    source, target = Net(), Net()
+    load_strict(target, source.state_dict(), "w.safetensors")
+    loaded = target.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("linear.bias"), "'linear.bias' missing"),
+        (lambda state: state.update(ghost=torch.zeros(1)), "'ghost' unexpected"),
+        (lambda state: state.update(Net(5).state_dict()), "'linear.weight' of another shape"),
+        (dict.clear, "'linear.bias' and 6 more missing"),
+    ],
+)
+def test_load_strict_names_what_does_not_fit(change: Callable[[dict[str, Tensor]], object], words: str) -> None:
+    net = Net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state = dict(Net().state_dict())
+    change(state)
+    with pytest.raises(UserError, match=words) as caught:
+        load_strict(net, state, "folder/w.safetensors")
+    assert "folder/w.safetensors" in str(caught.value)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
+    marker = tmp_path / "opened"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (marker,)
+
+    for suffix in ("bin", "pt", "ckpt", "pth"):
+        torch.save(Trap(), tmp_path / f"model.{suffix}")
+        with pytest.raises(UserError, match=rf"model\.{suffix} is a pickle"):
+            read_weights(tmp_path / f"model.{suffix}")
+    with pytest.raises(UserError, match="is a pickle"):  # offered in the place of model.safetensors
+        read_weights(tmp_path / "model.safetensors")
+    (tmp_path / "model.pt").rename(tmp_path / "renamed.safetensors")
+    with pytest.raises(UserError, match=r"renamed\.safetensors is not a whole safetensors file"):
+        read_weights(tmp_path / "renamed.safetensors")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, -1])
+def test_a_damaged_file_is_named(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(Net(), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"w\.safetensors is not a whole safetensors file"):
+        read_weights(path)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.safetensors do not exist"):
+        read_weights(tmp_path / "absent.safetensors")
+
+
+def test_weights_that_cannot_be_written_are_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / f"{'w' * 240}.safetensors"  # with the temporary name's marks it is longer than names may be
+    with pytest.raises(UserError, match="cannot write"):
+        save_weights(Net(), path)
+    assert names(tmp_path) == []
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("no such clip:\n  sd.mp4;\tgive another")
+
+    with pytest.raises(SystemExit) as caught:
+        run_cli(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: no such clip: sd.mp4; give another\n"
+
+
+def test_bytes_and_signed_pixels_are_inverse_and_clipped() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_bytes(to_signed(every)), every)
+    assert to_signed(every)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert to_bytes(torch.tensor([-1.5, -1 + 0.6 / 127.5, 0.9999, 7.0])).tolist() == [0, 1, 255, 255]
+    assert every[255] == 255  # the input is left alone
+
+
+@given(st.integers(1, 3), st.integers(1, 4))
+def test_folding_time_keeps_clips_together(batch: int, frames: int) -> None:
+    x: Tensor = torch.from_numpy(np.arange(batch * frames * 24).reshape(batch, frames, 2, 3, 4))
+    folded = fold_time(x)
+    for b in range(batch):
+        for t in range(frames):
+            assert torch.equal(folded[b * frames + t], x[b, t])
+    assert torch.equal(unfold_time(folded, frames), x)

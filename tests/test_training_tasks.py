@@ -1,0 +1,214 @@
+"""The three tasks, their losses, their schedule and their random numbers, on the smallest model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm_video.core.evidence import build_evidence
+from ldm_video.diffusion.objective import Objective
+from ldm_video.models.video_model import VideoModel
+from ldm_video.training.batches import batch_evidence, step_generator
+from ldm_video.training.codec_task import CodecTask
+from ldm_video.training.denoiser_task import DenoiserTask
+from ldm_video.training.few_step_task import FewStepTask
+from ldm_video.training.losses import PixelLoss
+from ldm_video.training.schedule import warmup_cosine
+from tests.cli_support import tiny_model
+
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+
+
+def make_batch(clips: int = 2, frames: int = 3, side: int = 64, seed: int = 3) -> dict[str, Tensor]:
+    """Smooth clips, low-res by area, and a hole in the middle."""
+    generator = torch.Generator().manual_seed(seed)
+    rough = torch.rand(clips, frames * 3, side // 8, side // 8, generator=generator) * 1.6 - 0.8
+    hr = nn.functional.interpolate(rough, size=(side, side), mode="bicubic").clamp(-1, 1)
+    lr = nn.functional.interpolate(hr, size=(side // 4, side // 4), mode="area")
+    hole = torch.zeros(clips, frames, 1, side, side)
+    hole[..., 20:36, 20:44] = 1
+    return {
+        "hr": hr.view(clips, frames, 3, side, side),
+        "lr": lr.view(clips, frames, 3, side // 4, side // 4),
+        "hole": hole,
+    }
+
+
+def codec_task(model: VideoModel, **options: float) -> CodecTask:
+    return CodecTask(model.codec, PixelLoss(None), ADAMW, **{"latent_dropout": 0.0, **options})
+
+
+def denoiser_task(model: VideoModel, **options: float) -> DenoiserTask:
+    return DenoiserTask(model, partial(Objective, draw="logit_normal"), ADAMW, **options)
+
+
+def few_step_task(model: VideoModel, **options: float) -> FewStepTask:
+    return FewStepTask(model, PixelLoss(None), ADAMW, **options)
+
+
+TASKS = {"codec": codec_task, "denoiser": denoiser_task, "few_step": few_step_task}
+MakeTask = Callable[..., pl.LightningModule]
+
+
+@pytest.fixture(params=list(TASKS))
+def make_task(request: pytest.FixtureRequest) -> MakeTask:
+    return TASKS[request.param]
+
+
+def with_gradient(model: VideoModel, make_task: MakeTask, **options: float) -> tuple[float, dict[str, bool]]:
+    """Loss of one step, and whether each parameter of the model got a gradient that is not zero."""
+    model.requires_grad_(True)
+    loss = make_task(model, **options).training_step(make_batch(), 0)
+    loss.backward()
+    return float(loss), {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters()}
+
+
+TRAINED = {"codec": ("codec.",), "denoiser": ("denoiser.",), "few_step": ("denoiser.", "codec.decoder.")}
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_trained_parameter_gets_a_gradient_and_no_other(name: str) -> None:
+    _, got = with_gradient(tiny_model(), TASKS[name])
+    assert [n for n, yes in got.items() if yes != n.startswith(TRAINED[name])] == []
+
+
+def test_what_the_optimizer_holds_is_what_gets_a_gradient(make_task: MakeTask) -> None:
+    model = tiny_model().requires_grad_(True)
+    task = make_task(model)
+    task.trainer = pl.Trainer(max_steps=10, accelerator="cpu", logger=False, enable_checkpointing=False)
+    task.trainer.strategy.connect(task)
+    task.trainer.fit_loop._data_source.instance = [make_batch()]
+    held = {id(p) for group in task.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    task.training_step(make_batch(), 0).backward()
+    assert held == {id(p) for p in model.parameters() if p.grad is not None}
+
+
+def test_a_step_is_a_function_of_seed_and_step_alone(make_task: MakeTask) -> None:
+    losses = []
+    for noise_before, seed in ((0, 1), (99, 1), (0, 2)):
+        model = tiny_model()
+        torch.manual_seed(noise_before)
+        torch.rand(noise_before)
+        losses.append(float(make_task(model, seed=seed).training_step(make_batch(), 0)))
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_step_generator_is_a_pure_function_of_its_arguments() -> None:
+    def draw(*arguments: int | str) -> list[float]:
+        return torch.rand(4, generator=step_generator(*arguments)).tolist()
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 11, 0), (0, 1, 1), (0, 0, 0, "val")]
+    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+
+
+def test_known_share_decides_between_upscaling_and_inpainting() -> None:
+    batch = make_batch()
+    none, every = (batch_evidence(batch, share, torch.Generator().manual_seed(0)) for share in (0.0, 1.0))
+    assert not none.known.any()
+    assert torch.equal(none.guess, build_evidence(batch["lr"], batch["hole"]).guess)
+    assert torch.equal(every.known, 1 - batch["hole"])
+    outside = (batch["hole"] == 0).expand_as(batch["hr"])
+    assert torch.equal(every.guess[outside], batch["hr"][outside])
+
+
+# Losses.
+
+
+def test_l1_and_motion_by_hand() -> None:
+    target = torch.zeros(1, 3, 3, 4, 4)
+    output = torch.stack([torch.full((1, 3, 4, 4), v) for v in (0.1, 0.4, -0.2)], dim=1)
+    terms = PixelLoss(None, motion_weight=0.5)(output, target, torch.Generator())
+    assert set(terms) == {"l1", "motion"}
+    assert float(terms["l1"]) == pytest.approx((0.1 + 0.4 + 0.2) / 3)
+    assert float(terms["motion"]) == pytest.approx(0.5 * (0.3 + 0.6) / 2)
+    assert set(PixelLoss(None)(output[:, :1], target[:, :1], torch.Generator())) == {"l1"}
+
+
+class _Judge(nn.Module):
+    """Mean distance; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5))
+        self.shapes: list[torch.Size] = []
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        self.shapes.append(a.shape)
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+def test_the_judge_never_trains_and_sees_every_phase() -> None:
+    judge = _Judge()
+    loss = PixelLoss(judge, perceptual_weight=0.25, motion_weight=0.0, shift=3)
+    nn.ModuleList([loss]).train()  # as a trainer would
+    assert not any(module.training for module in loss.modules())
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    generator = torch.Generator().manual_seed(0)
+    output = torch.full((2, 2, 3, 16, 16), 0.5)
+    for _ in range(60):
+        terms = loss(output, torch.zeros_like(output), generator)
+        assert float(terms["perceptual"]) == pytest.approx(0.25 * 0.5)
+    assert {16 - shape[-1] for shape in judge.shapes} == {16 - shape[-2] for shape in judge.shapes} == {0, 1, 2, 3}
+    assert {shape[0] for shape in judge.shapes} == {4}
+
+
+# Schedule.
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_its_floor() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_cosine(optimizer, warmup=4, steps=24, floor=0.1)["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[14] == pytest.approx(2.0 * (0.1 + 0.9 / 2))  # half-way between warm-up and end
+    assert rates[9] == pytest.approx(2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert rates[24:] == pytest.approx([0.2] * 6)
+
+
+# Learning.
+
+
+def test_the_codec_learns_one_clip() -> None:
+    model, batch = tiny_model(), make_batch(clips=1)
+    with torch.no_grad():  # as a fresh codec starts: from the evidence's guess
+        model.codec.decoder.exit.weight.zero_()
+        model.codec.decoder.exit.bias.zero_()
+    task = codec_task(model, known_share=0.0)
+    optimizer = torch.optim.AdamW(model.codec.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(30):
+        loss = task.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_validation_reports_psnr_against_the_clean_clip() -> None:
+    """A decoder whose last layer is zero returns the guess, whose PSNR needs no model."""
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        model.codec.decoder.exit.weight.zero_()
+        model.codec.decoder.exit.bias.zero_()
+    guess = build_evidence(batch["lr"], batch["hole"]).guess
+    mse = ((guess - batch["hr"]).double() / 2).square().flatten(1).mean(1)
+    expected = float((10 * (1 / mse).log10()).mean())
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    for task in (codec_task(model), few_step_task(model)):
+        (result,) = trainer.validate(task, [batch], verbose=False)
+        assert result["val/psnr"] == pytest.approx(expected, abs=1e-3)
