@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ldm_video.config import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle
+from ldm_video.models.device import place
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.models.device import place
 from ldm_video.pipeline.job import Job, Outcome, compare_path, open_mask, open_writers, run_job
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.sizes import output_size, parse_tile
@@ -95,9 +95,11 @@ def flag_overrides(arguments: argparse.Namespace) -> list[str]:
 def check_values(config: DictConfig) -> None:
     """``UserError`` for a value of the wrong type. null is allowed where the defaults have it, and for the scale."""
     defaults = load_config(HERE / "configs/infer/default.yaml")
-    for key, value in config.items():
+    for key in map(str, config):
+        value = config[key]
         if value is None and (defaults[key] is None or key == "scale"):
             continue
+        kinds: tuple[type, ...]
         kinds, what = (
             ((int,), "a whole number") if key in INTEGERS
             else ((int, float), "a number") if key in NUMBERS
@@ -105,8 +107,8 @@ def check_values(config: DictConfig) -> None:
         )  # fmt: skip
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
-        if key in NOT_NEGATIVE and value < 0:
-            raise UserError(f"{key} is {value}; give 0 or more")
+        if key in NOT_NEGATIVE and float(value) < 0:
+            raise UserError(f"{key} is {value!r}; give 0 or more")
 
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:

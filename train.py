@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQD
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
+from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle, save_bundle
@@ -38,14 +39,18 @@ def main() -> None:
         return
     loaders = build_loaders(config)  # first: a wrong folder must leave nothing behind
     output = Path(config.output)
-    save_config(config, output / "config.yaml")
     trainer = build_trainer(config, output)
+    save_config(config, output / "config.yaml")
     last = output / "checkpoints" / "last.ckpt"
     if last.exists() and not arguments.restart:
         log.info("resuming from %s (use --restart to begin anew)", last)
     resume = str(last) if last.exists() and not arguments.restart else None
     # Our own checkpoint of this very run; Lightning reads it with pickle only because it wrote it here.
-    trainer.fit(task, loaders[0], loaders[1] if len(loaders) > 1 else None, ckpt_path=resume, weights_only=False)
+    state = torch.load(last, map_location="cpu", weights_only=False) if resume else None
+    if state is not None and state["global_step"] >= config.trainer.max_steps >= 0:
+        task.load_state_dict(state["state_dict"])  # the average; Lightning would stop at once and leave it unused
+    else:
+        trainer.fit(task, loaders[0], loaders[1] if len(loaders) > 1 else None, ckpt_path=resume, weights_only=False)
     if trainer.is_global_zero:
         save_bundle(model, output / "bundle")
         log.info("model bundle: %s", output / "bundle")
@@ -72,7 +77,10 @@ def build_task(config: DictConfig, model: VideoModel) -> pl.LightningModule:
     """The stage's Lightning module around the model, or around its codec alone where the stage trains only that."""
     optimizer = build(config.optimizer)
     part = {"codec": model.codec} if config.task.target.endswith("CodecTask") else {"model": model}
-    return build(config.task, **part, optimizer=optimizer)
+    try:
+        return build(config.task, **part, optimizer=optimizer)
+    except MetricUnavailable as error:
+        raise UserError(f"{error}; or leave it out with task.pixel_loss.perceptual=null") from error
 
 
 def build_loaders(config: DictConfig) -> list[DataLoader]:
@@ -80,22 +88,30 @@ def build_loaders(config: DictConfig) -> list[DataLoader]:
     loaders = []
     for name in ("train", "val"):
         if name in config.data:
-            loaders.append(
-                DataLoader(
-                    build(config.data[name]),
+            dataset = build(config.data[name])
+            try:
+                loader = DataLoader(
+                    dataset,
                     batch_size=config.data.batch,
                     num_workers=config.data.workers,
                     pin_memory=torch.cuda.is_available(),
                     drop_last=name == "train",
                 )
-            )
+            except ValueError as error:
+                raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
+            loaders.append(loader)
     return loaders
 
 
 def build_trainer(config: DictConfig, output: Path) -> pl.Trainer:
     """Lightning's trainer with checkpoints, weight averaging and a logger."""
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(output / "checkpoints", every_n_train_steps=config.checkpoint_every, save_last=True, enable_version_counter=False),
+        ModelCheckpoint(
+            output / "checkpoints",
+            every_n_train_steps=config.checkpoint_every,
+            save_last=True,
+            enable_version_counter=False,
+        ),
         TQDMProgressBar(refresh_rate=10),
         DrawAnew(),
     ]

@@ -69,7 +69,9 @@ class Restorer:
         text: prompt and negative prompt embeddings, each ``1 n d``, where the model takes them.
     """
 
-    def __init__(self, model: RestorationModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, model: RestorationModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         self.model = model
         self.settings = settings
         self.text = text

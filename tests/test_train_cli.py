@@ -1,0 +1,173 @@
+"""``train.py`` from the command line to the bundle: the three stages, resume, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import train
+from ldm_video.models.bundle import load_bundle
+from tests.cli_support import ROOT, call, files_below
+
+STAGES = ROOT / "configs" / "train" / "tiny"
+SMALL = {
+    "denoiser.config.unet.in_channels": 324,
+    "denoiser.config.unet.out_channels": 4,
+    "denoiser.config.unet.block_out_channels": "[8,16,16]",
+    "denoiser.config.unet.norm_num_groups": 4,
+    "denoiser.config.temporal.head_dim": 8,
+    "codec.latent_channels": 4,
+    "codec.encoder_channels": "[16,16]",
+    "codec.decoder_channels": "[8,8,8,4]",
+    "codec.decoder_blocks": "[1,1,1]",
+}
+NO_JUDGE = "task.pixel_loss.perceptual=null"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., Path]) -> list[str]:
+    """Overrides that make any stage small and quick."""
+    folder = tmp_path_factory.mktemp("data")
+    write_video(folder / "clips" / "a.mp4", frames=6, size=(112, 128))
+    data = [f"data.root={folder / 'clips'}", f"data.cache={folder / 'cache'}", "data.size=64", "data.batch=1"]
+    steps = ["trainer.max_steps=2", "checkpoint_every=1", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu"]
+    return [*data, *steps, "data.frames=2", "logger=csv"]
+
+
+@pytest.fixture(scope="module")
+def codec_options(base: list[str]) -> list[str]:
+    return ["--config", str(STAGES / "codec.yaml"), *base, NO_JUDGE, *(f"model.{k}={v}" for k, v in SMALL.items())]
+
+
+@pytest.fixture(scope="module")
+def codec_run(codec_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the codec's stage."""
+    output = tmp_path_factory.mktemp("runs") / "codec"
+    assert call(train, *codec_options, f"output={output}") == 0
+    return output
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_bundle(run / "bundle").state_dict()
+
+
+def steps_done(run: Path) -> int:
+    # Written by this very test a moment ago.
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["global_step"]
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The parts, such as ``codec.decoder``, of which at least one weight differs."""
+    assert before.keys() == after.keys()
+    names = {key for key in before if not torch.equal(before[key], after[key])}
+    return {".".join(name.split(".")[: 2 if name.startswith("codec") else 1]) for name in names}
+
+
+def test_the_codec_stage_leaves_config_checkpoint_log_and_bundle(codec_run: Path) -> None:
+    config = OmegaConf.load(codec_run / "config.yaml")
+    assert (config.trainer.max_steps, config.task.seed, config.model.codec.latent_channels) == (2, 0, 4)
+    assert steps_done(codec_run) == 2
+    assert load_bundle(codec_run / "bundle").codec.latent_channels == 4
+    assert any(path.name == "metrics.csv" for path in (codec_run / "log").rglob("*"))
+    assert not [name for name in files_below(codec_run) if ".part" in name]
+
+
+def test_the_three_stages_follow_one_another(codec_run: Path, base: list[str], tmp_path: Path) -> None:
+    denoiser, few_step = tmp_path / "denoiser", tmp_path / "few_step"
+    base = [*base, "ema=null"]  # averaging equal weights rounds them
+    stage = ["--config", str(STAGES / "denoiser.yaml"), *base, f"output={denoiser}"]
+    assert call(train, *stage, f"init_from={codec_run / 'bundle'}") == 0
+    assert changed(weights(codec_run), weights(denoiser)) == {"denoiser"}  # the codec is frozen
+    stage = ["--config", str(STAGES / "few_step.yaml"), *base, NO_JUDGE, f"output={few_step}"]
+    assert call(train, *stage, f"init_from={denoiser / 'bundle'}") == 0
+    assert changed(weights(denoiser), weights(few_step)) == {"denoiser", "codec.decoder"}
+
+
+def test_a_run_continues_where_it_stopped(
+    codec_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*codec_options, f"output={tmp_path / 'run'}"]
+    assert call(train, *options) == 0
+    first = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    with caplog.at_level("INFO", logger="train"):
+        assert call(train, *options, "trainer.max_steps=4") == 0
+    assert "resuming from" in caplog.text
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert (first["global_step"], last["global_step"]) == (2, 4)
+    moments = next(iter(last["optimizer_states"][0]["state"].values()))
+    assert int(moments["step"]) == 4  # the optimizer's memory went on too
+
+
+def test_a_finished_run_that_is_started_again_gives_the_same_bundle(codec_options: list[str], tmp_path: Path) -> None:
+    """With weight averaging on: the average must be what is saved, the second time too."""
+    options = [*codec_options, f"output={tmp_path / 'run'}", "ema=0.5"]
+    assert call(train, *options) == 0
+    before = weights(tmp_path / "run")
+    assert call(train, *options) == 0
+    assert changed(before, weights(tmp_path / "run")) == set()
+
+
+def test_restart_begins_anew(codec_options: list[str], codec_run: Path, tmp_path: Path) -> None:
+    options = [*codec_options, f"output={tmp_path / 'run'}", "trainer.max_steps=1"]
+    assert call(train, *options) == 0
+    once = weights(tmp_path / "run")
+    assert call(train, *options[:2], "--restart", *options[2:]) == 0
+    assert steps_done(tmp_path / "run") == 1
+    assert changed(once, weights(tmp_path / "run")) == set()
+
+
+def test_dry_run_prints_config_and_size_and_writes_nothing(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "max_steps: 2" in printed
+    assert "codec: 0." in printed and "M parameters" in printed
+    assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer.max_stepz=3", "unknown key 'trainer.max_stepz'"),
+        ("data.root=/no/such/folder", "data folder /no/such/folder does not exist"),
+        ("data.root=???", "the value of 'data.root'"),
+        ("data.size=62", "no multiple of scale"),
+        ("data.batch=0", "batch_size"),
+        ("data.frames=99", "no usable video"),
+        ("data.degrade=nonsense", "unknown degradation 'nonsense'"),
+        ("init_from=elsewhere", "not both"),
+        ("logger=tape", "unknown logger 'tape'"),
+        ("task.target=ldm_video.training.codec_task.Codex", "unknown model part"),
+        ("--turbo", "unrecognized arguments: --turbo"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", option) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and message in line
+    assert files_below(tmp_path) == set()
+
+
+def test_a_stage_without_its_predecessor(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", str(STAGES / "denoiser.yaml"), *base, f"output={tmp_path / 'run'}"]
+    assert call(train, *options, f"init_from={tmp_path / 'none'}") == 2
+    assert "is no model bundle" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_wandb_without_a_key_writes_a_run_to_the_disk(
+    codec_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "logger=wandb", folder=tmp_path) == 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
