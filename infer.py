@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -161,10 +160,8 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
             raise UserError(f"--overlap {settings.overlap} must be less than {name} {length}; change one of them")
     if settings.colour not in METHODS:
         raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
-    if settings.tile is not None:
-        # A tile larger than the padded frame is the frame.
-        height, width = (-(-side // model.multiple) * model.multiple for side in job.size)
-        settings = replace(settings, tile=(min(settings.tile[0], height), min(settings.tile[1], width)))
+    if settings.guidance != 1 and model.text is None:
+        raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")
     return settings
 
 

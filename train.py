@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import wandb
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -126,7 +126,7 @@ def build_logger(config: DictConfig, output: Path) -> Logger:
         return CSVLogger(output, name="log")
     if config.logger == "wandb":
         facts: Any = OmegaConf.to_container(config, resolve=True)
-        offline = "WANDB_API_KEY" not in os.environ
+        offline = wandb.api.api_key is None  # neither in the environment nor from `wandb login`
         return WandbLogger(name=config.name, save_dir=output, project="ldm-video", offline=offline, config=facts)
     raise UserError(f"unknown logger '{config.logger}'; use wandb or csv")
 

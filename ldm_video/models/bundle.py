@@ -10,17 +10,18 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin
+from diffusers import AutoencoderKL
 from torch import nn
 
 from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
+from ldm_video.diffusion.sampler import DETERMINISTIC
 from ldm_video.models.codec import ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.text import TextEncoder
@@ -114,14 +115,10 @@ def _load_part(folder: Path, name: str) -> Any:
 
 
 def _load_scheduler(folder: Path, name: str) -> diffusers.SchedulerMixin:
-    scheduler = getattr(diffusers, name, None)
-    if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
-        raise UserError(
-            f"unknown scheduler '{name}' in {folder.parent / INDEX}; give the name of a diffusers scheduler"
-        )
+    if name not in DETERMINISTIC:  # noise drawn at each step would depend on window, tile and segment
+        raise UserError(f"unsupported scheduler '{name}' in {folder.parent / INDEX}; use {', '.join(DETERMINISTIC)}")
     missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
-    config = _read_json(folder / "scheduler_config.json", missing)
-    return cast(type[ConfigMixin], scheduler).from_config(config)  # every scheduler is both
+    return getattr(diffusers, name).from_config(_read_json(folder / "scheduler_config.json", missing))
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

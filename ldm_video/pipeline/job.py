@@ -69,18 +69,22 @@ def run_job(job: Job, restorer: Restorer, progress: Progress) -> Outcome:
     with ExitStack() as stack:
         reader = stack.enter_context(FrameReader(job.source, deinterlace=job.deinterlace))
         mask = stack.enter_context(open_mask(job, reader.info))
-        writers = [stack.enter_context(writer) for writer in open_writers(job, reader.info)]
+        # The last to be opened is the first to be closed: no comparison without a result.
+        writers = open_writers(job, reader.info)
+        for opened in reversed(writers):
+            stack.enter_context(opened)
         times: dict[int, Fraction] = {}
-        frames = 0
+        frames = reached = 0  # written; taken in by the segments so far
 
         def restore(pixels: Tensor, hole: Tensor, indices: list[int]) -> Tensor:
-            fresh = indices[-1] + 1 - done[0]
-            start, done[0] = done[0], indices[-1] + 1
-            return _explain_memory(
-                lambda: restorer(pixels, hole, indices, lambda share: progress(start + share * fresh))
-            )
+            nonlocal reached
+            before, reached = reached, indices[-1] + 1
 
-        done = [0]
+            def report(share: float) -> None:
+                progress(before + share * (reached - before))
+
+            return _explain_memory(lambda: restorer(pixels, hole, indices, report))
+
         pieces = _pieces(reader, mask, times)
         for piece, pixels in restore_stream(pieces, restore, job.segment, job.overlap):
             pts = times.pop(piece.index)
