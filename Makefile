@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DATA ?=
+ARGS ?=
 
-.PHONY: help setup demo test check train-debug train-shipped clean
+.PHONY: help setup demo strip test check train-debug train-shipped clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -30,6 +31,10 @@ demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled
 	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
 		--output outputs/demo/city_hd.mp4 --compare --overwrite
 
+strip: demo ## Make the README's picture strip from the demo's result
+	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
+		"reference=data/samples/city_reference.mp4" --frame 20 --crop 150,0,480,300 --out docs/strip.png
+
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup ## Run the tests (those that need a GPU excepted)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not gpu"
@@ -44,9 +49,9 @@ train-debug: setup ## Overfit one small clip: shows in minutes that training lea
 
 train-shipped: setup ## Train the model that ships, in its three stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
-	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)"
-	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)"
-	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)"
+	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" $(ARGS)
 
 clean: ## Remove caches and outputs (.venv stays)
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

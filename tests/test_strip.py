@@ -1,0 +1,65 @@
+"""The picture strip: panels are the frames' own pixels, and bad input is one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eval import strip
+from ldm_video.core.errors import UserError, run_cli
+
+
+def picture(value: float, height: int, width: int) -> torch.Tensor:
+    return torch.full((3, height, width), value)
+
+
+def test_panels_stand_side_by_side_at_the_largest_size() -> None:
+    small = torch.tensor([[[-1.0, 1.0]]]).expand(3, 1, 2)
+    image = strip.make_strip({"in": small, "out": picture(0.0, 4, 8)})
+    assert image.shape == (strip.BAR + 4, 16, 3)
+    below = image[strip.BAR :]
+    assert (below[:, :4] == 0).all() and (below[:, 4:8] == 255).all()  # nearest: two pixels become two halves
+    assert (below[:, 8:] == 128).all()
+
+
+def test_crop_and_zoom_cut_the_same_place_out_of_every_panel() -> None:
+    ramp = torch.linspace(-1, 1, 8).expand(3, 4, 8)
+    image = strip.make_strip({"a": ramp, "b": -ramp}, crop=(2, 1, 3, 2), zoom=2)[strip.BAR :]
+    assert image.shape == (4, 12, 3)
+    levels = np.round((np.linspace(-1, 1, 8)[2:5] + 1) * 127.5)
+    np.testing.assert_array_equal(image[0, :6, 0], np.repeat(levels, 2))
+    np.testing.assert_array_equal(image[0, 6:, 0], np.repeat(255 - levels, 2))
+
+
+def test_a_crop_outside_the_frame_is_refused() -> None:
+    with pytest.raises(UserError, match="outside"):
+        strip.make_strip({"a": picture(0, 4, 4)}, crop=(9, 0, 2, 2))
+
+
+def test_command_writes_the_asked_frame(
+    tiny_video: Callable[..., Path] | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "strip.png"
+    monkeypatch.setattr(sys, "argv", ["strip", f"clip={tiny_video}", "--frame", "3", "--out", str(out)])
+    strip.main()
+    expected = strip.read_frame(Path(str(tiny_video)), 3)
+    written = cv2.imread(str(out))[strip.BAR :, :, ::-1]
+    np.testing.assert_array_equal(written, ((expected + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("clips", [["no-caption.mp4"], ["a=/nowhere.mp4"]])
+def test_bad_input_is_one_line(
+    clips: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["strip", *clips, "--out", str(tmp_path / "x.png")])
+    with pytest.raises(SystemExit) as stop:
+        run_cli(strip.main)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
