@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 from omegaconf import DictConfig
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ldm_video.config import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
 from ldm_video.models.video_model import VideoModel
@@ -21,9 +23,11 @@ from ldm_video.pipeline.job import Job, Outcome, compare_path, open_mask, open_w
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.sizes import output_size, parse_tile
 from ldm_video.video_io import VideoInfo, parse_box, probe
+from ldm_video.video_io.reader import Deinterlace
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
+DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
 FLAGS = (
     "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
     "deinterlace", "device", "dtype", "attention", "codec", "crf",
@@ -36,8 +40,7 @@ NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate")
 def main() -> None:
     """Read the command line, build the job, run it."""
     arguments = parse_arguments()
-    config = load_config(arguments.config, [*flag_overrides(arguments), *arguments.overrides])
-    check_values(config)
+    config = read_config(arguments)
     info = probe(arguments.input)
     model = load_bundle(SHIPPED if config.model == "shipped" else config.model)
     job = make_job(arguments, config, info, model)
@@ -62,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", help="what to fill the mask with, and what the clip shows")
     parser.add_argument("--negative-prompt", help="what not to show")
     parser.add_argument("--model", help="model bundle (a folder); default: the one that ships")
-    parser.add_argument("--config", default=HERE / "configs/infer/default.yaml", help="a YAML file of configs/infer")
+    parser.add_argument("--config", default=DEFAULTS, help="a YAML file of configs/infer")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
     parser.add_argument("--steps", type=int, help="sampling steps")
@@ -84,19 +87,27 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+def read_config(arguments: argparse.Namespace) -> DictConfig:
+    """The defaults, then the file of ``--config``, then the command line; every key known, every value of its type."""
+    overrides = [*flag_overrides(arguments), *arguments.overrides]
+    config = load_config(arguments.config, overrides, base=DEFAULTS)
+    if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
+        config.deinterlace = "on" if config.deinterlace else "off"
+    check_values(config, load_config(DEFAULTS))
+    return config
+
+
 def flag_overrides(arguments: argparse.Namespace) -> list[str]:
     """Command-line flags as overrides of the config. Text is quoted, so that YAML takes it as it is."""
     given = {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
-    overrides = [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
-    return [*overrides, "scale=null"] if "height" in given and "scale" not in given else overrides
+    return [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
 
 
-def check_values(config: DictConfig) -> None:
-    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it, and for the scale."""
-    defaults = load_config(HERE / "configs/infer/default.yaml")
+def check_values(config: DictConfig, defaults: DictConfig) -> None:
+    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it."""
     for key in map(str, config):
         value = config[key]
-        if value is None and (defaults[key] is None or key == "scale"):
+        if value is None and defaults[key] is None:
             continue
         kinds: tuple[type, ...]
         kinds, what = (
@@ -112,14 +123,18 @@ def check_values(config: DictConfig) -> None:
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
     output = Path(arguments.output)
+    if config.deinterlace not in get_args(Deinterlace):
+        raise UserError(f"unknown deinterlace '{config.deinterlace}'; use {', '.join(get_args(Deinterlace))}")
+    scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
+    window = model.sampling.window if config.window is None else config.window
     return Job(
         source=Path(arguments.input),
         output=output,
-        size=output_size(info.size, config.scale, config.height),
+        size=output_size(info.size, scale, config.height),
         mask=arguments.mask,
         boxes=[parse_box(text) for text in arguments.box],
         deinterlace=config.deinterlace,
-        segment=config.segment,
+        segment=max(config.segment, window),
         overlap=model.sampling.overlap if config.overlap is None else config.overlap,
         encoding={"codec": config.codec, "crf": config.crf, "preset": config.preset},
         compare=compare_path(output) if arguments.compare else None,
@@ -162,6 +177,10 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
         raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
     if settings.guidance != 1 and model.text is None:
         raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")
+    try:
+        sampling_timesteps(model.scheduler, settings.steps)
+    except ValueError as error:
+        raise UserError(f"--steps {settings.steps} does not suit this model's scheduler: {error}") from error
     return settings
 
 
@@ -201,7 +220,7 @@ def summary(job: Job, outcome: Outcome) -> str:
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return "'" + text.replace("'", "''").replace("${", "\\${") + "'"
 
 
 if __name__ == "__main__":

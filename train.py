@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import wandb
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -20,16 +21,23 @@ from ldm_video.config import build, load_config, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.callbacks import DrawAnew
+from ldm_video.training.order import ClipOrder
 
 log = logging.getLogger("train")
+
+SECTIONS = (
+    "name", "output", "seed", "init_from", "model", "task", "data", "optimizer", "ema", "gradient_checkpointing",
+    "trainer", "checkpoint_every", "logger", "publish",
+)  # fmt: skip
 
 
 def main() -> None:
     """Read the command line, build every part, fit, and save the model bundle."""
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides, known=SECTIONS)
+    if config.trainer.max_steps < 1:
+        raise UserError("trainer.max_steps must be 1 or more: the learning rate is led down to it")
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)
@@ -37,23 +45,25 @@ def main() -> None:
         print(OmegaConf.to_yaml(config, resolve=True))
         print(describe(model))
         return
-    loaders = build_loaders(config)  # first: a wrong folder must leave nothing behind
     output = Path(config.output)
+    last = output / "checkpoints" / "last.ckpt"
+    # Our own checkpoint of this very run: a pickle, but one that was written here.
+    resume = torch.load(last, map_location="cpu", weights_only=False) if last.exists() and not arguments.restart else {}
+    done = resume.get("global_step", 0)
+    loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
     trainer = build_trainer(config, output)
     save_config(config, output / "config.yaml")
-    last = output / "checkpoints" / "last.ckpt"
-    if last.exists() and not arguments.restart:
-        log.info("resuming from %s (use --restart to begin anew)", last)
-    resume = str(last) if last.exists() and not arguments.restart else None
-    # Our own checkpoint of this very run; Lightning reads it with pickle only because it wrote it here.
-    state = torch.load(last, map_location="cpu", weights_only=False) if resume else None
-    if state is not None and state["global_step"] >= config.trainer.max_steps >= 0:
-        task.load_state_dict(state["state_dict"])  # the average; Lightning would stop at once and leave it unused
-    else:
-        trainer.fit(task, loaders[0], loaders[1] if len(loaders) > 1 else None, ckpt_path=resume, weights_only=False)
+    if resume:
+        log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
+    trainer.fit(task, **loaders, ckpt_path=str(last) if resume else None, weights_only=False)
+    if resume and trainer.global_step == done:
+        task.load_state_dict(resume["state_dict"])  # nothing was left to do: Lightning did not put the average in place
     if trainer.is_global_zero:
         save_bundle(model, output / "bundle")
         log.info("model bundle: %s", output / "bundle")
+        if config.publish is not None:
+            save_bundle(model, config.publish, torch.float16)
+            log.info("published in half precision: %s", config.publish)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,9 +77,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def build_model(config: DictConfig) -> VideoModel:
     """The model of ``config.model``, or the bundle ``config.init_from``: exactly one of them."""
-    if ("model" in config) == (config.init_from is not None):
+    if (config.get("model") is not None) == (config.init_from is not None):
         raise UserError("give either a model section or init_from=BUNDLE, and not both")
     model = build(config.model) if config.init_from is None else load_bundle(config.init_from)
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()
     return model.requires_grad_(True).train().to(memory_format=torch.channels_last)
 
 
@@ -83,9 +95,11 @@ def build_task(config: DictConfig, model: VideoModel) -> pl.LightningModule:
         raise UserError(f"{error}; or leave it out with task.pixel_loss.perceptual=null") from error
 
 
-def build_loaders(config: DictConfig) -> list[DataLoader]:
-    """Training batches and, where the config names a ``data.val``, validation batches."""
-    loaders = []
+def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
+    """Training batches from step ``done`` on and, where the config names a ``data.val``, validation batches."""
+    per_step = config.data.batch * config.trainer.get("accumulate_grad_batches", 1)
+    order = ClipOrder(config.trainer.max_steps * per_step, done * per_step)
+    loaders = {}
     for name in ("train", "val"):
         if name in config.data:
             dataset = build(config.data[name])
@@ -93,13 +107,14 @@ def build_loaders(config: DictConfig) -> list[DataLoader]:
                 loader = DataLoader(
                     dataset,
                     batch_size=config.data.batch,
+                    sampler=order if name == "train" else None,
                     num_workers=config.data.workers,
                     pin_memory=torch.cuda.is_available(),
                     drop_last=name == "train",
                 )
             except ValueError as error:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
-            loaders.append(loader)
+            loaders["train_dataloaders" if name == "train" else "val_dataloaders"] = loader
     return loaders
 
 
@@ -113,11 +128,21 @@ def build_trainer(config: DictConfig, output: Path) -> pl.Trainer:
             enable_version_counter=False,
         ),
         TQDMProgressBar(refresh_rate=10),
-        DrawAnew(),
     ]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
-    return build(config.trainer, callbacks=callbacks, logger=build_logger(config, output), default_root_dir=str(output))
+    logger = build_logger(config, output)
+    try:
+        # ClipOrder shares the clips out among processes itself.
+        return build(
+            config.trainer,
+            callbacks=callbacks,
+            logger=logger,
+            default_root_dir=str(output),
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"the trainer section cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def build_logger(config: DictConfig, output: Path) -> Logger:
@@ -126,7 +151,7 @@ def build_logger(config: DictConfig, output: Path) -> Logger:
         return CSVLogger(output, name="log")
     if config.logger == "wandb":
         facts: Any = OmegaConf.to_container(config, resolve=True)
-        offline = wandb.api.api_key is None  # neither in the environment nor from `wandb login`
+        offline = not wandb.login(prompt=False)  # no key, neither in the environment nor from `wandb login`
         return WandbLogger(name=config.name, save_dir=output, project="ldm-video", offline=offline, config=facts)
     raise UserError(f"unknown logger '{config.logger}'; use wandb or csv")
 

@@ -56,7 +56,8 @@ class Sampling:
 class ClipDataset(Dataset):
     """Clips of ``frames`` frames from the videos and photographs under some folders.
 
-    An item is a pure function of (``seed``, epoch, index): it depends on no worker, no order and no earlier item.
+    An item is a pure function of (``seed``, index): it depends on no worker, no order and no earlier item. The stream
+    is endless: any index from 0 on is an item.
 
     Args:
         root: a folder, or several; searched recursively, in sorted order.
@@ -64,7 +65,7 @@ class ClipDataset(Dataset):
         scale: high-res pixels for one low-res pixel.
         degrade: a configuration or the name of a preset.
         masks: family name -> weight, see :mod:`data.masks`.
-        samples_per_epoch: the length of the dataset.
+        length: items that one pass takes where nobody says otherwise (validation).
         cache: folder of decoded frames, about 2.8 MB for each 720p frame; ``None`` is ``~/.cache/ldm-video``.
         sampling: the attributes of :class:`Sampling`.
 
@@ -83,15 +84,15 @@ class ClipDataset(Dataset):
         degrade: DegradeConfig | str = "sd",
         masks: Mapping[str, float] | None = None,
         seed: int = 0,
-        samples_per_epoch: int = 1000,
+        length: int = 1000,
         cache: str | Path | None = None,
         **sampling: float,
     ) -> None:
-        self.frames, self.scale, self.seed, self.epoch = frames, scale, seed, 0
+        self.frames, self.scale, self.seed = frames, scale, seed
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.degrade = _preset(degrade) if isinstance(degrade, str) else degrade
         self.masks = dict(DEFAULT_MASKS if masks is None else masks)
-        self.samples_per_epoch = samples_per_epoch
+        self.length = length
         if unknown := sorted(sampling.keys() - {field.name for field in fields(Sampling)}):
             raise UserError(f"unknown data option {unknown[0]!r}; see data.clips.ClipDataset and Sampling")
         self.sampling = Sampling(**sampling)  # type: ignore[arg-type]
@@ -108,16 +109,12 @@ class ClipDataset(Dataset):
         self._open_arrays: dict[Path, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other items from now on; call it before the workers of the epoch start."""
-        self.epoch = epoch
+        return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
-        if not 0 <= index < len(self):
+        if index < 0:
             raise IndexError(index)
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.seed, index])
         path = self.sources[rng.choice(len(self.sources), p=self.shares)]
         padded = (self.size[0] + 2 * self.margin, self.size[1] + 2 * self.margin)
         clip = self._cut(self._frames(path), is_photo(path), padded, rng)  # t h w c

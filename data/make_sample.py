@@ -40,7 +40,9 @@ def main() -> None:
     lowres = damage(clip, mask, paint)
     encode(lowres, arguments.folder / "city_sd.mp4")
     cv2.imwrite(str(arguments.folder / "city_mask.png"), mask)
-    shutil.copyfile(arguments.source, arguments.folder / "city_reference.mp4")
+    reference = arguments.folder / "city_reference.mp4"
+    if arguments.source.resolve() != reference.resolve():
+        shutil.copyfile(arguments.source, reference)
 
 
 def damage(clip: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> np.ndarray:

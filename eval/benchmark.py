@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from eval.clips import ClipPair
+from eval.clips import ClipPair, find_clips
 from eval.inputs import BenchmarkInput, Track, build_inputs
-from eval.methods import Method, find_methods
+from eval.measure import Cost, Worker
+from eval.methods import Method, Settings, find_methods
 from eval.results import write_json
 from eval.run import Plan, parse_metrics, score_pairs
 from eval.scoring import Tools
@@ -60,37 +60,70 @@ def read_suite(config: DictConfig) -> Suite:
 def run_track(
     track: Track, inputs: list[BenchmarkInput], methods: list[Method], out: Path, plan: Plan
 ) -> dict[str, dict[str, Any]]:
-    """Method name -> summary of its scores, with ``seconds`` a frame. Methods that only fill skip a holeless track."""
+    """Method name -> summary of its scores, with ``seconds`` a frame and ``peak_bytes`` of the clip that took most.
+
+    Methods that only fill skip a holeless track. Interlaced low-res frames are of two moments: the output's
+    consistency with them is not scored.
+    """
     results: dict[str, dict[str, Any]] = {}
     for method in methods:
-        if method.fills and track.hole_area == 0:
+        if method.fills and not track.has_hole:
             continue
         log.print(f"{track.name}: {method.name}")
         folder = out / "outputs" / track.name / method.name
-        seconds = [run_once(method, given, folder) for given in inputs]
-        pairs = [ClipPair(g.clip, folder / f"{g.clip}.mkv", g.ref, g.mask, g.lowres) for g in inputs]
+        with Worker() as worker:
+            costs = [run_once(method, given, folder, worker) for given in inputs]
+        pairs = [
+            ClipPair(g.clip, folder / f"{g.clip}.mkv", g.ref, g.mask, None if track.interlaced else g.lowres)
+            for g in inputs
+        ]
         scores = Plan(plan.metrics, plan.tools, out / "scores" / track.name / method.name, plan.strict, plan.jobs)
         summary, failures = score_pairs(pairs, scores)
         if failures:
             raise UserError(f"{method.name} on {track.name}: {failures[0]}")
         frames = sum(given.frames for given in inputs)
-        results[method.name] = summary | {"seconds": sum(seconds) / frames}
+        seconds = sum(cost.seconds for cost in costs) / frames
+        results[method.name] = summary | {"seconds": seconds, "peak_bytes": max(cost.peak_bytes for cost in costs)}
     return results
 
 
-def run_once(method: Method, given: BenchmarkInput, folder: Path) -> float:
-    """Make one output and return the seconds that it took, or those of an earlier run that still stands."""
+def run_once(method: Method, given: BenchmarkInput, folder: Path, worker: Worker) -> Cost:
+    """Make one output and return what that cost, or what it cost an earlier run whose output still stands."""
     output, note = folder / f"{given.clip}.mkv", folder / f"{given.clip}.json"
     state = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (given.lowres, given.mask) if p is not None]
     key = json.dumps([method.identity(), state, given.scale])
-    if output.is_file() and note.is_file() and (record := json.loads(note.read_text()))["key"] == key:
-        return float(record["seconds"])
+    if output.is_file() and (cost := _recorded(note, key)) is not None:
+        return cost
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    method(given.lowres, given.mask, given.scale, output)
-    seconds = time.perf_counter() - started
-    write_json(note, {"key": key, "seconds": seconds, "frames": given.frames})
-    return seconds
+    cost = worker(method, given.lowres, given.mask, given.scale, output)
+    write_json(note, {"key": key, **asdict(cost), "frames": given.frames})
+    return cost
+
+
+def _recorded(note: Path, key: str) -> Cost | None:
+    try:
+        record = json.loads(note.read_text())
+        return Cost(record["seconds"], record["peak_bytes"]) if record["key"] == key else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def choose_methods(suite: Suite, names: str | None, settings: Settings) -> tuple[list[Method], list[str]]:
+    """The methods that can run here, the baseline first, and one line for each of the suite's that cannot.
+
+    ``names`` (comma-separated) replaces the suite's; ``UserError`` when one of them cannot run.
+    """
+    wanted = names.split(",") if names else list(suite.methods)
+    methods, left_out = [], []
+    for method in find_methods(list(dict.fromkeys([BASELINE, *wanted])), settings):
+        reason = method.missing(suite.scale)
+        if reason is None:
+            methods.append(method)
+        elif names:
+            raise UserError(reason)
+        else:
+            left_out.append(f"{method.name} is left out: {reason}")
+    return methods, left_out
 
 
 def _arguments() -> argparse.Namespace:
@@ -102,8 +135,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tracks", help="comma-separated, instead of all of the suite's")
     parser.add_argument("--model", help="model bundle for `ours` (default: the one that ships)")
     parser.add_argument("--infer", default="", help="more options for infer.py, as one string")
+    parser.add_argument("--masks", type=Path, help="folder of CLIP/%%05d.png, white = object, for object tracks")
+    parser.add_argument("--migan", type=Path, help="ONNX file of the MI-GAN pipeline, for `migan`")
+    parser.add_argument("--sd-upscaler", type=Path, help="diffusers checkpoint folder for `sd_upscaler`")
+    parser.add_argument("--sd-inpaint", type=Path, help="diffusers checkpoint folder for `sd_inpaint`")
     parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")
-    parser.add_argument("--device", default="cpu", help="where the metrics' networks run")
+    parser.add_argument("--device", default="cpu", help="where the metrics' and the peers' networks run")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="clips scored at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=8")
     return parser.parse_args()
@@ -123,18 +160,33 @@ def main() -> None:
     """The command line."""
     args = _arguments()
     suite = read_suite(load_config(args.suite, args.overrides))
-    names = args.methods.split(",") if args.methods else list(suite.methods)
-    methods = find_methods(list(dict.fromkeys([BASELINE, *names])), args.model, tuple(args.infer.split()))
+    settings = Settings(
+        args.model, tuple(args.infer.split()), args.migan, args.sd_upscaler, args.sd_inpaint, args.device
+    )
+    methods, notes = choose_methods(suite, args.methods, settings)
     out, tools = Path(args.out), Tools(args.raft, args.device)
     plan = Plan(parse_metrics(suite.metrics), tools, out, jobs=args.jobs)
     results: dict[str, dict[str, Any]] = {}
     for track in _chosen_tracks(suite, args.tracks):
-        inputs = build_inputs(args.root, out / "inputs", track, suite.scale, suite.seed, suite.frames)
-        results[track.name] = run_track(track, inputs, methods, out, plan)
-        write_json(out / "results.json", results)
-    text = markdown(results, BASELINE)
+        inputs = build_inputs(args.root, out / "inputs", track, suite.scale, suite.seed, suite.frames, args.masks)
+        notes += _absent_clips(track, args.root, inputs, args.masks)
+        if inputs:
+            results[track.name] = run_track(track, inputs, methods, out, plan)
+            write_json(out / "results.json", results)
+    for note in notes:
+        log.print(note, markup=False, highlight=False, soft_wrap=True)
+    text = "\n".join([markdown(results, BASELINE), *(f"{note}\n" for note in notes)])
     (out / "table.md").write_text(text)
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _absent_clips(track: Track, root: str, inputs: list[BenchmarkInput], masks: Path | None) -> list[str]:
+    """A line about the clips that a track of object masks does without."""
+    absent = sorted(set(find_clips(root)) - {given.clip for given in inputs})
+    if not absent:
+        return []
+    place = "without --masks DIR" if masks is None else f"no masks in {masks}"
+    return [f"{track.name} is without {', '.join(absent)}: {place}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark's own degradation and hole: fixed for good, whatever training's random ones become.
+"""The benchmark's own degradation: fixed for good, whatever training's random one becomes.
 
 A table can be compared with last year's only if its inputs did not move; hence nothing here is shared with ``data``
 (a test holds the degradation against it).
@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch.nn import functional as F
-
-_OUTLINE_POINTS = 128
-_SUBPIXEL_BITS = 8  # of OpenCV's polygon filler
 
 
 def shrink(
@@ -38,33 +35,3 @@ def shrink(
     if noise_sigma > 0:
         result = result + rng.standard_normal(result.shape, dtype=np.float32) * np.float32(noise_sigma / 255)
     return np.clip(result, 0, 1)
-
-
-def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
-    """``t h w`` uint8 in {0, 1}: one smooth blob of ``area`` (share of the frame) that drifts and bounces inside."""
-    angle = np.linspace(0, 2 * np.pi, _OUTLINE_POINTS, endpoint=False)
-    waves = [rng.uniform(0, 0.3 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
-    outline = (1 + np.sum(waves, axis=0))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # n 2, x y
-    outline *= np.sqrt(area * size[0] * size[1] / _polygon_area(outline))
-    reach = np.abs(outline).max(axis=0)
-    room = np.maximum(np.array([size[1], size[0]]) - 2 * reach, 0)
-    heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.005, 0.015) * min(size)
-    start = rng.uniform(0, 1, 2) * room
-    mask = np.zeros((frames, *size), np.uint8)
-    for index in range(frames):
-        travelled = start + index * speed * np.array([np.cos(heading), np.sin(heading)])
-        points = outline + reach + _bounce(travelled, room)
-        fixed = np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)
-        cv2.fillPoly(mask[index], [fixed], 1, shift=_SUBPIXEL_BITS)
-    return mask
-
-
-def _bounce(position: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Fold a straight path into [0, room]."""
-    folded = np.mod(position, np.maximum(2 * room, 1e-9))
-    return np.where(folded > room, 2 * room - folded, folded)
-
-
-def _polygon_area(points: np.ndarray) -> float:
-    x, y = points.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

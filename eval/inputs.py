@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eval.broadcast import RATE, write_broadcast
 from eval.clips import find_clips, frames_of
-from eval.degradations import moving_blob, shrink
+from eval.degradations import shrink
+from eval.holes import FAMILIES, OBJECT, read_object
 from eval.results import write_json
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.probe import DEFAULT_RATE, probe
@@ -39,7 +42,10 @@ class Track:
         blur_sigma: Gaussian, in reference pixels.
         noise_sigma: Gaussian, in levels of 0..255, after the antialiased bicubic resize.
         crf: x264's; negative stores the low-res clip losslessly.
-        hole_area: share of the frame that a moving blob covers; 0 has no hole.
+        hole_area: share of the frame that the hole covers; 0 has no hole.
+        hole: one of the drawn families, or ``object`` for masks from a folder, whose area is what it is.
+        broadcast_bits: for each low-res pixel, of interlaced MPEG-2; 0 is progressive. The reference's frames become
+            fields, so the clip has half as many frames, and its reference is every second frame, at 25 a second.
     """
 
     name: str
@@ -47,6 +53,24 @@ class Track:
     noise_sigma: float = 0.0
     crf: int = -1
     hole_area: float = 0.0
+    hole: str = "blob"
+    broadcast_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.hole not in (*FAMILIES, OBJECT):
+            raise UserError(f"track {self.name}: unknown hole {self.hole!r}; there are {', '.join(FAMILIES)}, {OBJECT}")
+        if self.interlaced and (self.has_hole or self.crf >= 0):
+            raise UserError(f"track {self.name}: broadcast_bits goes with neither a hole nor crf; use two tracks")
+
+    @property
+    def has_hole(self) -> bool:
+        """Whether the track's clips come with a mask."""
+        return self.hole_area > 0 or self.hole == OBJECT
+
+    @property
+    def interlaced(self) -> bool:
+        """Whether the low-res clip is made of fields."""
+        return self.broadcast_bits > 0
 
 
 @dataclass(frozen=True)
@@ -62,26 +86,54 @@ class BenchmarkInput:
 
 
 def build_inputs(
-    root: str | Path, out: Path, track: Track, scale: int, seed: int, limit: int | None = None
+    root: str | Path,
+    out: Path,
+    track: Track,
+    scale: int,
+    seed: int,
+    limit: int | None = None,
+    masks: str | Path | None = None,
 ) -> list[BenchmarkInput]:
     """Build (or find again) the inputs of a track for every clip under ``root``.
 
-    ``limit`` keeps the first so many frames. The random numbers of a clip depend on ``seed``, its name and the track
-    alone. Raises ``UserError`` for a clip smaller than the crop.
+    ``limit`` keeps the first so many frames; ``masks`` holds ``CLIP/%05d.png`` for a track of object masks, which has
+    only the clips that are there. The random numbers of a clip depend on ``seed``, its name and the track alone.
+    Raises ``UserError`` for a clip smaller than the crop.
     """
     if CROP % scale:
         raise UserError(f"scale {scale} does not divide the crop's step of {CROP}; use 2, 4, 8 or 16")
-    return [_build(name, path, out, track, scale, seed, limit) for name, path in find_clips(root).items()]
+    clips = find_clips(root)
+    if track.hole == OBJECT:
+        clips = {name: path for name, path in clips.items() if masks is not None and (Path(masks) / name).is_dir()}
+    given = []
+    for name, path in clips.items():
+        ref = _build_reference(name, path, out / "ref", limit)
+        if track.interlaced:
+            given.append(_build_interlaced(name, ref, out, track, scale, seed))
+        else:
+            objects = Path(masks) / name if masks is not None and track.hole == OBJECT else None
+            given.append(_build(name, ref, out, track, scale, seed, objects))
+    return given
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """``source_size``: of the clip before it was cropped to ``size``, both (height, width)."""
+
+    path: Path
+    frames: int
+    size: tuple[int, int]
+    source_size: tuple[int, int]
+    rate: Fraction
 
 
 def _build(
-    name: str, source: Path, out: Path, track: Track, scale: int, seed: int, limit: int | None
+    name: str, ref: _Reference, out: Path, track: Track, scale: int, seed: int, objects: Path | None
 ) -> BenchmarkInput:
-    ref = _build_reference(name, source, out / "ref", limit)
     folder = out / track.name
     lowres = folder / "lowres" / f"{name}.{'mp4' if track.crf >= 0 else 'mkv'}"
-    mask = folder / "mask" / f"{name}.mkv" if track.hole_area > 0 else None
-    recipe = {"track": asdict(track), "scale": scale, "seed": seed, "ref": _state(ref.path)}
+    mask = folder / "mask" / f"{name}.mkv" if track.has_hole else None
+    recipe = _recipe(ref, track, scale, seed) | ({"objects": _state(objects)} if objects else {})
     note = folder / f"{name}.json"
     found = BenchmarkInput(name, ref.path, lowres, mask, ref.frames, scale)
     if _same(note, recipe) and lowres.is_file() and (mask is None or mask.is_file()):
@@ -89,22 +141,41 @@ def _build(
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
     holes = None
     if mask is not None:
-        holes = moving_blob(rng, ref.frames, ref.size, track.hole_area)  # t h w
+        if objects is None:
+            holes = FAMILIES[track.hole](rng, ref.frames, ref.size, track.hole_area)  # t h w
+        else:
+            holes = read_object(objects, ref.frames, ref.source_size, ref.size)
         white = (torch.from_numpy(hole).float().expand(3, -1, -1) * 2 - 1 for hole in holes)
         _write(mask, white, ref.size, ref.rate, LOSSLESS)
     small = (ref.size[0] // scale, ref.size[1] // scale)
-    frames = _degraded(ref.path, holes, track, scale, rng)
+    frames = (_to_pixels(frame) for frame in _degraded(ref.path, holes, track, scale, rng))
     _write(lowres, frames, small, ref.rate, "libx264" if track.crf >= 0 else LOSSLESS, max(track.crf, 0))
     write_json(note, recipe)
     return found
 
 
-@dataclass(frozen=True)
-class _Reference:
-    path: Path
-    frames: int
-    size: tuple[int, int]
-    rate: Fraction
+def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale: int, seed: int) -> BenchmarkInput:
+    if ref.frames < 2:
+        raise UserError(f"{name} has one frame; a frame of the track {track.name} takes two, one for each field")
+    folder = out / track.name
+    firsts, lowres = folder / "ref" / f"{name}.mkv", folder / "lowres" / f"{name}.mkv"
+    recipe = _recipe(ref, track, scale, seed)
+    note, count = folder / f"{name}.json", ref.frames // 2
+    found = BenchmarkInput(name, firsts, lowres, None, count, scale)
+    if _same(note, recipe) and lowres.is_file() and firsts.is_file():
+        return found
+    rng = np.random.default_rng(_clip_seed(seed, name, track.name))
+    moments = ((frame * 255).round().astype(np.uint8) for frame in _degraded(ref.path, None, track, scale, rng))
+    write_broadcast(lowres, moments, (ref.size[0] // scale, ref.size[1] // scale), track.broadcast_bits)
+    # what a frame should look like once its second field is left out of account
+    truth = (_to_pixels(frame) for frame in islice(frames_of(ref.path), 0, 2 * count, 2))
+    _write(firsts, truth, ref.size, RATE, LOSSLESS)
+    write_json(note, recipe)
+    return found
+
+
+def _recipe(ref: _Reference, track: Track, scale: int, seed: int) -> dict[str, object]:
+    return {"track": asdict(track), "scale": scale, "seed": seed, "ref": _state(ref.path)}
 
 
 def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -> _Reference:
@@ -114,12 +185,13 @@ def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -
     if 0 in size:
         raise UserError(f"{source} is smaller than {CROP}x{CROP}; the benchmark needs larger clips")
     path, note = folder / f"{name}.mkv", folder / f"{name}.json"
+    source_size = (info.height, info.width)
     recipe = {"source": _state(source), "limit": limit}
     if path.is_file() and _same(note, recipe):
-        return _Reference(path, json.loads(note.read_text())["frames"], size, rate)
+        return _Reference(path, json.loads(note.read_text())["frames"], size, source_size, rate)
     count = _write(path, _cropped(source, size, limit), size, rate, LOSSLESS)
     write_json(note, recipe | {"frames": count})
-    return _Reference(path, count, size, rate)
+    return _Reference(path, count, size, source_size, rate)
 
 
 def _cropped(source: Path, size: tuple[int, int], limit: int | None) -> Iterator[Tensor]:
@@ -132,10 +204,11 @@ def _cropped(source: Path, size: tuple[int, int], limit: int | None) -> Iterator
 
 def _degraded(
     ref: Path, holes: np.ndarray | None, track: Track, scale: int, rng: np.random.Generator
-) -> Iterator[Tensor]:
+) -> Iterator[np.ndarray]:
+    """Low-res frames ``h w 3`` in [0, 1]."""
     for index, frame in enumerate(frames_of(ref)):
         painted = frame if holes is None else np.where(holes[index][..., None] > 0, np.float32(PAINT), frame)
-        yield _to_pixels(shrink(painted, scale, track.blur_sigma, track.noise_sigma, rng))
+        yield shrink(painted, scale, track.blur_sigma, track.noise_sigma, rng)
 
 
 def _write(

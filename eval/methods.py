@@ -1,37 +1,37 @@
-"""The methods of the benchmark, all behind one door: a low-res file and perhaps a mask in, a high-res file out."""
+"""The methods of the benchmark, all behind one door: a low-res file and perhaps a mask in, a high-res file out.
+
+What others made (Real-ESRGAN, BasicVSR, ...) is in :mod:`eval.peers`; each is there when its packages and weights are.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
-import torch
-from einops import rearrange
 
+from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
 from eval.inputs import LOSSLESS
+from eval.peers.basicvsr import BasicVSR
+from eval.peers.migan import MIGAN
+from eval.peers.realesrgan import RealESRGAN
+from eval.peers.stable_diffusion import StableDiffusionInpaint, StableDiffusionUpscaler
 from ldm_video.core.errors import UserError
-from ldm_video.video_io.masks import read_mask
-from ldm_video.video_io.probe import DEFAULT_RATE, probe
-from ldm_video.video_io.reader import FrameReader
-from ldm_video.video_io.writer import VideoWriter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 INPAINT_RADIUS = 3  # pixels, OpenCV's own example
-# The resize kernel smears what is painted in the hole over two low-res pixels, and a codec over a little more: who
-# starts from the mask's very border inpaints with that paint.
-GROW_LOWRES_PIXELS = 3
 
 
 class Method(Protocol):
     """``method(lowres, mask, scale, output)`` writes ``output`` (.mkv, lossless), ``scale`` times larger.
 
     ``fills``: without a mask it has nothing to do that another method does not. ``identity`` changes when results may.
+    ``missing``: the one line that says why it cannot run here and what installs it; None when it can. Picklable.
     """
 
     @property
@@ -41,6 +41,8 @@ class Method(Protocol):
     def fills(self) -> bool: ...
 
     def identity(self) -> str: ...
+
+    def missing(self, scale: int) -> str | None: ...
 
     def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None: ...
 
@@ -56,8 +58,11 @@ class Interpolation:
     def identity(self) -> str:
         return f"{self.name} opencv {cv2.__version__}"
 
+    def missing(self, scale: int) -> str | None:
+        return None
+
     def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
-        _frame_by_frame(lowres, mask, scale, output, lambda frame, _: enlarge(frame, scale, self.kernel))
+        frame_by_frame(lowres, mask, scale, output, lambda frame, _: enlarge(frame, scale, self.kernel))
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,15 @@ class ClassicInpainting:
     def identity(self) -> str:
         return f"{self.name} {INPAINT_RADIUS} {GROW_LOWRES_PIXELS} opencv {cv2.__version__}"
 
+    def missing(self, scale: int) -> str | None:
+        return None
+
     def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
-        reach = GROW_LOWRES_PIXELS * scale
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-
         def one(frame: np.ndarray, hole: np.ndarray) -> np.ndarray:
-            large = enlarge(frame, scale, cv2.INTER_CUBIC)
-            if not hole.any():
-                return large
-            return cv2.inpaint(large, cv2.dilate(hole, kernel), INPAINT_RADIUS, self.algorithm)
+            large = enlarge(frame, scale)
+            return cv2.inpaint(large, grow(hole, scale), INPAINT_RADIUS, self.algorithm) if hole.any() else large
 
-        _frame_by_frame(lowres, mask, scale, output, one)
+        frame_by_frame(lowres, mask, scale, output, one)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ class Ours:
         state = [(str(file), file.stat().st_mtime_ns) for file in files]
         return f"{self.name} {self.model} {self.options} {state}"
 
+    def missing(self, scale: int) -> str | None:
+        return None
+
     def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "infer.py", "--input", str(lowres.resolve()), "--output", str(output.resolve())]
@@ -110,42 +116,44 @@ class Ours:
             raise UserError(f"infer.py ended with {done.returncode} on {lowres}: {lines[-1]}")
 
 
-def find_methods(names: list[str], model: str | None = None, options: tuple[str, ...] = ()) -> list[Method]:
-    """Methods by name; ``model`` and ``options`` are for ``ours``. ``UserError`` for an unknown name."""
-    known: dict[str, Method] = {
-        method.name: method
-        for method in (
-            Interpolation("bicubic", cv2.INTER_CUBIC),
-            Interpolation("lanczos", cv2.INTER_LANCZOS4),
-            ClassicInpainting("telea", cv2.INPAINT_TELEA),
-            ClassicInpainting("navier_stokes", cv2.INPAINT_NS),
-            Ours(model, options),
-        )
-    }
+@dataclass(frozen=True)
+class Settings:
+    """Where methods find what is not in a package. ``model`` and ``options`` are those of ``ours``.
+
+    ``migan`` is an ONNX file, ``sd_upscaler`` and ``sd_inpaint`` are checkpoint folders of diffusers; ``device`` is
+    where the peers that run on torch run.
+    """
+
+    model: str | None = None
+    options: tuple[str, ...] = ()
+    migan: Path | None = None
+    sd_upscaler: Path | None = None
+    sd_inpaint: Path | None = None
+    device: str = "cpu"
+
+
+def known_methods(settings: Settings) -> Mapping[str, Method]:
+    """Every method there is by its name, whether it can run here or not."""
+    methods: tuple[Method, ...] = (
+        Interpolation("bicubic", cv2.INTER_CUBIC),
+        Interpolation("lanczos", cv2.INTER_LANCZOS4),
+        ClassicInpainting("telea", cv2.INPAINT_TELEA),
+        ClassicInpainting("navier_stokes", cv2.INPAINT_NS),
+        RealESRGAN("real_esrgan_x4plus", "REALESRGAN_X4PLUS_UP4X"),
+        RealESRGAN("real_esrgan_animevideov3", "REALESRGAN_ANIMAVIDEOV3_UP4X"),
+        BasicVSR(settings.device),
+        MIGAN(settings.migan),
+        StableDiffusionUpscaler(settings.sd_upscaler, settings.device),
+        StableDiffusionInpaint(settings.sd_inpaint, settings.device),
+        Ours(settings.model, settings.options),
+    )
+    return {method.name: method for method in methods}
+
+
+def find_methods(names: list[str], settings: Settings | None = None) -> list[Method]:
+    """Methods by name. ``UserError`` for an unknown name."""
+    known = known_methods(settings or Settings())
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"unknown method {unknown[0]!r}; there are {', '.join(known)}")
     return [known[name] for name in names]
-
-
-def enlarge(frame: np.ndarray, scale: int, kernel: int) -> np.ndarray:
-    """``h w 3`` uint8 -> ``scale`` times larger."""
-    return cv2.resize(frame, (frame.shape[1] * scale, frame.shape[0] * scale), interpolation=kernel)
-
-
-def _frame_by_frame(
-    lowres: Path, mask: Path | None, scale: int, output: Path, one: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> None:
-    """Run ``one(frame h w 3, hole H W) -> H W 3`` (uint8; hole in {0, 1} at the output's size) on every frame."""
-    info = probe(lowres)
-    size = (info.height * scale, info.width * scale)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        FrameReader(lowres, deinterlace="off") as reader,
-        read_mask(mask, None, size, None) as holes,
-        VideoWriter(output, size, None, info.rate or DEFAULT_RATE, codec=LOSSLESS, overwrite=True) as writer,
-    ):
-        for frame in reader:
-            pixels = rearrange(frame.pixels, "c h w -> h w c").add(1).mul(127.5).round().byte().numpy()
-            large = one(pixels, holes.at(frame.index)[0].byte().numpy())
-            writer.write(rearrange(torch.from_numpy(large).float(), "h w c -> c h w") / 127.5 - 1)

@@ -83,6 +83,12 @@ class Moment:
 
 Metric = Callable[[Moment], Scores]
 
+NO_VFID = (
+    "published VFID (ProPainter's core/metrics.py) takes I3D with its batch normalisation left in training mode and a "
+    "covariance of 1024 features from 50 clips or more; without i3d_rgb_imagenet.pt, which no package holds, a copy "
+    "cannot be held against a published value: run that script on the outputs"
+)
+
 
 def _psnr(m: Moment) -> Scores:
     return {f"psnr{at}": fidelity.psnr(m.pred, m.ref, where) for at, where in m.regions.items()}
@@ -180,6 +186,10 @@ def _lowres_consistency(m: Moment) -> Scores:
     }
 
 
+def _vfid(m: Moment) -> Scores:
+    raise MetricUnavailable(NO_VFID)
+
+
 METRICS: dict[str, Metric] = {
     "psnr": _psnr,
     "psnr_y": _psnr_y,
@@ -195,6 +205,7 @@ METRICS: dict[str, Metric] = {
     "tlpips": _tlpips,
     "temporal_flickering": _temporal_flickering,
     "lowres_consistency": _lowres_consistency,
+    "vfid": _vfid,
 }
 SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")

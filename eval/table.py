@@ -26,7 +26,8 @@ _NONE = "-"
 def markdown(results: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: str) -> str:
     """``track -> method -> summary`` -> one table for each track.
 
-    Times are ratios to the baseline's, measured in the same run. Warp error is won by blur: read its gap to the
+    Seconds and peak memory are also given as ratios to the baseline's, measured in the same run: they depend less on
+    the machine. Warp error is won by blur: read its gap to the
     reference's own.
     """
     parts = [_one_table(track, methods, baseline) for track, methods in results.items() if methods]
@@ -37,17 +38,27 @@ def _one_table(track: str, methods: Mapping[str, Mapping[str, Any]], baseline: s
     summaries = list(methods.values())
     flow = _flow_name(summaries[0])
     shown = [row for row in _COLUMNS if any(row[1].format(flow=flow) in s["scores"] for s in summaries)]
-    heads = ["method", *(row[0].format(flow=flow) for row in shown), f"time / {baseline}"]
+    costs = ["s / frame", f"time / {baseline}", "peak MiB", f"memory / {baseline}"]
+    heads = ["method", *(row[0].format(flow=flow) for row in shown), *costs]
     lines = [f"**{track}**, {summaries[0]['clips']} clips", "", _line(heads), _line(["---"] * len(heads))]
-    lines.append(_line(["reference", *(_reference_cell(summaries[0], row, flow) for row in shown), _NONE]))
+    lines.append(
+        _line(["reference", *(_reference_cell(summaries[0], row, flow) for row in shown), *[_NONE] * len(costs)])
+    )
     for name, summary in methods.items():
         cells = [_cell(summary["scores"].get(row[1].format(flow=flow)), row) for row in shown]
-        pace = summary["seconds"] / methods[baseline]["seconds"] if baseline in methods else None
-        lines.append(_line([name, *cells, _NONE if pace is None else f"{pace:.1f}"]))
+        lines.append(_line([name, *cells, *_cost_cells(summary, methods.get(baseline))]))
     missing = {name: reason for summary in summaries for name, reason in summary["unavailable"].items()}
     if missing:
         lines += ["", *(f"{name} is not available: {reason}" for name, reason in missing.items())]
     return "\n".join(lines) + "\n"
+
+
+def _cost_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
+    own, pace, room = f"{summary['seconds']:.3g}", _NONE, _NONE
+    if baseline is not None:
+        pace = f"{summary['seconds'] / baseline['seconds']:.1f}"
+        room = f"{summary['peak_bytes'] / baseline['peak_bytes']:.1f}"
+    return [own, pace, f"{summary['peak_bytes'] / 2**20:.0f}", room]
 
 
 def _flow_name(summary: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ from data.degrade import DegradeConfig, degrade_pixels
 from eval import benchmark
 from eval.benchmark import read_suite
 from eval.clips import frames_of
-from eval.degradations import moving_blob, shrink
+from eval.degradations import shrink
+from eval.holes import moving_blob
 from eval.inputs import Track, build_inputs
 from eval.methods import find_methods
 from eval.table import markdown
@@ -155,7 +156,16 @@ def test_unknown_method_and_track_and_key(tmp_path: Path) -> None:
 
 def test_the_shipped_suite_is_the_one_described() -> None:
     suite = read_suite(load_config(SUITE))
-    assert dict((t.name, t) for t in suite.tracks) == {"clean": CLEAN, "sd": SD, "sd_hole": HOLE}
+    assert {t.name: t for t in suite.tracks} == {
+        "clean": CLEAN,
+        "sd": SD,
+        "broadcast": Track("broadcast", 1.2, 3.0, broadcast_bits=0.3),
+        "sd_hole": HOLE,
+        "sd_box": Track("sd_box", 1.2, 3.0, 20, 0.08, "box"),
+        "sd_logo": Track("sd_logo", 1.2, 3.0, 20, 0.01, "logo"),
+        "sd_scratch": Track("sd_scratch", 1.2, 3.0, 20, 0.015, "scratch"),
+        "sd_object": Track("sd_object", 1.2, 3.0, 20, hole="object"),
+    }
     assert suite.scale == 4 and suite.methods[0] == "bicubic" and "ours" in suite.methods
 
 
@@ -178,7 +188,7 @@ def test_benchmark_end_to_end(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     table = (out / "table.md").read_text()
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| bicubic")]
     assert len(rows) == 2 and rows[0][1] == luma
-    assert table.count("| reference |") == 2 and rows[0][-1] == "1.0 |"
+    assert table.count("| reference |") == 2 and rows[0][-1] == "1.0 |" and rows[0][-3] == "1.0"
 
 
 def test_table_prints_units_and_the_reference() -> None:
@@ -187,10 +197,12 @@ def test_table_prints_units_and_the_reference() -> None:
         "ewarp_lai[raft]": {"mean": 0.01234, "gap": 0.002}, "ewarp_lai[raft]:ref": {"mean": 0.01},
     }  # fmt: skip
     summary = {"clips": 4, "scores": scores, "unavailable": {"dists": "install it"}, "seconds": 0.2}
-    lines = markdown({"sd": {"bicubic": summary, "other": summary | {"seconds": 0.5}}}, "bicubic").splitlines()
+    summary["peak_bytes"] = 300 * 2**20
+    other = summary | {"seconds": 0.5, "peak_bytes": 480 * 2**20}
+    lines = markdown({"sd": {"bicubic": summary, "other": other}}, "bicubic").splitlines()
     assert lines[0] == "**sd**, 4 clips"
     assert "E_warp[raft] x1e-2" in lines[2] and "DISTS" not in lines[2]
-    assert lines[4] == "| reference | - | 0.000 | 1.000 | 0.000 | - |"
-    assert lines[5] == "| bicubic | 25.90 | 0.551 | 1.234 | 0.200 | 1.0 |"
-    assert lines[6] == "| other | 25.90 | 0.551 | 1.234 | 0.200 | 2.5 |"
+    assert lines[4] == "| reference | - | 0.000 | 1.000 | 0.000 | - | - | - | - |"
+    assert lines[5] == "| bicubic | 25.90 | 0.551 | 1.234 | 0.200 | 0.2 | 1.0 | 300 | 1.0 |"
+    assert lines[6] == "| other | 25.90 | 0.551 | 1.234 | 0.200 | 0.5 | 2.5 | 480 | 1.6 |"
     assert lines[8] == "dists is not available: install it"

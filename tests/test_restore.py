@@ -48,12 +48,16 @@ class PointwiseCodec(Codec):
     factor = 4
     latent_channels = 3 * 4**2
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.2))
+
     def encode(self, pixels: Tensor) -> Tensor:
         return space_to_depth(pixels, 4)
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         pixels = rearrange(latents, "b t (c f g) h w -> b t c (h f) (w g)", f=4, g=4)
-        return 0.2 * pixels * (1 + evidence.hole) + 0.5 * evidence.canvas
+        return self.gain * pixels * (1 + evidence.hole) + 0.5 * evidence.canvas
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
         return iter(())
@@ -126,7 +130,7 @@ def test_one_call_is_the_sampler_and_the_decoder_by_hand(model: VideoModel) -> N
     evidence = build_evidence(frames[None], hole[None])
     x = frame_noise(3, indices, (4, 4, 4), model.shared_noise)[None]
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(model.scheduler.config)
-    scheduler.set_timesteps(2)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5])
     for timestep in scheduler.timesteps:
         x = scheduler.step(model.predict(x, timestep, evidence), timestep, x).prev_sample
     expected = model.codec.decode(x, evidence).clamp(-1, 1)[0]

@@ -101,6 +101,9 @@ def test_a_run_continues_where_it_stopped(
     assert (first["global_step"], last["global_step"]) == (2, 4)
     moments = next(iter(last["optimizer_states"][0]["state"].values()))
     assert int(moments["step"]) == 4  # the optimizer's memory went on too
+    # The same clips, holes and noise as without the stop (the warm-up does not depend on where a run ends).
+    assert call(train, *codec_options, f"output={tmp_path / 'straight'}", "trainer.max_steps=4") == 0
+    assert changed(weights(tmp_path / "run"), weights(tmp_path / "straight")) == set()
 
 
 def test_a_finished_run_that_is_started_again_gives_the_same_bundle(codec_options: list[str], tmp_path: Path) -> None:

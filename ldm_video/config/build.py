@@ -43,7 +43,7 @@ def build(node: Mapping[str, Any] | DictConfig, **injected: Any) -> Any:
         raise UserError(f"{plain[TARGET_KEY]} needs '{missing[0]}', which the configuration does not give; add it")
     try:
         return function(**arguments)
-    except ValueError as error:  # by convention: an argument has the right type and a wrong value
+    except (TypeError, ValueError) as error:  # an argument of the wrong type or value
         raise UserError(f"cannot build {plain[TARGET_KEY]}: {error}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,14 @@ from ldm_video.core.files import atomic_path
 DEFAULTS_KEY = "defaults"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, allow_missing: bool = False) -> DictConfig:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    base: str | Path | None = None,
+    known: Collection[str] | None = None,
+    allow_missing: bool = False,
+) -> DictConfig:
     """Read ``path``, the files that its ``defaults`` names, then ``key=value`` overrides; later ones win.
 
     ``defaults`` is a list at the top of the file. ``other.yaml`` (relative to the file that names it) is merged
@@ -25,11 +32,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, allow_missin
     ``???`` marks a value that the caller must give (``allow_missing`` lets it stand, to look at a file as it is).
     The result is in struct mode: reading an unknown key raises.
 
+    ``base`` is a file under everything, whose keys are then the only ones that ``path`` may have at its top level;
+    ``known`` names those keys outright.
+
     Raises ``UserError`` for a missing or invalid file, a circular ``defaults``, a malformed override, an override
     of a key that does not exist, and a mandatory value that is still missing.
     """
     path = Path(path)
-    tree = cast(dict[Any, Any], OmegaConf.to_container(_read_merged(path, ()), resolve=False))
+    merged = _read_merged(path, ())
+    if base is not None:
+        floor = _read_merged(Path(base), ())
+        known = [str(key) for key in floor]
+    if known is not None:
+        _check_top_level(merged, known, path)
+    if base is not None:
+        merged = cast(DictConfig, OmegaConf.merge(floor, merged))
+    tree = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=False))
     for override in overrides:
         _apply_override(tree, override, path)
     try:
@@ -55,6 +73,13 @@ def save_config(config: DictConfig, path: str | Path) -> None:
         raise UserError(f"cannot save the configuration to {path}: {_first_line(error)}") from error
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _check_top_level(config: DictConfig, known: Collection[str], path: Path) -> None:
+    for key in map(str, config):
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(known)
+            raise UserError(f"unknown key '{key}' in {path}; nearest keys: {', '.join(nearest)}")
 
 
 def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:

@@ -98,8 +98,9 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bicubic resize of ``b t c . .`` pixels to ``size``, clipped to [-1, 1]."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    y = F.interpolate(fold_time(x), size=size, mode="bicubic", antialias=True, align_corners=False)
-    return unfold_time(y, x.shape[1]).clamp(-1, 1)
+    # In float32: on a CPU there is no antialiased kernel for half precision.
+    y = F.interpolate(fold_time(x).float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return unfold_time(y, x.shape[1]).clamp(-1, 1).to(x.dtype)
 
 
 def push_pull(x: Tensor, weight: Tensor) -> Tensor:

@@ -177,18 +177,23 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], devi
 
 def _step_keywords(scheduler: SchedulerMixin, generator: torch.Generator | None) -> dict[str, Any]:
     """Keywords for ``scheduler.step``; noise is never drawn from the global generator."""
-    name, config = type(scheduler).__name__, scheduler.config
-    noisy = (
-        name not in DETERMINISTIC
-        or str(config.get("algorithm_type", "")).startswith("sde")
-        or bool(config.get("stochastic_sampling"))
-    )
+    name, noisy = type(scheduler).__name__, draws_noise(scheduler)
     takes = "generator" in inspect.signature(scheduler.step).parameters
     if noisy and not takes:
         raise ValueError(f"{name} draws noise that cannot be seeded; use one of {', '.join(SCHEDULERS)}")
     if noisy and generator is None:
         raise ValueError(f"{name} adds noise at each step: pass a generator")
     return {"generator": generator} if noisy else {}
+
+
+def draws_noise(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler adds noise at each step; such noise cannot be drawn frame by frame."""
+    config = scheduler.config
+    return (
+        type(scheduler).__name__ not in DETERMINISTIC
+        or str(config.get("algorithm_type", "")).startswith("sde")
+        or bool(config.get("stochastic_sampling"))
+    )
 
 
 def _check_terminal_snr(scheduler: SchedulerMixin) -> None:

@@ -12,16 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
 
 from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
-from ldm_video.diffusion.sampler import DETERMINISTIC
+from ldm_video.diffusion.sampler import draws_noise, make_scheduler
 from ldm_video.models.codec import ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.text import TextEncoder
@@ -114,11 +113,16 @@ def _load_part(folder: Path, name: str) -> Any:
     return part
 
 
-def _load_scheduler(folder: Path, name: str) -> diffusers.SchedulerMixin:
-    if name not in DETERMINISTIC:  # noise drawn at each step would depend on window, tile and segment
-        raise UserError(f"unsupported scheduler '{name}' in {folder.parent / INDEX}; use {', '.join(DETERMINISTIC)}")
+def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
     missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
-    return getattr(diffusers, name).from_config(_read_json(folder / "scheduler_config.json", missing))
+    config = _read_json(folder / "scheduler_config.json", missing)
+    try:
+        scheduler = make_scheduler({**config, "_class_name": name})
+    except UserError as error:
+        raise UserError(f"{folder.parent / INDEX}: {error}") from error
+    if draws_noise(scheduler):
+        raise UserError(f"{folder}: {name} adds noise at each step, which would differ from window to window; use DDIM")
+    return scheduler
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:

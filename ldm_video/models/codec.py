@@ -147,8 +147,8 @@ class VideoCodec(Codec):
     def track_scale(self, raw: Tensor, momentum: float = 0.02) -> None:
         """Move the latents' mean and standard deviation towards those of a batch of raw latents ``b t c h w``."""
         mean, std = raw.mean(dim=(0, 1, 3, 4)), raw.std(dim=(0, 1, 3, 4))
-        self.latent_mean.lerp_(mean.float(), momentum)
-        self.latent_std.lerp_(std.float().clamp(min=1e-3), momentum)
+        self.latent_mean.lerp_(mean.to(self.latent_mean), momentum)
+        self.latent_std.lerp_(std.clamp(min=1e-3).to(self.latent_std), momentum)
 
 
 class EvidenceDecoder(nn.Module):
@@ -178,7 +178,7 @@ class EvidenceDecoder(nn.Module):
     def forward(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w``, evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
         frames = latents.shape[1]
-        sight = torch.cat([evidence.guess, evidence.hole, evidence.known], dim=2)  # b t 5 H W
+        sight = torch.cat([evidence.guess, evidence.hole, evidence.known], dim=2).to(latents)  # b t 5 H W
         x = self.enter8(fold_time(latents))  # (b t) wide h w
         x = _run(self.body8, x, frames)
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
@@ -188,7 +188,8 @@ class EvidenceDecoder(nn.Module):
         x = x + self.evidence2(fold_time(space_to_depth(sight, 2)))
         x = _run(self.body2, x, frames)
         x = F.pixel_shuffle(self.up1(x), 2)  # (b t) fine 8h 8w
-        return evidence.guess + unfold_time(self.exit(F.silu(x)), frames)  # b t 3 8h 8w
+        # Added in the evidence's type: in bfloat16 the sum would be rounded to visible steps.
+        return evidence.guess + unfold_time(self.exit(F.silu(x)), frames).to(evidence.guess)  # b t 3 8h 8w
 
 
 class ResidualBlock(nn.Module):

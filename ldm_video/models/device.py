@@ -29,4 +29,7 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
     model.denoiser.set_attention(attention)
-    return model.to(device=where, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)
+    model = model.to(device=where, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)
+    if dtype == "fp16":
+        model.codec.float()  # the x4-upscaler's decoder overflows in float16
+    return model

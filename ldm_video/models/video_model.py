@@ -8,6 +8,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
+from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence, EvidenceLayout
 from ldm_video.models.codec import Codec
 from ldm_video.models.inflate import VideoUNet
@@ -64,6 +65,14 @@ class VideoModel(nn.Module):
         self.text = text
         self.shared_noise = shared_noise
         self.sampling = sampling or SamplingDefaults()
+        takes, gets = int(denoiser.unet.config["in_channels"]), codec.latent_channels + layout.channels
+        if takes != gets:
+            raise UserError(
+                f"the denoiser takes {takes} channels, latents and evidence have {codec.latent_channels} + "
+                f"{layout.channels} = {gets}; correct in_channels or the layout"
+            )
+        if layout.factor != codec.factor:
+            raise UserError(f"the layout's factor {layout.factor} is not the codec's {codec.factor}; make them equal")
 
     @property
     def multiple(self) -> int:

@@ -114,7 +114,7 @@ def open_writers(job: Job, info: VideoInfo) -> list[VideoWriter]:
     writers = [VideoWriter(job.output, job.size, info, rate, overwrite=job.overwrite, **job.encoding)]
     if job.compare is not None:
         wide = (job.size[0], 2 * job.size[1])
-        writers.append(VideoWriter(job.compare, wide, None, rate, overwrite=job.overwrite, **job.encoding))
+        writers.append(VideoWriter(job.compare, wide, info, rate, overwrite=job.overwrite, **job.encoding))
     return writers
 
 
@@ -139,8 +139,10 @@ def _explain_memory(run: Callable[[], Tensor]) -> Tensor:
     try:
         return run()
     except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is full; use --tile 512x512, or a smaller --window") from error
+        raise UserError("the GPU's memory is full; use --tile 512x512, segment=16 or a smaller --window") from error
     except RuntimeError as error:
         if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise UserError("the machine's memory is full; use --tile 512x512, or a smaller --window") from error
+            raise UserError(
+                "the machine's memory is full; use --tile 512x512, segment=16 or a smaller --window"
+            ) from error
         raise

@@ -20,6 +20,9 @@ class Decoder(Protocol):
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``."""
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters; the first tells the type, which need not be the denoiser's."""
+
 
 class RestorationModel(Protocol):
     """A denoiser with its codec and scheduler, such as :class:`ldm_video.models.video_model.VideoModel`."""

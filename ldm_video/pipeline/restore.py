@@ -54,7 +54,7 @@ class RestoreSettings:
     window: int = 12
     overlap: int = 4
     tile: tuple[int, int] | None = None
-    tile_overlap: int = 64
+    tile_overlap: int = 128
     dilate: int = 0
     feather: int = 8
     colour: str = "wavelet"
@@ -99,9 +99,9 @@ class Restorer:
         known = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         hole = dilate(hole, settings.dilate)
         evidence = build_evidence(lowres, hole, known_pixels=known, known=None if known is None else 1 - hole)
-        padded = pad_evidence(evidence, self.model.multiple).map(lambda x: x.to(self.dtype))
-        output = self._decode(self._sample(padded, indices, callback), padded)
-        output = output[..., :height, :width].float()  # b t 3 H W
+        padded = pad_evidence(evidence, self.model.multiple)
+        latents = self._sample(padded, indices, callback).to(next(iter(self.model.codec.parameters())).dtype)
+        output = self._decode(latents, padded)[..., :height, :width].float()  # b t 3 H W
         output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
         if known is not None:
             output = put_back(output, known, hole, settings.feather)

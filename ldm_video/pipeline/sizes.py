@@ -10,7 +10,7 @@ from ldm_video.core.errors import UserError
 def output_size(size: tuple[int, int], scale: float | None, height: int | None) -> tuple[int, int]:
     """(height, width) of the output: ``scale`` times the input, or ``height`` with the aspect ratio kept, even."""
     if (scale is None) == (height is None):
-        raise UserError("give either --scale or --height, and not both")
+        raise UserError("give either scale or height, and not both")
     if height is not None:
         if height < 2 or height % 2:
             raise UserError(f"--height {height} is not a positive even number; video needs even sizes")

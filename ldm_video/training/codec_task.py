@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ldm_video.core.tensors import unfold_time
 from ldm_video.models.codec import VideoCodec
-from ldm_video.training.batches import batch_evidence, step_generator
+from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss
-from ldm_video.training.schedule import warmup_cosine
+from ldm_video.training.stage import MakeOptimizer, Stage
 
 
-class CodecTask(pl.LightningModule):
+class CodecTask(Stage):
     """Batch -> latents + evidence -> pixels -> loss.
 
     Args:
         codec: the codec to train.
         pixel_loss: L1, perceptual and motion terms.
-        optimizer: makes an optimizer of parameters.
         kl_weight: weight of the latents' KL divergence from a unit Gaussian, per latent number (LDM, section 3.1).
         latent_dropout: share of clips whose latents are drawn from the prior instead: the decoder learns to lean on
             the evidence when the latents say nothing.
         known_share: share of clips with known high-res pixels (see :func:`batch_evidence`).
-        warmup: steps of linear warm-up before the cosine.
-        seed: of the step's random numbers.
+        optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
     def __init__(
         self,
         codec: VideoCodec,
         pixel_loss: PixelLoss,
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: MakeOptimizer,
         kl_weight: float = 1e-5,
         latent_dropout: float = 0.1,
         known_share: float = 0.1,
         warmup: int = 100,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, seed)
         self.codec = codec
         self.pixel_loss = pixel_loss
-        self.make_optimizer = optimizer
         self.kl_weight = kl_weight
         self.latent_dropout = latent_dropout
         self.known_share = known_share
-        self.warmup = warmup
-        self.seed = seed
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        generator = step_generator(self.seed, self.global_step, self.global_rank)
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        generator = self.generator(index)
         hr = batch["hr"]
         evidence = batch_evidence(batch, self.known_share, generator)
         posterior = self.codec.posterior(hr)
@@ -73,11 +63,7 @@ class CodecTask(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        evidence = batch_evidence(batch, 0.0, step_generator(self.seed, index, self.global_rank, "val"))
+        evidence = batch_evidence(batch, 0.0, self.generator(index, "val"))
         output = self.codec.decode(self.codec.encode(batch["hr"]), evidence).clamp(-1, 1)
         mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
         self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.codec.parameters())
-        return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

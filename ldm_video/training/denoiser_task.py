@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ldm_video.diffusion.noise import batch_noise
 from ldm_video.diffusion.objective import Objective
 from ldm_video.diffusion.process import Process
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.batches import batch_evidence, step_generator
-from ldm_video.training.schedule import warmup_cosine
+from ldm_video.training.batches import batch_evidence
+from ldm_video.training.stage import MakeOptimizer, Stage
 
 
-class DenoiserTask(pl.LightningModule):
+class DenoiserTask(Stage):
     """Batch -> noisy latents + evidence -> prediction -> loss.
 
     Args:
         model: the whole model; its codec (and text encoder) stay frozen.
         objective: makes weighting and draw of the noise levels from the process of the model's scheduler.
-        optimizer: makes an optimizer of parameters.
         known_share: share of clips with known high-res pixels.
-        warmup: steps of linear warm-up before the cosine.
-        seed: of the step's random numbers.
+        optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
     def __init__(
         self,
         model: VideoModel,
         objective: Callable[[Process], Objective],
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: MakeOptimizer,
         known_share: float = 0.1,
         warmup: int = 100,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        model.codec.requires_grad_(False).eval()
+        super().__init__(optimizer, warmup, seed)
+        if model.text is not None:
+            raise ValueError("a model with a text encoder needs captioned clips, which this stage does not read yet")
+        model.requires_grad_(False)
+        model.denoiser.requires_grad_(True)
         self.model = model
         self.objective = objective(Process.from_scheduler(model.scheduler))
-        self.make_optimizer = optimizer
         self.known_share = known_share
-        self.warmup = warmup
-        self.seed = seed
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        loss, t = self._loss(batch, step_generator(self.seed, self.global_step, self.global_rank))
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss, t = self._loss(batch, self.generator(index))
         self.log("train/loss", loss.mean(), prog_bar=True)
         quarter = t * 4 // len(self.objective.process)
         for q in quarter.unique():
@@ -57,7 +52,7 @@ class DenoiserTask(pl.LightningModule):
         return loss.mean()
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        loss, _ = self._loss(batch, step_generator(self.seed, index, self.global_rank, "val"))
+        loss, _ = self._loss(batch, self.generator(index, "val"))
         self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True)
 
     def _loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,7 +66,3 @@ class DenoiserTask(pl.LightningModule):
         prediction = self.model.predict(noisy, self.objective.process.timestep_of(t), evidence)
         loss, weight = self.objective.loss(prediction, latents, noise, t)
         return loss * weight, t
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(p for p in self.model.denoiser.parameters() if p.requires_grad)
-        return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

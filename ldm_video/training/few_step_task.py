@@ -7,51 +7,46 @@ jump (as the sampler will make them), not from the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ldm_video.core.evidence import Evidence
 from ldm_video.diffusion.noise import batch_noise
 from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.batches import batch_evidence, step_generator
+from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss
-from ldm_video.training.schedule import warmup_cosine
+from ldm_video.training.stage import MakeOptimizer, Stage
 
 
-class FewStepTask(pl.LightningModule):
+class FewStepTask(Stage):
     """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together.
 
     Args:
         model: the whole model; its encoder (and text encoder) stay frozen.
         pixel_loss: L1, perceptual and motion terms.
-        optimizer: makes an optimizer of parameters.
         step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
         latent_weight: weight of the clean latents' mean squared error; 0 leaves them free (and the encoder idle).
         known_share: share of clips with known high-res pixels.
-        warmup: steps of linear warm-up before the cosine.
-        seed: of the step's random numbers.
+        optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
     def __init__(
         self,
         model: VideoModel,
         pixel_loss: PixelLoss,
-        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        optimizer: MakeOptimizer,
         step_shares: Sequence[float] = (0.7, 0.1, 0.1, 0.1),
         latent_weight: float = 0.05,
         known_share: float = 0.1,
         warmup: int = 100,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, seed)
         model.requires_grad_(False)
         model.denoiser.requires_grad_(True)
         for parameter in model.codec.decoder_parameters():
@@ -60,15 +55,12 @@ class FewStepTask(pl.LightningModule):
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
-        self.make_optimizer = optimizer
         self.step_shares = torch.tensor(step_shares)
         self.latent_weight = latent_weight
         self.known_share = known_share
-        self.warmup = warmup
-        self.seed = seed
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        generator = step_generator(self.seed, self.global_step, self.global_rank)
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        generator = self.generator(index)
         evidence = batch_evidence(batch, self.known_share, generator)
         step = int(torch.multinomial(self.step_shares, 1, generator=generator))
         clean = self._jump(self._latent_shape(batch["hr"]), step, evidence, generator)
@@ -94,15 +86,15 @@ class FewStepTask(pl.LightningModule):
         if step > 0:
             with torch.no_grad():
                 own = self._predict_clean(noisy, self.timesteps[0], evidence)
-            fresh = batch_noise(shape, generator, self.model.shared_noise).to(own)
-            noisy = self.process.noisy(own, fresh, self.timesteps[step])
+            # A deterministic sampler that comes from this noise by one jump stands exactly here.
+            noisy = self.process.noisy(own, noisy, self.timesteps[step])
         return self._predict_clean(noisy, self.timesteps[step], evidence)
 
     def _predict_clean(self, noisy: Tensor, timestep: Tensor, evidence: Evidence) -> Tensor:
         return self.process.to_x0(noisy, self.model.predict(noisy, timestep.to(noisy.device), evidence), timestep)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        generator = step_generator(self.seed, index, self.global_rank, "val")
+        generator = self.generator(index, "val")
         evidence = batch_evidence(batch, 0.0, generator)
         clean = self._jump(self._latent_shape(batch["hr"]), 0, evidence, generator)
         output = self.model.codec.decode(clean, evidence).clamp(-1, 1)
@@ -110,7 +102,3 @@ class FewStepTask(pl.LightningModule):
         self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
         terms = self.pixel_loss(output, batch["hr"], generator)
         self.log_dict({f"val/{name}": value for name, value in terms.items()}, sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(p for p in self.model.parameters() if p.requires_grad)
-        return warmup_cosine(optimizer, self.warmup, int(self.trainer.estimated_stepping_batches))

@@ -1,0 +1,148 @@
+"""The benchmark's holes: fixed for good, drawn from a seeded generator, of a stated share of the frame.
+
+Each family is ``(rng, frames, size, area) -> t h w`` uint8 in {0, 1}, 1 = hole; ``size`` is (height, width). Like the
+degradations, nothing is shared with training's masks: a table stays comparable when those change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from eval.clips import IMAGE_SUFFIXES, check_numbering
+from ldm_video.core.errors import UserError
+
+Family = Callable[[np.random.Generator, int, tuple[int, int], float], np.ndarray]
+OBJECT = "object"  # the one family that is not drawn but read
+
+_OUTLINE_POINTS = 128
+_SUBPIXEL_BITS = 8  # of OpenCV's polygon filler
+_LOGO_STROKES = 3
+_LOGO_BOX = (1.3, 1.0)  # height, width of the logo in its own unit
+_LOGO_THICKNESS = 0.09
+_LOGO_MARGIN = 0.06  # from the frame's sides, share of its short side
+_SCRATCHES = 3
+
+
+def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+    """One smooth blob that drifts and bounces inside: what it hides in one frame is seen in another."""
+    angle = np.linspace(0, 2 * np.pi, _OUTLINE_POINTS, endpoint=False)
+    waves = [rng.uniform(0, 0.3 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
+    outline = (1 + np.sum(waves, axis=0))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # n 2, x y
+    outline *= np.sqrt(area * size[0] * size[1] / _polygon_area(outline))
+    reach = np.abs(outline).max(axis=0)
+    room = np.maximum(np.array([size[1], size[0]]) - 2 * reach, 0)
+    heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.005, 0.015) * min(size)
+    start = rng.uniform(0, 1, 2) * room
+    mask = np.zeros((frames, *size), np.uint8)
+    for index in range(frames):
+        travelled = start + index * speed * np.array([np.cos(heading), np.sin(heading)])
+        points = outline + reach + _bounce(travelled, room)
+        fixed = np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)
+        cv2.fillPoly(mask[index], [fixed], 1, shift=_SUBPIXEL_BITS)
+    return mask
+
+
+def still_box(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+    """One upright rectangle that stays where it is, sides up to 1 : 2."""
+    pixels = area * size[0] * size[1]
+    height = min(size[0], max(1, round(np.sqrt(pixels) * 2 ** rng.uniform(-0.5, 0.5))))
+    width = min(size[1], max(1, round(pixels / height)))
+    top, left = (int(rng.integers(0, side - length + 1)) for side, length in zip(size, (height, width), strict=True))
+    mask = np.zeros((frames, *size), np.uint8)
+    mask[:, top : top + height, left : left + width] = 1
+    return mask
+
+
+def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+    """A station's mark in one corner: strokes in a ring, a row of letters' stems below. ``area`` is that of its ink."""
+    ends = rng.uniform(0.2, 0.8, (_LOGO_STROKES, 2, 2))  # stroke, end, (y x)
+    stems = [((1.1, x), (1.25, x)) for x in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    lines = [*((tuple(a), tuple(b)) for a, b in ends.tolist()), *stems]
+    right, bottom = rng.integers(0, 2, 2)
+    scale = np.sqrt(area * size[0] * size[1])  # pixels a unit, to begin with
+    ink = _draw_logo(lines, scale)
+    for _ in range(4):
+        scale *= np.sqrt(area * size[0] * size[1] / max(1, int(np.count_nonzero(ink))))
+        ink = _draw_logo(lines, scale)
+    margin = round(_LOGO_MARGIN * min(size))
+    if ink.shape[0] + margin > size[0] or ink.shape[1] + margin > size[1]:
+        raise UserError(
+            f"a logo of {area:.1%} of the frame does not fit a {size[1]}x{size[0]} clip; use hole_area 0.01"
+        )
+    top = size[0] - margin - ink.shape[0] if bottom else margin
+    left = size[1] - margin - ink.shape[1] if right else margin
+    mask = np.zeros((frames, *size), np.uint8)
+    mask[:, top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return mask
+
+
+def trembling_scratches(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+    """Film scratches: thin, almost upright lines over the whole height that tremble sideways from frame to frame."""
+    height, width = size
+    thickness = area * width / _SCRATCHES
+    columns = (np.arange(_SCRATCHES) + rng.uniform(0.3, 0.7, _SCRATCHES)) * width / _SCRATCHES
+    slant = rng.uniform(-0.04, 0.04, _SCRATCHES) * width  # pixels from the top to the bottom
+    tremble = rng.uniform(-0.01, 0.01, (frames, _SCRATCHES)) * width
+    down = np.linspace(-0.5, 0.5, height)
+    middle = columns + tremble[:, None] + slant * down[:, None]  # t h n
+    first = np.round(middle - thickness / 2)[..., None]  # t h n 1
+    last = np.maximum(np.round(middle + thickness / 2)[..., None], first + 1)
+    x = np.arange(width)
+    within = np.logical_and(x >= first, x < last)  # t h n w
+    return np.any(within, axis=2).astype(np.uint8)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "blob": moving_blob,
+    "box": still_box,
+    "logo": still_logo,
+    "scratch": trembling_scratches,
+}
+
+
+def read_object(folder: Path, frames: int, source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """``t h w`` uint8 in {0, 1} from numbered images, white = object, one for each frame of a clip.
+
+    ``source`` is the clip's size: masks of another are fitted to it (nearest), then cut to ``size`` from the top left
+    as the clip is. Raises ``UserError`` for a gap in the numbering and for too few masks.
+    """
+    check_numbering(folder)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if len(files) < frames:
+        raise UserError(f"{folder} has {len(files)} masks for a clip of {frames} frames; give one for each frame")
+    mask = np.empty((frames, *size), np.uint8)
+    for index, file in enumerate(files[:frames]):
+        image = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+        if image is None:
+            raise UserError(f"cannot read the mask {file}")
+        if image.shape != source:
+            image = cv2.resize(image, source[::-1], interpolation=cv2.INTER_NEAREST)
+        mask[index] = image[: size[0], : size[1]] > 127
+    return mask
+
+
+def _draw_logo(lines: list[tuple[tuple[float, ...], tuple[float, ...]]], scale: float) -> np.ndarray:
+    """``h w`` uint8 in {0, 1}: pixels whose centre is within half a stroke of a line or of the ring."""
+    height, width = (max(1, int(np.ceil(side * scale))) for side in _LOGO_BOX)
+    y, x = (np.mgrid[:height, :width] + 0.5) / scale
+    distance = np.abs(np.hypot(y - 0.5, x - 0.5) - (0.5 - _LOGO_THICKNESS / 2))
+    for (y0, x0), (y1, x1) in lines:
+        dy, dx = y1 - y0, x1 - x0
+        along = np.clip(((y - y0) * dy + (x - x0) * dx) / (dy**2 + dx**2), 0, 1)
+        distance = np.minimum(distance, np.hypot(y - y0 - along * dy, x - x0 - along * dx))
+    return (distance <= _LOGO_THICKNESS / 2).astype(np.uint8)
+
+
+def _bounce(position: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Fold a straight path into [0, room]."""
+    folded = np.mod(position, np.maximum(2 * room, 1e-9))
+    return np.where(folded > room, 2 * room - folded, folded)
+
+
+def _polygon_area(points: np.ndarray) -> float:
+    x, y = points.T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

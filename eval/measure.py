@@ -1,0 +1,78 @@
+"""What a method costs: seconds and peak memory, each method in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ldm_video.core.errors import UserError
+
+_STATUS = Path("/proc/self/status")
+_RESET = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # man 5 proc: set the peak resident set back to the present one
+_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one unit of ru_maxrss
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds, and the most bytes that were resident in main memory at a time (a GPU's are not counted)."""
+
+    seconds: float
+    peak_bytes: int
+
+
+class Worker:
+    """``with Worker() as worker: cost = worker(function, *arguments)``, all calls in one fresh process.
+
+    The process starts with the first call, before the clock does, so a library that was loaded for one call is there
+    for the next. Raises what the function raises, and ``UserError`` when the process dies, as it does out of memory.
+    """
+
+    def __init__(self) -> None:
+        # fork would inherit, and count, what this process holds
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, function: Callable[..., object], *arguments: Any) -> Cost:
+        try:
+            return self._pool.submit(measure, function, *arguments).result()
+        except BrokenProcessPool as error:
+            name = getattr(function, "name", getattr(function, "__name__", "the method"))
+            raise UserError(f"{name}: its process died, most likely for lack of memory; use smaller clips") from error
+
+
+def measure(function: Callable[..., object], *arguments: Any) -> Cost:
+    """Call, in this process, and say what it cost; a process that the call started and waited for counts as well."""
+    with suppress(OSError):
+        _RESET.write_text(_RESET_PEAK)
+    started = time.perf_counter()
+    function(*arguments)
+    seconds = time.perf_counter() - started
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
+    return Cost(seconds, max(own_peak(), children))
+
+
+def own_peak() -> int:
+    """Peak resident bytes of this process. Linux's own count begins with the program, ``ru_maxrss`` with its parent."""
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT

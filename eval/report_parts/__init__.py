@@ -1,0 +1,1 @@
+"""What the report is made of: folders in, scores, chosen frames and pictures, one HTML page out."""

@@ -1,0 +1,37 @@
+"""HTML as text, escaped where it is made."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+_VOID = {"img", "input", "meta"}
+
+
+class Html(str):
+    """Markup that is not escaped again."""
+
+
+def tag(name: str, /, *children: str | Html, **attributes: str | int | bool | None) -> Html:
+    """``tag("p", "a < b", class_="x", data_clip="y")`` -> ``<p class="x" data-clip="y">a &lt; b</p>``.
+
+    Text is escaped, :class:`Html` is not. A ``False`` or ``None`` attribute is left out, a ``True`` one has no value.
+    """
+    told = "".join(
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
+        for key, value in attributes.items()
+        if value is not False and value is not None
+    )
+    return Html(f"<{name}{told}>") if name in _VOID else Html(f"<{name}{told}>{join(*children)}</{name}>")
+
+
+def join(*parts: str | Html) -> Html:
+    """Parts in a row; those that are text are escaped."""
+    return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def json_script(identity: str, content: Any) -> Html:
+    """Data for the page's script. ``<`` is written as its number, so that no text in it can end the element."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return Html(f'<script type="application/json" id="{escape(identity)}">{text}</script>')
