@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import netrc
+import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
@@ -151,9 +152,19 @@ def build_logger(config: DictConfig, output: Path) -> Logger:
         return CSVLogger(output, name="log")
     if config.logger == "wandb":
         facts: Any = OmegaConf.to_container(config, resolve=True)
-        offline = not wandb.login(prompt=False)  # no key, neither in the environment nor from `wandb login`
+        offline = not has_wandb_key()
         return WandbLogger(name=config.name, save_dir=output, project="ldm-video", offline=offline, config=facts)
     raise UserError(f"unknown logger '{config.logger}'; use wandb or csv")
+
+
+def has_wandb_key() -> bool:
+    """Whether there is a W&B key in the environment or from `wandb login`, without waking wandb's own session."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def describe(model: VideoModel) -> str:

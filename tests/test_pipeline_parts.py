@@ -172,8 +172,8 @@ def test_output_size_is_never_smaller_than_the_input(h: int, w: int, scale: floa
 @pytest.mark.parametrize(
     ("scale", "height", "words"),
     [
-        (None, None, "either --scale or --height"),
-        (4, 720, "either --scale or --height"),
+        (None, None, "either scale or height"),
+        (4, 720, "either scale or height"),
         (0.5, None, "--scale 0.5"),
         (8.1, None, "--scale 8.1"),
         (float("nan"), None, "--scale nan"),
