@@ -51,7 +51,8 @@ train-shipped: setup ## Train the model that ships, in its three stages: make tr
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)" $(ARGS)
-	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" \
+		publish=ldm_video/weights/small-x4 $(ARGS)
 
 clean: ## Remove caches and outputs (.venv stays)
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
