@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from torch.utils.data import DataLoader
 
 from eval.metrics.backbones import MetricUnavailable
-from ldm_video.config import build, load_config, save_config
+from ldm_video.config import build, load_config, missing_arguments, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
@@ -89,7 +89,7 @@ def build_model(config: DictConfig) -> VideoModel:
 def build_task(config: DictConfig, model: VideoModel) -> pl.LightningModule:
     """The stage's Lightning module around the model, or around its codec alone where the stage trains only that."""
     optimizer = build(config.optimizer)
-    part = {"codec": model.codec} if config.task.target.endswith("CodecTask") else {"model": model}
+    part = {"codec": model.codec} if "codec" in missing_arguments(config.task) else {"model": model}
     try:
         return build(config.task, **part, optimizer=optimizer)
     except MetricUnavailable as error:
@@ -115,7 +115,7 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
                 )
             except ValueError as error:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
-            loaders["train_dataloaders" if name == "train" else "val_dataloaders"] = loader
+            loaders[f"{name}_dataloaders"] = loader
     return loaders
 
 

@@ -21,7 +21,7 @@ def small_codec(latent_channels: int = 4, perturbed: bool = True) -> VideoCodec:
 
 def latents_for(evidence: Evidence, codec: VideoCodec, seed: int = 0) -> Tensor:
     height, width = evidence.size
-    return randn(1, evidence.frames, codec.latent_channels, height // 8, width // 8, seed=seed)
+    return randn(1, evidence.guess.shape[1], codec.latent_channels, height // 8, width // 8, seed=seed)
 
 
 def test_image_codec_is_the_autoencoder_frame_by_frame() -> None:

@@ -67,7 +67,7 @@ def test_shapes_ranges_and_an_empty_canvas_in_the_hole(case: tuple[Tensor, Tenso
     lowres, hole = case
     evidence = build_evidence(lowres, hole)
     assert evidence.size == tuple(hole.shape[-2:])
-    assert evidence.frames == lowres.shape[1]
+    assert evidence.guess.shape[1] == lowres.shape[1]
     assert evidence.guess.shape == (1, lowres.shape[1], 3, *hole.shape[-2:])
     assert evidence.lowres.shape == lowres.shape
     assert torch.equal(evidence.hole, hole)

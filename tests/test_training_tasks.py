@@ -19,7 +19,7 @@ from ldm_video.training.batches import batch_evidence, step_generator
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.schedule import warmup_cosine
 from tests.cli_support import tiny_model
 
@@ -216,3 +216,9 @@ def test_validation_reports_psnr_against_the_clean_clip() -> None:
     for task in (codec_task(model), few_step_task(model)):
         (result,) = quiet_trainer().validate(task, DataLoader([batch], batch_size=None), verbose=False)
         assert result["val/psnr"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_psnr_by_hand() -> None:
+    target = torch.zeros(2, 1, 3, 4, 4)
+    output = torch.stack([target[0] + 0.2, target[1] + 0.02])  # 0.1 and 0.01 of the range: 20 and 40 dB
+    assert psnr(output, target).item() == pytest.approx(30.0, abs=1e-4)

@@ -43,10 +43,6 @@ class Evidence:
     def size(self) -> tuple[int, int]:
         return self.guess.shape[-2], self.guess.shape[-1]
 
-    @property
-    def frames(self) -> int:
-        return self.guess.shape[1]
-
     def map(self, function: Callable[[Tensor], Tensor]) -> Evidence:
         """Apply ``function`` to every tensor (to move it to a device, to cut out frames)."""
         return Evidence(**{f.name: function(getattr(self, f.name)) for f in fields(self)})

@@ -29,10 +29,6 @@ class TextEncoder(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
 
-    @property
-    def width(self) -> int:
-        return int(self.model.config.hidden_size)
-
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """b prompts -> ``b n d``, padded and cut to the model's length, as Stable Diffusion was trained."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from ldm_video.core.tensors import unfold_time
 from ldm_video.models.codec import VideoCodec
 from ldm_video.training.batches import batch_evidence
-from ldm_video.training.losses import PixelLoss
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.stage import MakeOptimizer, Stage
 
 
@@ -65,5 +65,4 @@ class CodecTask(Stage):
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         evidence = batch_evidence(batch, 0.0, self.generator(index, "val"))
         output = self.codec.decode(self.codec.encode(batch["hr"]), evidence).clamp(-1, 1)
-        mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
-        self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
+        self.log("val/psnr", psnr(output, batch["hr"]), prog_bar=True, sync_dist=True)

@@ -19,7 +19,7 @@ from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import batch_evidence
-from ldm_video.training.losses import PixelLoss
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.stage import MakeOptimizer, Stage
 
 
@@ -98,7 +98,6 @@ class FewStepTask(Stage):
         evidence = batch_evidence(batch, 0.0, generator)
         clean = self._jump(self._latent_shape(batch["hr"]), 0, evidence, generator)
         output = self.model.codec.decode(clean, evidence).clamp(-1, 1)
-        mse = ((output - batch["hr"]) / 2).square().mean(dim=(1, 2, 3, 4))
-        self.log("val/psnr", (-10 * mse.log10()).mean(), prog_bar=True, sync_dist=True)
+        self.log("val/psnr", psnr(output, batch["hr"]), prog_bar=True, sync_dist=True)
         terms = self.pixel_loss(output, batch["hr"], generator)
         self.log_dict({f"val/{name}": value for name, value in terms.items()}, sync_dist=True)

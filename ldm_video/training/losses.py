@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from ldm_video.core.tensors import fold_time
 
 
+def psnr(output: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of clips ``b t 3 H W`` in [-1, 1]: one for each clip, then their mean."""
+    mse = ((output - target) / 2).square().mean(dim=(1, 2, 3, 4))
+    return (-10 * mse.log10()).mean()
+
+
 class PixelLoss(nn.Module):
     """L1 + perceptual + frame difference, on clips ``b t 3 H W`` in [-1, 1].
 
