@@ -123,7 +123,7 @@ def _lpips_vgg(m: Moment) -> Scores:
 
 
 def _dists(m: Moment) -> Scores:
-    return {"dists": perceptual.dists(m.pred, m.ref, m.tools.device)}
+    return {f"dists{at}": perceptual.dists(m.pred, m.ref, m.tools.device, where) for at, where in m.regions.items()}
 
 
 def _ewarp_lai(m: Moment) -> Scores:
@@ -141,11 +141,14 @@ def _ewarp_lai(m: Moment) -> Scores:
 def _ewarp_evalcrafter(m: Moment) -> Scores:
     if m.previous is None:
         return {}
-    name = f"ewarp_evalcrafter[{m.estimator.name}]"
-    return {
-        name: temporal.ewarp_evalcrafter_pair(m.previous.pred, m.pred, m.estimator),
-        f"{name}:ref": temporal.ewarp_evalcrafter_pair(m.previous.ref, m.ref, m.estimator),
-    }
+    pred = temporal.ewarp_evalcrafter_match(m.previous.pred, m.pred, m.estimator)
+    ref = temporal.ewarp_evalcrafter_match(m.previous.ref, m.ref, m.estimator)
+    scores: Scores = {}
+    for at, where in m.previous.regions.items():
+        name = f"ewarp_evalcrafter[{m.estimator.name}]{at}"
+        scores[name] = temporal.ewarp_evalcrafter_pair(pred, where)
+        scores[f"{name}:ref"] = temporal.ewarp_evalcrafter_pair(ref, where)
+    return scores
 
 
 def _tof(m: Moment) -> Scores:
@@ -171,10 +174,12 @@ def _tlpips(m: Moment) -> Scores:
 def _temporal_flickering(m: Moment) -> Scores:
     if m.previous is None:
         return {}
-    return {
-        "temporal_flickering": temporal.temporal_flickering_pair(m.previous.pred, m.pred),
-        "temporal_flickering:ref": temporal.temporal_flickering_pair(m.previous.ref, m.ref),
-    }
+    scores: Scores = {}
+    for at, where in m.previous.regions.items():
+        name = f"temporal_flickering{at}"
+        scores[name] = temporal.temporal_flickering_pair(m.previous.pred, m.pred, where)
+        scores[f"{name}:ref"] = temporal.temporal_flickering_pair(m.previous.ref, m.ref, where)
+    return scores
 
 
 def _lowres_consistency(m: Moment) -> Scores:

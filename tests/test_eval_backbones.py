@@ -201,3 +201,15 @@ def numpy_alexnet(frame: np.ndarray, layers: dict) -> list[np.ndarray]:
 def windows(x: np.ndarray, side: int, stride: int) -> np.ndarray:
     """``h w c`` -> ``h' w' c side side``."""
     return np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(0, 1))[::stride, ::stride]
+
+
+@needs_wheel
+def test_dists_of_a_region_is_that_of_the_composite(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    pred, ref = pair
+    region = np.zeros(ref.shape[:2])
+    region[10:40, 20:60] = 1
+    composite = ref.copy()
+    composite[10:40, 20:60] = pred[10:40, 20:60]
+    assert dists(pred, ref, region=region) == dists(composite, ref)
+    assert dists(pred, ref, region=np.ones_like(region)) == dists(pred, ref)
+    assert np.isnan(dists(pred, ref, region=np.zeros_like(region)))

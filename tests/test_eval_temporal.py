@@ -16,10 +16,13 @@ from eval.metrics.flow import DisFlow, FarnebackFlow, RaftFlow, backward_warp, m
 from eval.metrics.seams import SeamBorders, seam_error
 from eval.metrics.temporal import (
     ewarp_evalcrafter,
+    ewarp_evalcrafter_match,
+    ewarp_evalcrafter_pair,
     ewarp_lai,
     ewarp_lai_pair,
     half_size,
     temporal_flickering,
+    temporal_flickering_pair,
     tlpips,
     tof,
     tof_pair,
@@ -96,6 +99,18 @@ def test_evalcrafter_sums_channels_at_half_size() -> None:
     np.testing.assert_allclose(half_size(frame)[..., 0], [[2.5, 4.5], [10.5, 12.5]])
 
 
+def test_evalcrafter_in_a_region_sees_that_region_alone() -> None:
+    """A flicker of +-d in the left half only: 12 d^2 there, nothing in the right half."""
+    clip, d = moving_texture(2, shift=(0, 0)), 0.03
+    left = np.zeros(clip.shape[1:3])
+    left[:, : clip.shape[2] // 2] = 1
+    flicker = clip + d * np.float32([1, -1])[:, None, None, None] * left[None, ..., None].astype(np.float32)
+    match = ewarp_evalcrafter_match(flicker[0], flicker[1], KnownFlow(0, 0))
+    assert ewarp_evalcrafter_pair(match, left) == pytest.approx(12 * d**2, rel=1e-3)
+    assert ewarp_evalcrafter_pair(match, 1 - left) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(ewarp_evalcrafter_pair(match, np.zeros_like(left)))
+
+
 def test_warp_error_counts_valid_pixels_only() -> None:
     frame = np.zeros((4, 4, 3), dtype=np.float32)
     following = frame.copy()
@@ -169,6 +184,15 @@ def test_temporal_flickering_is_vbench() -> None:
     levels = np.array([100, 110, 90], dtype=np.float64) / 255  # mean absolute differences of 10 and 20 of 255
     clip = np.broadcast_to(levels[:, None, None, None], (3, 4, 4, 3)).astype(np.float32)
     assert temporal_flickering(clip) == pytest.approx((255 - 15) / 255, abs=1e-6)
+
+
+def test_temporal_flickering_of_a_region() -> None:
+    frame, following = np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 3), np.float32)
+    following[0, 0] = 0.5
+    corner = np.array([[1, 0], [0, 0]])
+    assert temporal_flickering_pair(frame, following) == pytest.approx(1 - 0.5 / 4)
+    assert temporal_flickering_pair(frame, following, corner) == pytest.approx(0.5)
+    assert math.isnan(temporal_flickering_pair(frame, following, np.zeros((2, 2))))
 
 
 def test_one_frame_has_no_temporal_score() -> None:

@@ -59,11 +59,17 @@ def lpips_distance(
 
 
 @torch.no_grad()
-def dists(pred: np.ndarray, ref: np.ndarray, device: str = "cpu") -> float:
+def dists(pred: np.ndarray, ref: np.ndarray, device: str = "cpu", region: np.ndarray | None = None) -> float:
     """DISTS (Ding et al. 2020, eq. 9) between two frames ``h w c`` in [0, 1], at their own size.
 
-    It compares global statistics of VGG16 features, so it has no spatial form and depends on the frame's size.
+    It compares global statistics of VGG16 features, so it has no spatial form and depends on the frame's size. With a
+    region ``h w`` it is taken on the composite, as inpainting papers do: the reference everywhere else. Such scores
+    compare methods on the same region only: they grow with its area. NaN when the region is empty.
     """
+    if region is not None:
+        if not region.any():
+            return math.nan
+        pred = np.where(region[..., None] > 0, pred, ref)
     network: nn.Module = dists_network(device=device)
     return float(network(to_batch(pred, device), to_batch(ref, device)))
 

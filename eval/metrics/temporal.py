@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -52,15 +53,30 @@ def ewarp_lai(pred: np.ndarray, ref: np.ndarray, flow: FlowEstimator) -> float:
     return _mean_over_pairs(len(pred), term)
 
 
-def ewarp_evalcrafter_pair(frame: np.ndarray, following: np.ndarray, flow: FlowEstimator) -> float:
-    """One term of :func:`ewarp_evalcrafter`; frames ``h w c`` at full size."""
+@dataclass(frozen=True)
+class HalfSizeMatch:
+    """Two neighbouring frames of an output at half size, the second warped to the first, and its valid pixels."""
+
+    error: np.ndarray
+    valid: np.ndarray
+
+
+def ewarp_evalcrafter_match(frame: np.ndarray, following: np.ndarray, flow: FlowEstimator) -> HalfSizeMatch:
+    """What :func:`ewarp_evalcrafter_pair` averages: squared error over channels ``h/2 w/2``, where it counts."""
     frame, following = half_size(frame), half_size(following)
     forward, backward = flow(frame, following), flow(following, frame)
-    valid = valid_pixels(forward, backward)
-    if not valid.any():
-        return math.nan
     warped, _ = backward_warp(following, forward)
-    return float(((warped - frame)[valid].astype(np.float64) ** 2).sum() / valid.sum())
+    error = ((warped - frame).astype(np.float64) ** 2).sum(axis=-1)
+    return HalfSizeMatch(error, valid_pixels(forward, backward))
+
+
+def ewarp_evalcrafter_pair(match: HalfSizeMatch, region: np.ndarray | None = None) -> float:
+    """One term of :func:`ewarp_evalcrafter`; NaN when nothing is valid.
+
+    ``region``: ``h w`` at full size; a pixel of half size counts when one of its four does.
+    """
+    valid = match.valid if region is None else match.valid & (half_size(region.astype(np.float32)) > 0)
+    return float(match.error[valid].mean()) if valid.any() else math.nan
 
 
 def ewarp_evalcrafter(pred: np.ndarray, flow: FlowEstimator) -> float:
@@ -71,7 +87,9 @@ def ewarp_evalcrafter(pred: np.ndarray, flow: FlowEstimator) -> float:
     Its script (``metrics/RAFT/optical_flow_scores.py``) hands RAFT pixels in [0, 1]; the flow here gets the range
     that it was made for.
     """
-    return _mean_over_pairs(len(pred), lambda t: ewarp_evalcrafter_pair(pred[t], pred[t + 1], flow))
+    return _mean_over_pairs(
+        len(pred), lambda t: ewarp_evalcrafter_pair(ewarp_evalcrafter_match(pred[t], pred[t + 1], flow))
+    )
 
 
 def tof_pair(
@@ -120,9 +138,12 @@ def tlpips(pred: np.ndarray, ref: np.ndarray, net: str = "alex") -> float:
     return _mean_over_pairs(len(pred), term)
 
 
-def temporal_flickering_pair(frame: np.ndarray, following: np.ndarray) -> float:
-    """One term of :func:`temporal_flickering`: ``1 - mean |following - frame|``."""
-    return 1.0 - float(np.abs(following.astype(np.float64) - frame).mean())
+def temporal_flickering_pair(frame: np.ndarray, following: np.ndarray, region: np.ndarray | None = None) -> float:
+    """One term of :func:`temporal_flickering`: ``1 - mean |following - frame|``. NaN for an empty region ``h w``."""
+    change = np.abs(following.astype(np.float64) - frame)  # h w c
+    if region is None:
+        return 1.0 - float(change.mean())
+    return 1.0 - float(change[region > 0].mean()) if (region > 0).any() else math.nan
 
 
 def temporal_flickering(pred: np.ndarray) -> float:
