@@ -21,9 +21,9 @@ _FORMAT = "2"  # raised when the same file would be decoded to other pixels
 
 
 class FrameCache:
-    """A folder of decoded clips, one ``.npy`` for each source file.
+    """A folder of decoded clips, one ``.npy`` for each source: a video, a photo, or a folder of frames.
 
-    An entry belongs to one state of a file (path, size, time of change) and one ``max_frames``: a changed file is
+    An entry belongs to one state of a source (path, size, time of change) and one ``max_frames``: a changed one is
     decoded again. Entries are whole or absent, so several processes may share a folder.
 
     Args:
@@ -51,10 +51,11 @@ class FrameCache:
     def entry(self, path: Path) -> Path:
         """Where the frames of ``path``, as it is now, are kept."""
         try:
-            state = path.stat()
+            states = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}); check the data folder") from error
-        key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{self.max_frames}|{_FORMAT}"
+        size, changed = sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+        key = f"{path.resolve()}|{size}|{changed}|{self.max_frames}|{_FORMAT}"
         return self.root / f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
@@ -68,6 +69,12 @@ def find_sources(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
 
 
+def read_caption(path: Path) -> str:
+    """What the sidecar ``NAME.txt`` of a video or photo says; empty where there is none."""
+    sidecar = path.with_suffix(".txt")
+    return sidecar.read_text(encoding="utf-8", errors="replace").strip() if sidecar.is_file() else ""
+
+
 def read_photo(path: Path) -> np.ndarray:
     """RGB ``h w c`` uint8, turned upright as its EXIF data says."""
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -77,6 +84,6 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def read_video(path: Path, max_frames: int = 0) -> np.ndarray:
-    """RGB ``t h w c`` uint8 as ``infer.py`` would read it: upright, progressive, square pixels; 0 frames: all."""
+    """RGB ``t h w c`` uint8 as ``infer.py`` reads it: upright, progressive, square pixels; ``max_frames`` 0: all."""
     with FrameReader(path, stop=max_frames or None) as reader:
         return np.stack([rearrange(to_bytes(frame.pixels), "c h w -> h w c").numpy() for frame in reader])

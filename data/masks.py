@@ -21,22 +21,32 @@ Family = Callable[[np.random.Generator, int, tuple[int, int]], Mask]
 _GLYPHS = "ABCDEFGHKLMNPRSTUVXYZ0123456789"
 
 
-def sample_mask(rng: np.random.Generator, frames: int, size: tuple[int, int], weights: Mapping[str, float]) -> Mask:
+def sample_mask(
+    rng: np.random.Generator,
+    frames: int,
+    size: tuple[int, int],
+    weights: Mapping[str, float],
+    families: Mapping[str, Family] | None = None,
+) -> Mask:
     """A mask of a family drawn in proportion to ``weights`` (family name -> weight).
 
-    Returns ``t 1 h w`` float32 in {0, 1}. Raises ``UserError`` for an unknown family or a sum of 0.
+    ``families`` is :data:`FAMILIES` unless given. Returns ``t 1 h w`` float32 in {0, 1}. Raises ``UserError`` for an
+    unknown family or a sum of 0.
     """
-    check_weights(weights)
+    families = FAMILIES if families is None else families
+    check_weights(weights, families)
     names = sorted(weights)
     shares = np.array([weights[name] for name in names], float)
-    return FAMILIES[names[rng.choice(len(names), p=shares / shares.sum())]](rng, frames, size)
+    return families[names[rng.choice(len(names), p=shares / shares.sum())]](rng, frames, size)
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
+def check_weights(weights: Mapping[str, float], families: Mapping[str, Family] | None = None) -> None:
     """Raise ``UserError`` unless every name is a family and the weights can be drawn from."""
-    unknown = sorted(set(weights) - set(FAMILIES))
+    families = FAMILIES if families is None else families
+    unknown = sorted(set(weights) - set(families))
     if unknown:
-        raise UserError(f"unknown mask families {unknown}; use some of {sorted(FAMILIES)}")
+        hint = "; `object` needs a folder of masks, data.train.objects" if "object" in unknown else ""
+        raise UserError(f"unknown mask families {unknown}; use some of {sorted(families)}{hint}")
     if any(w < 0 for w in weights.values()) or not sum(weights.values()) > 0:
         raise UserError("mask weights must not be negative and must have a positive sum")
 
@@ -135,6 +145,30 @@ def scratch(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
     return mask
 
 
+def dropout(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
+    """Tape dropouts: horizontal streaks a few lines high where the tape lost its coating, new in every frame."""
+    height, width = size
+    mask = np.zeros((frames, 1, height, width), np.float32)
+    counts = rng.poisson(rng.uniform(0.5, 4.0), frames)
+    counts[rng.integers(frames)] += 1
+    thickest = max(1, round(0.025 * min(size)))
+    for index, count in enumerate(counts):
+        for _ in range(count):
+            length = max(2, round(width * np.exp(rng.uniform(np.log(0.04), np.log(0.6)))))
+            thickness = int(rng.integers(1, thickest + 1))
+            top, left = int(rng.integers(height - thickness + 1)), int(rng.integers(-length // 2, width - length // 2))
+            mask[index, 0, top : top + thickness, max(0, left) : left + length] = 1
+    return mask
+
+
+def flicker(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
+    """A blob, box, ellipse, stroke or logo that is there on some of the frames only."""
+    steady = (blob, box, ellipse, stroke, logo)[rng.integers(5)](rng, frames, size)
+    shown = np.zeros(frames, np.float32)
+    shown[rng.permutation(frames)[: rng.integers(1, max(2, frames))]] = 1
+    return steady * shown[:, None, None, None]
+
+
 def logo(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
     """A static mark in a corner: two to six letters, or the plate they stand on; at most a fifth of the frame."""
     height, width = size
@@ -167,6 +201,13 @@ def border(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask
     return mask
 
 
+def island(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
+    """Only a blob of 2 to 60 % of the frame is known; it moves in half of the draws."""
+    outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.6))
+    track = _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size)
+    return 1 - _rigid(outline, frames, size, track)
+
+
 FAMILIES: dict[str, Family] = {
     "blob": blob,
     "moving_blob": moving_blob,
@@ -174,8 +215,11 @@ FAMILIES: dict[str, Family] = {
     "box": box,
     "ellipse": ellipse,
     "scratch": scratch,
+    "dropout": dropout,
+    "flicker": flicker,
     "logo": logo,
     "border": border,
+    "island": island,
     "full": full,
     "empty": empty,
 }

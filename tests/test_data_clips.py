@@ -134,6 +134,43 @@ def test_paint_covers_the_hole_and_nothing_else() -> None:
     assert looks == {True, False}
 
 
+def test_a_clip_may_be_one_frame(folder: Path) -> None:
+    items = dataset(folder, frames=1)
+    assert all(items[index]["hr"].shape == (1, 3, 64, 64) for index in range(12))  # turned round as well
+
+
+def test_a_scale_may_be_a_fraction(folder: Path) -> None:
+    items = dataset(folder, size=60, scale=2.5, degrade="clean", masks={"empty": 1})
+    for index in range(6):
+        item = items[index]
+        assert item["lr"].shape == (3, 3, 24, 24)
+        small = torch.nn.functional.interpolate(item["hr"], size=(24, 24), mode="bicubic", antialias=True)
+        inner = (..., slice(2, -2), slice(2, -2))
+        assert (small[inner].clamp(-1, 1) - item["lr"][inner]).abs().max() < 1.5 / 127.5
+    with pytest.raises(UserError, match="multiple of 5"):
+        dataset(folder, size=64, scale=2.5)
+
+
+def test_captions_stand_beside_their_files(folder: Path) -> None:
+    (folder / "deep" / "b.txt").write_text(" stripes that go left\n", encoding="utf-8")
+    items = dataset(folder)
+    captions = {item["name"]: item["caption"] for item in map(items.__getitem__, range(24))}
+    assert captions == {"a.mp4": "", "b.mp4": "stripes that go left", "photo.png": ""}
+    (folder / "deep" / "b.txt").unlink()
+
+
+def test_holes_may_be_objects_from_a_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for index in range(4):
+        mask = np.zeros((90, 120), np.uint8)
+        cv2.circle(mask, (40 + 5 * index, 45), 20, 255, -1)
+        cv2.imwrite(str(tmp_path / "cat" / f"{index:05d}.png"), mask)
+    items = dataset(folder, objects=tmp_path, masks={"object": 1})
+    assert any(0 < items[index]["hole"].mean() < 1 for index in range(4))
+    with pytest.raises(UserError, match="object"):
+        dataset(folder, masks={"object": 1})
+
+
 def test_photos_keep_their_share(folder: Path) -> None:
     items = dataset(folder, photo_share=0.25)
     photo = [path.suffix == ".png" for path in items.sources]
@@ -204,13 +241,17 @@ def test_a_damaged_file_is_left_out_with_one_warning(
     (tmp_path / "broken.jpg").write_bytes(b"nor a picture")
     cv2.imwrite(str(tmp_path / "tiny.png"), texture(40, 40, 0))
     write_video(tmp_path / "short.mp4", np.stack([texture(110, 150, 0)] * 2))
+    with av.open(str(tmp_path / "zero.mp4"), "w") as container:  # a video with zero frames
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 110, 150, "yuv420p"
+        container.start_encoding()
     with caplog.at_level(logging.WARNING):
         items = ClipDataset([folder, tmp_path], frames=3, size=64, cache=folder / ".cache")
     assert len(items.sources) == 3
     (record,) = caplog.records
     message = record.getMessage()
-    assert "4 of 7" in message
-    assert all(name in message for name in ("broken.mp4", "broken.jpg", "tiny.png", "short.mp4"))
+    assert "5 of 8" in message
+    assert all(name in message for name in ("broken.mp4", "broken.jpg", "tiny.png", "short.mp4", "zero.mp4"))
 
 
 def test_bad_input_is_named(folder: Path, tmp_path: Path) -> None:

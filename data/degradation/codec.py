@@ -1,0 +1,170 @@
+"""A real video codec, encoded and decoded in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from ldm_video.video_io.interlace import deinterlace
+
+RATE = Fraction(25)
+ENCODERS = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video"}
+# `veryfast` is the slowest x264 preset whose set-up is negligible on small clips. No look-ahead, no macroblock tree and
+# sliced threads are what `zerolatency` sets: without them x264 fills a queue of 40 frames before it writes one.
+_OPTIONS = {
+    "h264": {"preset": "veryfast", "tune": "zerolatency"},
+    "hevc": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:pools=none:frame-threads=1"},
+}
+_SMALLEST = {"hevc": 32}
+_FIELD_LINES = 4  # 4:2:0 in fields: a chroma line of each field for every four lines
+_BROADCAST_GROUP = 12  # frames from one intra frame to the next, and
+_BROADCAST_B_FRAMES = 2  # between two that are predicted forward, as DVB has them
+# One matrix both ways. A cast of one level is a colour shift that a network would learn to undo.
+# Without these flags swscale truncates (a level lost in each conversion) and repeats chroma samples.
+_FLAGS = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+_EXACT = {
+    "src_colorspace": Colorspace.ITU601,
+    "dst_colorspace": Colorspace.ITU601,
+    "interpolation": _FLAGS,
+    "threads": 1,
+}
+_TO_YUV = {**_EXACT, "src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}
+_TO_RGB = {**_EXACT, "src_color_range": ColorRange.MPEG, "dst_color_range": ColorRange.JPEG}
+
+
+def codec_round_trip(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
+    """Encode and decode in memory at a constant quality.
+
+    Args:
+        frames: ``t h w c`` uint8 RGB, any size.
+        codec: a key of :data:`ENCODERS`.
+        crf: x264's scale, 0..51.
+
+    Returns the same number of frames of the same size, ``t h w c`` uint8 RGB. 4:2:0, BT.601 limited range, tagged and
+    converted by the same matrix in both directions.
+    """
+    return _progressive(frames, codec, _constant_quality(codec, crf))
+
+
+def rate_round_trip(frames: np.ndarray, codec: str, bits: float) -> np.ndarray:
+    """As :func:`codec_round_trip`, with ``bits`` for each pixel on average in place of a quality.
+
+    A decoder's buffer of one second bounds the first frames too: without one they take what they like.
+    """
+    rate = max(1, round(bits * frames.shape[1] * frames.shape[2] * RATE))
+    options = {"b": str(rate), "maxrate": str(2 * rate), "bufsize": str(rate)}
+    return _progressive(frames, codec, {**_OPTIONS.get(codec, {}), **options})
+
+
+def interlaced_round_trip(moments: np.ndarray, crf: int) -> np.ndarray:
+    """Broadcast in fields: weave pairs of moments, encode as interlaced MPEG-2, decode, deinterlace.
+
+    Args:
+        moments: ``(2 t) h w c`` uint8 RGB at field rate, any size; of frame ``i`` the even lines are moment ``2 i``'s,
+            the odd lines moment ``2 i + 1``'s (top field first).
+        crf: mapped to MPEG-2's quantiser as in :func:`codec_round_trip`.
+
+    Returns ``t h w c`` uint8 RGB: frame ``i`` shows moment ``2 i``, as ``infer.py`` would read the recording.
+    """
+    if len(moments) % 2:
+        raise ValueError(f"{len(moments)} moments do not make whole frames; give two for each")
+    height, width = moments.shape[1:3]
+    padded = _pad(moments, -height % _FIELD_LINES, width % 2)
+    reformatter = VideoReformatter()
+    halves = (_to_yuv(moment[index % 2 :: 2], reformatter) for index, moment in enumerate(padded))
+    options = {**_constant_quality("mpeg2video", crf), "g": str(_BROADCAST_GROUP), "bf": str(_BROADCAST_B_FRAMES)}
+    buffer = _encode(_weave(halves), padded.shape[1:3], "mpeg2video", options, interlaced=True)
+    decoded = [_to_rgb(frame, reformatter) for frame in deinterlace(_decode(buffer), "tff")]
+    return _crop(decoded, len(moments) // 2, (height, width))
+
+
+def _constant_quality(codec: str, crf: int) -> dict[str, str]:
+    if codec in _OPTIONS:
+        return {**_OPTIONS[codec], "crf": str(crf)}
+    # MPEG-2/4 have a quantiser of 1..31 in place of CRF; like x264's it doubles for every 6 steps.
+    quantiser = str(int(np.clip(round(2 ** ((crf - 12) / 6)), 1, 31)))
+    return {"qmin": quantiser, "qmax": quantiser}
+
+
+def _progressive(frames: np.ndarray, codec: str, options: dict[str, str]) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    smallest = _SMALLEST.get(codec, 2)
+    padded = _pad(frames, *(max(smallest, n + n % 2) - n for n in (height, width)))
+    reformatter = VideoReformatter()
+    buffer = _encode((_to_yuv(array, reformatter) for array in padded), padded.shape[1:3], codec, options)
+    return _crop([_to_rgb(frame, reformatter) for frame in _decode(buffer)], len(frames), (height, width))
+
+
+def _pad(frames: np.ndarray, bottom: int, right: int) -> np.ndarray:
+    return np.pad(frames, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else frames
+
+
+def _crop(decoded: list[np.ndarray], count: int, size: tuple[int, int]) -> np.ndarray:
+    if len(decoded) != count:
+        raise RuntimeError(f"the codec gave {len(decoded)} frames back for {count}")
+    return np.ascontiguousarray(np.stack(decoded)[:, : size[0], : size[1]])
+
+
+def _encode(
+    frames: Iterable[VideoFrame], size: tuple[int, ...], codec: str, options: dict[str, str], interlaced: bool = False
+) -> io.BytesIO:
+    """NUT: the one light container that holds every codec, with time stamps and no index to rewrite."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="nut") as container:
+        stream = container.add_stream(ENCODERS[codec], rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = size[0], size[1], "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1
+        if interlaced:
+            context.flags |= Flags.interlaced_dct | Flags.interlaced_me
+        else:
+            context.max_b_frames = 0
+        context.options = options
+        for frame in frames:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    return buffer
+
+
+def _decode(buffer: io.BytesIO) -> Iterator[VideoFrame]:
+    with av.open(buffer, "r", format="nut", options={"probesize": "32", "analyzeduration": "0"}) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        yield from container.decode(video=0)
+
+
+def _weave(halves: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    """Fields, the top one first, -> half as many frames of twice the height, marked as interlaced."""
+    graph: Graph | None = None
+    for index, half in enumerate(halves):
+        if graph is None:
+            graph = Graph()
+            source = graph.add_buffer(
+                width=half.width, height=half.height, format=half.format, time_base=1 / (2 * RATE)
+            )
+            graph.link_nodes(source, graph.add("weave", "first_field=top"), graph.add("buffersink")).configure()
+        half.pts, half.time_base = index, 1 / (2 * RATE)
+        graph.vpush(half)
+        if index % 2:
+            frame = graph.vpull()
+            frame.pts, frame.time_base = index // 2, 1 / RATE
+            yield frame
+
+
+def _to_yuv(array: np.ndarray, reformatter: VideoReformatter) -> VideoFrame:
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+    return reformatter.reformat(frame, format="yuv420p", **_TO_YUV)
+
+
+def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    return reformatter.reformat(frame, format="rgb24", **_TO_RGB).to_ndarray()

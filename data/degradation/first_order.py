@@ -1,0 +1,75 @@
+"""High-res -> low-res as an SD recording has it: blur, resize, noise, then a real video codec.
+
+The order of Real-ESRGAN (Wang et al. 2021, section 3) with its JPEG step replaced by a codec that works in time, as
+RealBasicVSR does (Chan et al. 2022, section 3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from data.degradation.codec import ENCODERS, codec_round_trip, interlaced_round_trip
+from data.degradation.fields import field_moments
+from data.degradation.filters import RESIZE_KERNELS, gaussian_blur, lowres_size, resize
+from ldm_video.core.tensors import to_bytes, to_signed
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """Ranges that a degradation is drawn from; equal ends fix a value.
+
+    Attributes:
+        blur_sigma: of a Gaussian, in high-res pixels; 0 does not blur.
+        noise_sigma: of Gaussian noise, in levels of 0..255, drawn once for a clip; 0 adds none.
+        crf: quality of the codec, x264's scale (mapped to a quantiser for MPEG-2 and MPEG-4). Negative: no codec.
+        resize_kernels: one is drawn of ``bicubic``, ``bilinear`` (both antialiased) and ``area``.
+        codec: ``h264``, ``hevc``, ``mpeg4`` or ``mpeg2video``.
+        interlaced: broadcast in fields by ``mpeg2video`` and deinterlaced again.
+    """
+
+    blur_sigma: tuple[float, float] = (0.0, 0.0)
+    noise_sigma: tuple[float, float] = (0.0, 0.0)
+    crf: tuple[int, int] = (-1, -1)
+    resize_kernels: tuple[str, ...] = ("bicubic",)
+    codec: str = "h264"
+    interlaced: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = set(self.resize_kernels) - set(RESIZE_KERNELS)
+        if unknown or not self.resize_kernels:
+            raise ValueError(f"unknown resize kernels {sorted(unknown)}; use bicubic, bilinear or area")
+        if self.codec not in ENCODERS:
+            raise ValueError(f"unknown codec {self.codec!r}; use one of {sorted(ENCODERS)}")
+        if self.interlaced and (self.codec != "mpeg2video" or self.crf[0] < 0):
+            raise ValueError(f"fields are coded by mpeg2video with a crf of 0 or more, not {self.codec} {self.crf}")
+
+
+def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
+    """``t c h w`` in [-1, 1] -> ``t c h/scale w/scale`` in [-1, 1], on the grid of 256 levels."""
+    moments = field_moments(clip) if config.interlaced else clip
+    lowres = to_bytes(degrade_pixels(moments, scale, config, rng))
+    low, high = config.crf
+    if high >= 0:
+        crf = int(rng.integers(max(low, 0), high + 1))
+        frames = rearrange(lowres, "t c h w -> t h w c").numpy()
+        coded = interlaced_round_trip(frames, crf) if config.interlaced else codec_round_trip(frames, config.codec, crf)
+        lowres = rearrange(torch.from_numpy(coded), "t h w c -> t c h w")
+    return to_signed(lowres)
+
+
+def degrade_pixels(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
+    """Blur, resize and noise, the part of :func:`degrade_once` before the codec; not yet rounded to 256 levels."""
+    size = lowres_size((clip.shape[-2], clip.shape[-1]), scale)
+    sigma = rng.uniform(*config.blur_sigma)
+    kernel = config.resize_kernels[rng.integers(len(config.resize_kernels))]
+    noise = rng.uniform(*config.noise_sigma)
+    lowres = resize(gaussian_blur(clip, sigma), size, kernel)
+    if noise > 0:
+        grain = torch.from_numpy(rng.standard_normal(tuple(lowres.shape), dtype=np.float32))
+        lowres = lowres + grain * (noise / 127.5)
+    return lowres.clamp(-1, 1)

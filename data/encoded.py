@@ -1,0 +1,110 @@
+"""A small encoded video in memory of which only the frames that are asked for are decoded."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from einops import rearrange
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.tensors import to_bytes
+from ldm_video.video_io.container import Damage, decoded_frames
+from ldm_video.video_io.convert import bit_depth, colour_of, to_pixels
+from ldm_video.video_io.orientation import Orientation, orientation_of
+from ldm_video.video_io.probe import square_width
+
+_MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
+_QUALITY = (
+    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+)
+
+
+class EncodedVideo:
+    """``with EncodedVideo(data, name) as video: video[4:13:2]``: frames ``t h w c`` uint8 RGB, upright, square pixels.
+
+    A slice is decoded from the key frame before it on, so short distances between key frames pay
+    (:mod:`data.prepare` writes them). ``len(video)`` is read off the packets and decodes nothing.
+
+    Raises ``UserError`` that begins with ``name``: not a video, no frame, damaged, interlaced.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        try:
+            # No protocol: a file that says it is a playlist must not make FFmpeg open others.
+            self._container = av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "data"})
+        except (av.FFmpegError, UnicodeError) as error:
+            raise UserError(f"{name} is no video that can be read ({error})") from error
+        try:
+            stream = self._container.streams.best("video")
+            if stream is None or stream.codec_context is None:
+                raise UserError(f"{name} holds no video stream that can be decoded")
+            self._stream = stream
+            self._stream.codec_context.thread_count = 1  # the workers are the parallel part
+            self._times = sorted(self._packet_times())
+            if not self._times:
+                raise UserError(f"{name} has no frame")
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __getitem__(self, frames: slice) -> np.ndarray:
+        times = self._times[frames]
+        wanted, found = set(times), {}
+        try:
+            self._container.seek(times[0], stream=self._stream)
+            for frame in decoded_frames(self._container, self._stream, Damage()):
+                if frame.pts in wanted:
+                    found[frame.pts] = frame
+                if len(found) == len(wanted) or (frame.pts is not None and frame.pts > times[-1]):
+                    break
+        except av.FFmpegError as error:
+            raise UserError(f"{self.name} cannot be decoded ({error})") from error
+        if len(found) < len(wanted):
+            raise UserError(f"{self.name} is damaged: {len(wanted) - len(found)} of {len(wanted)} frames are lost")
+        if any(frame.interlaced_frame for frame in found.values()):
+            raise UserError(f"{self.name} is interlaced; run data.prepare over the sources")
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        return np.stack([_rgb(found[time], square_width(found[time].width, aspect)) for time in times])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    def _packet_times(self) -> list[int]:
+        packets = self._container.demux(self._stream)
+        try:
+            return [packet.pts for packet in packets if packet.pts is not None and not packet.is_discard]
+        except av.FFmpegError as error:
+            raise UserError(f"{self.name} cannot be read to its end ({error})") from error
+
+
+def _rgb(frame: av.VideoFrame, width: int) -> np.ndarray:
+    """``h w c`` uint8; the common formats without the detour over 16 bits and floats, five times as fast."""
+    colour, upright = colour_of(frame), orientation_of(frame)
+    plain = colour.range == "limited" and colour.matrix in _MATRICES and bit_depth(frame) == 8
+    if not plain or width != frame.width or upright != Orientation():
+        pixels = upright.apply(to_pixels(frame, colour, width, frame.height))
+        return rearrange(to_bytes(pixels), "c h w -> h w c").numpy()
+    rgb = frame.reformat(
+        format="rgb24",
+        src_colorspace=_MATRICES[colour.matrix],
+        src_color_range=ColorRange.MPEG,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=_QUALITY,
+        threads=1,
+    )
+    return rgb.to_ndarray()

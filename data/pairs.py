@@ -1,0 +1,174 @@
+"""Clips that come in pairs: ``hr/NAME``, ``lr/NAME`` and, where there is one, ``mask/NAME``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange, reduce
+
+from data.cache import PHOTO_SUFFIXES, VIDEO_SUFFIXES, FrameCache, read_caption
+from data.clips import DEFAULT_CACHE, ClipStream, Item
+from data.degrade import exact_scale
+from data.masks import sample_mask
+from data.paint import paint_hole
+from ldm_video.core.errors import UserError
+from ldm_video.core.tensors import to_signed
+
+log = logging.getLogger(__name__)
+
+_WHITE = 128  # grey 128 and above is hole
+
+
+class Pair(NamedTuple):
+    """The files, or folders of frames, of one clip."""
+
+    hr: Path
+    lr: Path
+    mask: Path | None
+
+
+class PairDataset(ClipStream):
+    """Clips of ``frames`` frames from ``root/hr``, ``root/lr`` and, if it is there, ``root/mask``.
+
+    An entry of these folders is a video, a picture or a folder of frames; entries of one name (the suffix may differ)
+    belong together. The low-res frames are as many as the high-res ones and exactly ``scale`` times smaller. A mask is
+    white where there is a hole, of either size, and has as many frames, or one that holds for the clip; its pixels are
+    taken as they are. A clip without a mask gets one of a family, and paint covers what its low-res frames show there.
+
+    Args:
+        root: the folder of ``hr`` and ``lr``. ``hr/NAME.txt`` is a caption.
+        degrade: must be ``None``: the pairs are degraded already.
+        sampling: :class:`data.clips.Sampling`, of which ``max_stride``, ``candidates``, ``prefer_detail`` and
+            ``max_frames`` have a meaning here.
+
+    The other options and the items are those of :class:`data.clips.ClipDataset`: a pure function of (``seed``, index).
+    Raises ``UserError`` for a missing folder or when no pair can be used; a pair that cannot be is logged and left out.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        frames: int = 5,
+        size: int | tuple[int, int] = 128,
+        scale: float = 4,
+        degrade: None = None,
+        masks: Mapping[str, float] | None = None,
+        seed: int = 0,
+        length: int = 1000,
+        cache: str | Path | None = None,
+        objects: str | Path | None = None,
+        **sampling: float,
+    ) -> None:
+        if degrade is not None:
+            raise UserError("pairs are degraded already; set data.degrade=null")
+        super().__init__(frames, size, scale, None, masks, objects, seed, length, sampling)
+        self.cache = FrameCache(DEFAULT_CACHE if cache is None else cache, self.sampling.max_frames)
+        self.pairs = self._open(Path(root).expanduser())
+
+    def __getitem__(self, index: int) -> Item:
+        if index < 0:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, index])
+        pair = self.pairs[rng.integers(len(self.pairs))]
+        hr, lr = self.cache.frames(pair.hr), self.cache.frames(pair.lr)
+        times = self.draw_times(len(hr), rng)
+        top, left = self.choose_window(hr[times.start], self.size, rng, self.step)
+        exact = exact_scale(self.scale)
+        low = [int(n / exact) for n in (top, left, *self.size)]
+        hr_crop = hr[times, top : top + self.size[0], left : left + self.size[1]]  # t H W c
+        lr_crop = lr[times, low[0] : low[0] + low[2], low[1] : low[1] + low[3]]  # t h w c
+        if pair.mask is None:
+            hole = sample_mask(rng, self.frames, self.size, self.masks, self.families)[:, 0]  # t H W
+            lr_crop = paint_hole(np.ascontiguousarray(lr_crop), touched(hole, lr_crop.shape[1:3]), rng)
+        else:
+            hole = self._given_hole(pair.mask, times, hr.shape[1:3])
+            hole = hole[:, top : top + self.size[0], left : left + self.size[1]]
+        crops = [hr_crop, lr_crop, hole]
+        if rng.random() < 0.5:
+            crops = [crop[:, :, ::-1] for crop in crops]
+        if rng.random() < 0.5:
+            crops = [crop[::-1] for crop in crops]
+        hr_crop, lr_crop, hole = (crop.copy() for crop in crops)
+        return {
+            "hr": to_signed(torch.from_numpy(rearrange(hr_crop, "t h w c -> t c h w"))).contiguous(),
+            "lr": to_signed(torch.from_numpy(rearrange(lr_crop, "t h w c -> t c h w"))).contiguous(),
+            "hole": torch.from_numpy(rearrange(hole, "t h w -> t 1 h w")),
+            "name": pair.hr.name,
+            "caption": read_caption(pair.hr),
+        }
+
+    def _given_hole(self, path: Path, times: slice, size: tuple[int, int]) -> np.ndarray:
+        """The mask's frames at ``times`` and at the high-res ``size``: ``t H W`` float32 in {0, 1}."""
+        mask = self.cache.frames(path)
+        chosen = mask[times] if len(mask) > 1 else np.repeat(mask[:1], self.frames, 0)
+        grey = [frame.mean(-1) >= _WHITE for frame in chosen]  # h w
+        return np.stack([cv2.resize(g.astype(np.float32), size[::-1], interpolation=cv2.INTER_NEAREST) for g in grey])
+
+    def _open(self, root: Path) -> list[Pair]:
+        for part in ("hr", "lr"):
+            if not (root / part).is_dir():
+                raise UserError(f"there is no folder {root / part}; pairs are {root}/hr/NAME and {root}/lr/NAME")
+        highs, lows, holes = (_entries(root / part) for part in ("hr", "lr", "mask"))
+        usable, left_out = [], [f"{path} has no partner in hr" for stem, path in lows.items() if stem not in highs]
+        for stem, path in highs.items():
+            if stem not in lows:
+                left_out.append(f"{path} has no partner in lr")
+                continue
+            pair = Pair(path, lows[stem], holes.get(stem))
+            try:
+                fault = self._fault(pair)
+            except UserError as error:
+                fault = str(error)
+            if fault is None:
+                usable.append(pair)
+            else:
+                left_out.append(fault)
+        if left_out:
+            log.warning("left out %d pairs: %s", len(left_out), "; ".join(left_out))
+        if not usable:
+            raise UserError(f"no usable pair in {root}; hr must be exactly {self.scale} times as large as lr")
+        return usable
+
+    def _fault(self, pair: Pair) -> str | None:
+        """Why a pair cannot be used. Decodes what the cache lacks."""
+        (length, *high), (low_length, *low) = (self.cache.frames(path).shape[:3] for path in (pair.hr, pair.lr))
+        if [n * exact_scale(self.scale) for n in low] != high:
+            return f"{pair.hr} ({high[0]}x{high[1]}) is not {self.scale} times {pair.lr} ({low[0]}x{low[1]})"
+        if length != low_length:
+            return f"{pair.hr} has {length} frames, {pair.lr} has {low_length}"
+        if length < self.frames:
+            return f"{pair.hr} has {length} frames, fewer than a clip"
+        if high[0] < self.size[0] or high[1] < self.size[1]:
+            return f"{pair.hr} ({high[0]}x{high[1]}) is smaller than the crop"
+        if pair.mask is None:
+            return None
+        mask_length, *size = self.cache.frames(pair.mask).shape[:3]
+        if size not in (high, low) or mask_length not in (1, length):
+            return f"{pair.mask} ({mask_length} frames of {size[0]}x{size[1]}) does not fit {pair.hr}"
+        return None
+
+
+def touched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``t H W`` -> ``t h w``, both in {0, 1}: the low-res pixels that a pixel of the hole falls into."""
+    height, width = hole.shape[1:]
+    if height % size[0] == 0 and width % size[1] == 0:
+        return reduce(hole, "t (h y) (w x) -> t h w", "max", h=size[0], w=size[1])
+    areas = [cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA) for frame in hole]
+    return (np.stack(areas) > 0).astype(np.float32)
+
+
+def _entries(folder: Path) -> dict[str, Path]:
+    """Videos, pictures and folders of frames by their name without suffix, sorted; nothing for a missing folder."""
+    known = VIDEO_SUFFIXES | PHOTO_SUFFIXES
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {
+        path.name if path.is_dir() else path.stem: path
+        for path in paths
+        if path.name[0] != "." and (path.is_dir() or path.suffix.lower() in known)
+    }
