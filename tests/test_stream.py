@@ -1,9 +1,11 @@
-"""Streams: every frame once and in order, seams that sum to one, and never more in memory than a segment."""
+"""Streams: the right pieces in order, never more in memory than needed, seams that sum to one, threads that end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+import threading
+import time
+from collections.abc import Generator, Iterator
+from itertools import islice
 
 import pytest
 import torch
@@ -11,81 +13,62 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ldm_video.pipeline.stream import Piece, restore_stream
+from ldm_video.pipeline.plan import PlanRules, longest_needed, make_plan
+from ldm_video.pipeline.stream import (
+    Piece,
+    WriteBehind,
+    cross_fade,
+    join_tail,
+    read_ahead,
+    read_segments,
+    restore_segment,
+)
 
 
 def make_pieces(length: int) -> list[Piece]:
-    """Frames whose value is their number; numbers start at 100."""
-    return [Piece(torch.full((3, 2, 3), float(i)), torch.full((1, 4, 6), float(i % 2)), 100 + i) for i in range(length)]
+    """Frames whose value is their number."""
+    return [Piece(torch.full((3, 2, 3), float(i)), torch.full((1, 4, 6), float(i % 2)), i) for i in range(length)]
 
 
-def enlarge(frames: Tensor) -> Tensor:
+def enlarge(frames: Tensor, *_: object) -> Tensor:
     return frames.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[int, int, int]:
-    """Clip length, segment, overlap."""
-    segment = draw(st.integers(1, 9))
-    return draw(st.integers(0, 30)), segment, draw(st.integers(0, segment - 1))
+def plans(draw: st.DrawFn) -> tuple[int, list[int], PlanRules]:
+    overlap = draw(st.integers(0, 3))
+    rules = PlanRules(
+        longest_needed(overlap) + draw(st.integers(0, 6)), overlap, 8, draw(st.sampled_from(["fade", "continue"]))
+    )
+    return draw(st.integers(1, 60)), draw(st.lists(st.integers(1, 60), max_size=3)), rules
 
 
 @given(plans())
-def test_an_identity_gives_every_frame_back_in_order(plan: tuple[int, int, int]) -> None:
-    length, segment, overlap = plan
-    pieces = make_pieces(length)
-    seen: list[list[int]] = []
-
-    def restore(frames: Tensor, hole: Tensor, indices: list[int]) -> Tensor:
-        assert 1 <= len(indices) <= segment
-        assert torch.equal(frames, torch.stack([pieces[i - 100].pixels for i in indices]))
-        assert torch.equal(hole, torch.stack([pieces[i - 100].hole for i in indices]))
-        seen.append(indices)
-        return enlarge(frames)
-
-    results = list(restore_stream(pieces, restore, segment, overlap))
-    assert [piece.index for piece, _ in results] == list(range(100, 100 + length))
-    for (piece, output), original in zip(results, pieces, strict=True):
-        assert piece is original
-        torch.testing.assert_close(output, enlarge(original.pixels))
-    for indices in seen:
-        assert indices == list(range(indices[0], indices[0] + len(indices)))
-    for before, after in pairwise(seen):
-        assert len(set(before) & set(after)) == overlap
-        assert len(before) == segment
-
-
-@given(plans())
-def test_cross_fades_sum_to_one(plan: tuple[int, int, int]) -> None:
-    length, segment, overlap = plan
-    results = restore_stream(make_pieces(length), lambda f, *_: torch.full((len(f), 3, 4, 6), 0.7), segment, overlap)
-    for _, output in results:
-        torch.testing.assert_close(output, torch.full((3, 4, 6), 0.7))
-
-
-def test_cross_fades_are_linear() -> None:
-    calls = iter([0.0, 1.0])  # the second segment answers 1
-
-    def restore(frames: Tensor, *_: object) -> Tensor:
-        return torch.full((len(frames), 1, 1, 1), next(calls))
-
-    values = [output.item() for _, output in restore_stream(make_pieces(9), restore, 6, 3)]
-    assert values == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
-
-
-@given(plans())
-def test_reading_never_runs_ahead_of_one_segment(plan: tuple[int, int, int]) -> None:
-    length, segment, overlap = plan
+def test_each_segment_gets_its_pieces_and_reading_never_runs_ahead(plan: tuple[int, list[int], PlanRules]) -> None:
+    frames, cuts, rules = plan
+    segments = make_plan(frames, cuts, rules)
+    pieces = make_pieces(frames)
     read = 0
 
     def source() -> Iterator[Piece]:
         nonlocal read
-        for piece in make_pieces(length):
+        for piece in pieces:
             read += 1
             yield piece
 
-    for done, _ in enumerate(restore_stream(source(), lambda f, *_: enlarge(f), segment, overlap)):
-        assert read - done <= segment
+    for segment, held in zip(segments, read_segments(source(), segments), strict=True):
+        assert read == segment.stop
+        assert all(a is b for a, b in zip(held, pieces[segment.start : segment.stop], strict=True))
+
+
+def test_pieces_that_are_passed_over_are_not_held() -> None:
+    segments = make_plan(40, [10, 20, 30], PlanRules(10, 0))[1::2]
+    held = list(read_segments((piece for piece in make_pieces(40) if piece.index % 20 >= 10), segments))
+    assert [[piece.index for piece in pieces] for pieces in held] == [list(range(10, 20)), list(range(30, 40))]
+
+
+def test_pieces_that_end_early_end_the_segments() -> None:
+    assert len(list(read_segments(make_pieces(25), make_plan(40, [10, 20, 30], PlanRules(10, 0))))) == 2
 
 
 def test_a_stream_holds_no_frame_that_is_done() -> None:
@@ -96,21 +79,137 @@ def test_a_stream_holds_no_frame_that_is_done() -> None:
             alive.discard(id(self))
 
     def source() -> Iterator[Piece]:
-        for index in range(40):
+        for index in range(60):
             pixels = torch.zeros(3, 2, 2).as_subclass(Tracked)
             alive.add(id(pixels))
             yield Piece(pixels, torch.zeros(1, 2, 2), index)
 
-    def restore(frames: Tensor, *_: object) -> Tensor:
-        return frames.as_subclass(torch.Tensor)
-
     most = 0
-    for _piece, _output in restore_stream(source(), restore, 6, 2):
+    for _held in read_segments(source(), make_plan(60, [], PlanRules(7, 2))):
         most = max(most, len(alive))
-    assert most <= 6 + 2  # a segment, the frame in the caller's hands and the one in the source's
+    assert most <= 7 + 5 + 1  # a segment, what the caller still has of the one before, the frame in the source's hands
 
 
-@pytest.mark.parametrize(("segment", "overlap"), [(4, 4), (4, -1), (0, 0)])
-def test_impossible_segments_are_refused(segment: int, overlap: int) -> None:
-    with pytest.raises(ValueError, match="overlap < segment"):
-        next(restore_stream(make_pieces(3), lambda f, *_: f, segment, overlap))
+@pytest.mark.parametrize("join", ["fade", "continue"])
+def test_joined_segments(join: str) -> None:
+    """Each segment answers its own number: a fade mixes both, a continuation is told what came before."""
+    rules = PlanRules(13, 4, 8, join)
+    segments = make_plan(22, [], rules)
+    assert len(segments) == 2
+    told: list[Tensor | None] = []
+
+    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+        told.append(before)
+        return torch.full((len(frames), 3, 4, 6), float(len(told) - 1))
+
+    pieces = make_pieces(22)
+    first = restore_segment(segments[0], pieces[:13], None, restore, rules)
+    second = restore_segment(segments[1], pieces[9:], first[-4:], restore, rules)
+    assert told[0] is None
+    if join == "fade":
+        assert told[1] is None
+        assert second[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 9)
+    else:
+        assert told[1] is not None and torch.equal(told[1], first[-4:])
+
+
+@given(st.integers(1, 6))
+def test_cross_fades_sum_to_one_and_are_linear(length: int) -> None:
+    ones = torch.ones(length, 3, 2, 2)
+    torch.testing.assert_close(cross_fade(0.7 * ones, 0.7 * ones), 0.7 * ones)
+    steps = cross_fade(0 * ones, ones)[:, 0, 0, 0].tolist()
+    assert steps == pytest.approx([(i + 1) / (length + 1) for i in range(length)])
+    assert torch.equal(join_tail(0 * ones, torch.cat([ones, ones]))[length:], ones)
+
+
+def test_reading_ahead_keeps_the_order_and_runs_elsewhere() -> None:
+    threads: set[int] = set()
+
+    def items() -> Generator[int, None, None]:
+        for i in range(20):
+            threads.add(threading.get_ident())
+            yield i
+
+    with read_ahead(items()) as ahead:
+        assert list(ahead) == list(range(20))
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_reading_ahead_overlaps_and_is_bounded() -> None:
+    made = 0
+
+    def items() -> Generator[int, None, None]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    with read_ahead(items()) as ahead:
+        for item in islice(ahead, 50):
+            assert item <= made <= item + 1
+            time.sleep(0.001)
+
+
+def test_an_error_in_reading_comes_out_where_it_is_due() -> None:
+    def items() -> Generator[int, None, None]:
+        yield 1
+        raise RuntimeError("unplugged")
+
+    with read_ahead(items()) as ahead:
+        assert next(ahead) == 1
+        with pytest.raises(RuntimeError, match="unplugged"):
+            next(ahead)
+
+
+def test_reading_that_is_left_early_is_closed() -> None:
+    closed = threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    with pytest.raises(ValueError, match="enough"), read_ahead(items()) as ahead:
+        next(ahead)
+        raise ValueError("enough")
+    assert closed.is_set()
+
+
+def test_writing_behind_keeps_the_order_and_waits_at_the_end() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.002)
+        done.append(number)
+
+    with WriteBehind() as behind:
+        for i in range(10):
+            behind.submit(lambda i=i: work(i))
+            assert len(done) >= i - 1  # one at work, none in a queue
+    assert done == list(range(10))
+
+
+def test_an_error_in_writing_stops_the_work() -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), WriteBehind() as behind:
+        behind.submit(fail)
+        behind.submit(lambda: None)
+    with pytest.raises(OSError, match="disk full"), WriteBehind() as behind:
+        behind.submit(fail)  # the last one
+
+
+def test_an_error_beside_the_writing_comes_out_once_the_writer_is_still() -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        time.sleep(0.02)
+        done.set()
+
+    with pytest.raises(ValueError, match="elsewhere"), WriteBehind() as behind:
+        behind.submit(work)
+        raise ValueError("elsewhere")
+    assert done.is_set()

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import torch
 from torch import Tensor
 
+import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
+from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
+from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
+from ldm_video.pipeline.parts import Parts
+from ldm_video.pipeline.plan import PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.pipeline.sizes import scale_box
-from ldm_video.pipeline.stream import Piece, restore_stream
-from ldm_video.video_io import FrameReader, MaskSource, VideoInfo, VideoWriter, read_mask
+from ldm_video.pipeline.stream import Piece, RestoreSegment, restore_segment
+from ldm_video.pipeline.survey import take_survey
+from ldm_video.pipeline.workers import Share
+from ldm_video.video_io import FrameReader, MaskSource, VideoInfo, VideoWriter, probe, read_mask
 from ldm_video.video_io.masks import fill_boxes
 from ldm_video.video_io.probe import DEFAULT_RATE
 from ldm_video.video_io.reader import Deinterlace
-
-Progress = Callable[[float], None]
-"""``progress(frames)``: how many frames are done, in fractions."""
+from ldm_video.video_io.stills import is_image
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,7 @@ class Job:
         source, output: see :class:`~ldm_video.video_io.FrameReader` and :class:`~ldm_video.video_io.VideoWriter`.
         size: (height, width) of the output.
         mask: image, folder or video, white = fill; boxes: ``x, y, w, h`` in pixels of the source.
-        segment, overlap: frames restored at once, and shared by neighbours, see
-            :func:`~ldm_video.pipeline.stream.restore_stream`.
+        rules: how the clip is cut into segments.
         encoding: ``codec``, ``crf`` and ``preset`` of the writer.
         compare: a second output, the resized input beside the result; None for none.
     """
@@ -47,54 +51,204 @@ class Job:
     mask: Path | None = None
     boxes: Sequence[tuple[int, int, int, int]] = ()
     deinterlace: Deinterlace = "auto"
-    segment: int = 32
-    overlap: int = 4
+    rules: PlanRules = PlanRules()  # noqa: RUF009 (frozen)
     encoding: dict[str, Any] = field(default_factory=dict)
     compare: Path | None = None
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """How this process takes part.
+
+    Attributes:
+        share: of the clip's chains.
+        restart: begin anew whatever is kept.
+        model: the files of the model, which tell work kept from another model apart.
+    """
+
+    share: Share = Share()  # noqa: RUF009 (frozen)
+    restart: bool = False
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what.
+
+    Attributes:
+        progress: ``progress(what, frames, total)``: frames done, in fractions, of ``total`` where that is known.
+        say: a line for the user, now.
+        timed: ``with timed(name)`` around ``decode``, ``model`` and ``encode``, each in a thread of its own.
+    """
+
+    progress: Callable[[str, float, int | None], None] = lambda *_: None
+    say: Callable[[str], None] = lambda line: None
+    timed: Callable[[str], AbstractContextManager[object]] = lambda name: nullcontext()
+
+
 @dataclass
 class Outcome:
-    """What a job did."""
+    """What a job did. ``pending``: a line that says what is left to other processes; empty once the outputs are there.
+
+    ``frames``: restored now, by this process.
+    """
 
     frames: int
     seconds: float
     warnings: list[str]
+    pending: str = ""
 
 
-def run_job(job: Job, restorer: Restorer, progress: Progress) -> Outcome:
-    """Restore the clip. The outputs appear under their names once they are whole."""
+def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = Part()) -> Outcome:
+    """Restore the clip. The outputs appear under their names once they are whole.
+
+    A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`.
+    Raises ``UserError``, and ``Interrupted`` for a signal; both say what is kept.
+    """
     started = time.monotonic()
+    info, journal = probe(job.source), Journal(job.output)
+    open_mask(job, info).close()
+    writers = open_writers(job, info, joining=journal.joining)
+    for writer in writers:
+        writer.rehearse()
+    if part.restart and journal.exists:
+        journal.discard()
+    identity = identify(job, restorer, part.model) if journal.exists else None
+    survey = None if identity is None else journal.survey(identity)
+    if survey is None:
+        survey = _survey(job, info, watch)
+    plan = make_plan(survey.frames, survey.cuts, job.rules)
+    pending = ""
+    if len(plan) > 1:
+        identity = identity or identify(job, restorer, part.model)
+        with journal.hold(identity, survey, part.share) as reason:
+            if reason:
+                watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
+            parts = Parts(journal, plan, job.rules, part_writers(job, writers))
+            with saying_what_is_kept(parts):
+                frames = _restore_share(job, restorer, watch, part.share, parts)
+                watch.progress("joining", survey.frames, survey.frames)
+                pending = finish_share(parts, part.share)
+    elif part.share.index > 0:
+        frames, pending = 0, f"share {part.share} has nothing to do: the clip is one segment"
+    else:
+        frames = _restore_whole(job, restorer, watch, plan[0], writers)
+    return Outcome(frames, time.monotonic() - started, [*survey.warnings, *writers[0].warnings], pending)
+
+
+def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
+    with open_mask(job, info) as mask:
+        survey = take_survey(info, mask, lambda frames: watch.progress("counting", frames, info.frames))
+    if survey.frames > 1 and is_image(job.output):
+        raise UserError(f"{job.output} is an image and holds one frame; give a folder or a video file")
+    return survey
+
+
+def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment, writers: Sequence[VideoWriter]) -> int:
+    """A clip of one segment, straight into its outputs."""
     with ExitStack() as stack:
-        reader = stack.enter_context(FrameReader(job.source, deinterlace=job.deinterlace))
-        mask = stack.enter_context(open_mask(job, reader.info))
         # The last to be opened is the first to be closed: no comparison without a result.
-        writers = open_writers(job, reader.info)
         for opened in reversed(writers):
             stack.enter_context(opened)
-        times: dict[int, Fraction] = {}
-        frames = reached = 0  # written; taken in by the segments so far
+        pieces = list(read_pieces(job, [segment], watch))
+        if len(pieces) < segment.stop:
+            raise _ended_early(job, len(pieces), segment.stop)
+        restore = _reporting(restorer, watch, [segment.stop], segment.stop)
+        with watch.timed("model"):
+            output = restore_segment(segment, pieces, None, restore, job.rules)
+        for piece, pixels in zip(pieces, output, strict=True):
+            with watch.timed("encode"):
+                writers[0].write(pixels, piece.pts_seconds)
+                for compare in writers[1:]:
+                    compare.write(side_by_side(piece.pixels, pixels), piece.pts_seconds)
+    return segment.stop
 
-        def restore(pixels: Tensor, hole: Tensor, indices: list[int]) -> Tensor:
-            nonlocal reached
-            before, reached = reached, indices[-1] + 1
 
-            def report(share: float) -> None:
-                progress(before + share * (reached - before))
+def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, parts: Parts) -> int:
+    """This process's segments, to their parts. Returns the number of frames restored."""
+    frames, kept, todo = parts.plan[-1].stop, parts.frames_done(), parts.to_do(share)
+    if kept:
+        watch.say(f"going on: {kept} of {frames} frames are kept in {parts.journal.folder}")
+    sizes = [parts.frames_of(segment) for segment in todo]
+    restore = _reporting(restorer, watch, sizes, frames, kept)
+    canvas = _wide if job.compare is not None else _plain
+    done = restore_parts(parts, todo, read_pieces(job, todo, watch), restore, canvas, watch.timed)
+    if done < len(todo):
+        raise _ended_early(job, todo[done].start, frames)
+    return sum(sizes)
 
-            return _explain_memory(lambda: restorer(pixels, hole, indices, report))
 
-        pieces = _pieces(reader, mask, times)
-        for piece, pixels in restore_stream(pieces, restore, job.segment, job.overlap):
-            pts = times.pop(piece.index)
-            writers[0].write(pixels, pts)
-            for compare in writers[1:]:
-                compare.write(side_by_side(piece.pixels, pixels), pts)
-            frames += 1
-        mask.finish(frames)
-    warnings = [*reader.warnings, *(w for writer in writers[:1] for w in writer.warnings)]
-    return Outcome(frames, time.monotonic() - started, warnings)
+def read_pieces(job: Job, segments: Sequence[Segment], watch: Watch) -> Generator[Piece, None, None]:
+    """The frames that ``segments`` take, each once and in order; others are decoded and passed over."""
+    if not segments:
+        return
+    last = max(segment.stop for segment in segments)
+    needed = bytearray(last)
+    for segment in segments:
+        needed[segment.start : segment.stop] = b"\1" * (segment.stop - segment.start)
+    with (
+        FrameReader(job.source, job.deinterlace, stop=last, wanted=lambda index: bool(needed[index])) as reader,
+        open_mask(job, reader.info) as mask,
+    ):
+        while True:
+            with watch.timed("decode"):
+                frame = next(reader, None)
+                if frame is None:
+                    return
+                piece = Piece(frame.pixels, mask.at(frame.index), frame.index, frame.pts_seconds)
+            yield piece
+
+
+def identify(job: Job, restorer: Restorer, model: Path | None) -> dict[str, Any]:
+    """Everything that changes a pixel or how it is encoded, by name."""
+    return {
+        "input": file_facts(job.source),
+        "mask": file_facts(job.mask),
+        "box": [list(box) for box in job.boxes],
+        "size": list(job.size),
+        "deinterlace": job.deinterlace,
+        "output": job.output.suffix,
+        "compare": job.compare is not None,
+        **{f"encoding: {key}": value for key, value in job.encoding.items()},
+        **{f"segments: {key}": value for key, value in asdict(job.rules).items()},
+        **asdict(restorer.settings),
+        "prompt": None if restorer.text is None else hash_tensors(restorer.text),
+        "device": restorer.device.type,
+        "dtype": str(restorer.dtype),
+        "model": hash_files(model) if model is not None and model.exists() else str(model),
+        "software": f"ldm-video {ldm_video.__version__}, torch {torch.__version__}, PyAV {av.__version__}",
+    }
+
+
+def part_writers(job: Job, writers: Sequence[VideoWriter]) -> dict[str, tuple[VideoWriter, slice]]:
+    """Each writer with its columns of the canvas, which is the comparison where there is one, else the result."""
+    width = job.size[1]
+    if job.compare is None:
+        return {"result": (writers[0], slice(0, width))}
+    return {"result": (writers[0], slice(width, 2 * width)), "compare": (writers[1], slice(0, 2 * width))}
+
+
+def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: int, kept: int = 0) -> RestoreSegment:
+    """``restorer``, reporting progress: ``kept`` frames of ``total`` are done, each call does the next of ``sizes``."""
+    coming = iter(sizes)
+    reached = kept
+
+    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+        nonlocal reached
+        start, size = reached, next(coming)
+        reached += size
+
+        def report(share: float) -> None:
+            watch.progress("restoring", start + share * size, total)
+
+        return _explain_memory(lambda: restorer(frames, hole, indices, report, before))
+
+    return restore
+
+
+def _ended_early(job: Job, frame: int, frames: int) -> UserError:
+    return UserError(f"{job.source} ends at frame {frame} of {frames} that it had; see that it can be read to its end")
 
 
 def open_mask(job: Job, info: VideoInfo) -> MaskSource:
@@ -104,17 +258,21 @@ def open_mask(job: Job, info: VideoInfo) -> MaskSource:
     return read_mask(job.mask, boxes or None, job.size, info.frames)
 
 
-def open_writers(job: Job, info: VideoInfo) -> list[VideoWriter]:
-    """The result's writer and, where it is asked for, the comparison's."""
+def open_writers(job: Job, info: VideoInfo, joining: bool = False) -> list[VideoWriter]:
+    """The result's writer and, where it is asked for, the comparison's.
+
+    ``joining``: outputs that exist are this job's own, which was ended while it put them in their places.
+    """
+    overwrite = job.overwrite or joining
     rate = info.rate or DEFAULT_RATE
     for target in filter(None, (job.output, job.compare)):
         for name, given in (("input", job.source), ("mask", job.mask)):
             if given is not None and target.exists() and target.resolve() == given.resolve():
                 raise UserError(f"{target} is the {name}; choose another output")
-    writers = [VideoWriter(job.output, job.size, info, rate, overwrite=job.overwrite, **job.encoding)]
+    writers = [VideoWriter(job.output, job.size, info, rate, overwrite=overwrite, **job.encoding)]
     if job.compare is not None:
         wide = (job.size[0], 2 * job.size[1])
-        writers.append(VideoWriter(job.compare, wide, info, rate, overwrite=job.overwrite, **job.encoding))
+        writers.append(VideoWriter(job.compare, wide, info, rate, overwrite=overwrite, **job.encoding))
     return writers
 
 
@@ -124,15 +282,17 @@ def side_by_side(lowres: Tensor, output: Tensor) -> Tensor:
     return torch.cat([resize(lowres[None, None], (height, width))[0, 0], output], dim=-1)
 
 
+def _wide(piece: Piece, output: Tensor) -> Tensor:
+    return side_by_side(piece.pixels, output)
+
+
+def _plain(piece: Piece, output: Tensor) -> Tensor:
+    return output
+
+
 def compare_path(output: Path) -> Path:
     """``hd.mp4 -> hd_compare.mp4``."""
     return output.with_name(f"{output.stem}_compare{output.suffix}")
-
-
-def _pieces(reader: FrameReader, mask: MaskSource, times: dict[int, Fraction]) -> Iterator[Piece]:
-    for frame in reader:
-        times[frame.index] = frame.pts_seconds
-        yield Piece(frame.pixels, mask.at(frame.index), frame.index)
 
 
 def _explain_memory(run: Callable[[], Tensor]) -> Tensor:

@@ -1,66 +1,126 @@
-"""A clip of any length in constant memory: read, restore a segment, cross-fade, hand on."""
+"""Segment by segment: read ahead, restore, join to the segment before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldm_video.diffusion.windows import Window, ramp
+from ldm_video.pipeline.plan import PlanRules, Segment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One low-res frame ``3 h w``, its hole ``1 H W`` on the output's grid, and its number in the clip."""
+    """One low-res frame ``3 h w``, its hole ``1 H W`` on the output's grid, its number in the clip and its time."""
 
     pixels: Tensor
     hole: Tensor
     index: int
+    pts_seconds: Fraction = Fraction(0)
 
 
-RestoreSegment = Callable[[Tensor, Tensor, list[int]], Tensor]
-"""``restore(frames t 3 h w, hole t 1 H W, indices) -> t 3 H W``."""
+class RestoreSegment(Protocol):
+    """Restores ``t`` frames at once."""
+
+    def __call__(self, frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+        """``t 3 h w``, ``t 1 H W``, frame numbers, known outputs of the first frames ``t0 3 H W`` -> ``t 3 H W``."""
 
 
-def restore_stream(
-    pieces: Iterable[Piece], restore: RestoreSegment, segment: int, overlap: int
-) -> Iterator[tuple[Piece, Tensor]]:
-    """Restore a stream of frames: ``(piece, output 3 H W)`` in order, one for each frame.
+def read_segments(pieces: Iterable[Piece], segments: Iterable[Segment]) -> Generator[list[Piece], None, None]:
+    """The pieces of each segment. ``pieces`` runs forwards and holds the frames of all; shared ones are kept.
 
-    Segments of ``segment`` frames share ``overlap`` frames; across them the outputs are cross-faded with linear
-    weights that sum to one. At most ``segment`` frames and ``overlap`` outputs are held.
+    Ends early, with what there is, when ``pieces`` do.
     """
-    if not 0 <= overlap < segment:
-        raise ValueError(f"need 0 <= overlap < segment, got {overlap=}, {segment=}")
     source = iter(pieces)
     held: list[Piece] = []
-    tail: Tensor | None = None  # overlap 3 H W: the last outputs of the segment before
-    while True:
-        fresh = _take(source, segment - len(held))
-        if not fresh:
-            break
-        held += fresh
-        output = restore(
-            torch.stack([p.pixels for p in held]), torch.stack([p.hole for p in held]), [p.index for p in held]
-        )
-        if tail is not None:
-            output = _cross_fade(tail, output)
-        ready = max(len(held) - overlap, 0)
-        yield from zip(held[:ready], output[:ready], strict=True)
-        held, tail = held[ready:], output[ready:]
-    if tail is not None:
-        yield from zip(held, tail, strict=True)
+    for segment in segments:
+        held = [piece for piece in held if piece.index >= segment.start]
+        while not held or held[-1].index < segment.stop - 1:
+            piece = next(source, None)
+            if piece is None:
+                return
+            held.append(piece)
+        yield list(held)
 
 
-def _cross_fade(tail: Tensor, output: Tensor) -> Tensor:
-    """Blend the first frames of ``output`` ``t 3 H W`` with ``tail``, the same frames seen by the segment before."""
-    n, total = len(tail), len(output)
-    before, after = ramp([Window(0, n), Window(0, total)])
-    blend = tail * before[:n, None, None, None] + output[:n] * after[:n, None, None, None]
-    return torch.cat([blend, output[n:]])
+def restore_segment(
+    segment: Segment, pieces: Sequence[Piece], tail: Tensor | None, restore: RestoreSegment, rules: PlanRules
+) -> Tensor:
+    """``t 3 H W`` for all frames of the segment, joined to ``tail``, the last outputs of the one before in its chain.
+
+    ``fade``: the shared frames are a cross-fade of both. ``continue``: they are ``tail``'s, and known to the model.
+    """
+    joined = tail if segment.follows and rules.overlap else None
+    output = restore(
+        torch.stack([piece.pixels for piece in pieces]),
+        torch.stack([piece.hole for piece in pieces]),
+        [piece.index for piece in pieces],
+        joined if rules.join == "continue" else None,
+    )
+    return output if joined is None or rules.join == "continue" else join_tail(joined, output)
 
 
-def _take(source: Iterator[Piece], count: int) -> list[Piece]:
-    return [piece for _, piece in zip(range(count), source, strict=False)]
+def join_tail(tail: Tensor, output: Tensor) -> Tensor:
+    """Blend the first frames of ``output`` ``t . H W`` with ``tail``, the same frames seen by the segment before."""
+    n = len(tail)
+    return torch.cat([cross_fade(tail, output[:n]), output[n:]])
+
+
+def cross_fade(before: Tensor, after: Tensor) -> Tensor:
+    """From ``before`` ``n . H W`` to ``after``, with linear weights that sum to one."""
+    falling, rising = ramp([Window(0, len(before)), Window(0, len(before) + 1)])
+    return before * falling[:, None, None, None] + after * rising[:-1, None, None, None]
+
+
+@contextmanager
+def read_ahead(items: Generator[T, None, None]) -> Iterator[Iterator[T]]:
+    """``items``, each made in a thread while the one before is in use: two are held at a time."""
+    end = object()
+    with ThreadPoolExecutor(1, "reader") as pool:
+
+        def ahead() -> Iterator[T]:
+            coming = pool.submit(next, items, end)
+            while (item := coming.result()) is not end:
+                coming = pool.submit(next, items, end)
+                yield item  # type: ignore[misc]
+
+        try:
+            yield ahead()
+        finally:
+            pool.submit(items.close)  # in the thread that runs it
+
+
+class WriteBehind:
+    """Work done in a thread, in order, one piece at a time: ``with WriteBehind() as writer: writer.submit(...)``.
+
+    ``submit`` waits for the piece before and raises what that one raised. The end waits for the last piece, and
+    raises what it raised unless the ``with`` block has an error of its own.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._wait: Callable[[], None] = lambda: None
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Do ``work`` behind; wait for the work before it."""
+        self._wait()
+        self._wait = self._pool.submit(work).result
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown(wait=True)

@@ -32,6 +32,7 @@ class MaskSource:
         self._boxes = fill_boxes(boxes, size)
         self._reader: FrameReader | None = None
         self._held, self._held_index = self._boxes, -1  # the frame last asked for
+        self._pixels: Tensor | None = None  # of the frame last read, where it is not made into a mask yet
         self._next: Tensor | None = None
         self.frames: int | None = None  # 1: one frame that holds for the clip; None: as many as the clip's
         if path is not None:
@@ -43,14 +44,14 @@ class MaskSource:
     def at(self, index: int) -> Tensor:
         """``1 h w`` for frame ``index`` of the clip."""
         if self._path is None or self.frames == 1:
-            return self._held
+            return self._hole()
         if index < self._held_index:
             self._open(self._path)
         while self._held_index < index:
             if self._next is None:
                 raise self._mismatch(str(self._held_index + 1), str(self._promised or f"at least {index + 1}"))
             self._advance()
-        return self._held
+        return self._hole()
 
     def finish(self, frames: int) -> None:
         """Check the mask's length against the clip's, ``frames`` as decoded (a truncated clip may have fewer)."""
@@ -84,15 +85,20 @@ class MaskSource:
 
     def _advance(self) -> None:
         assert self._next is not None
-        self._held, self._held_index = self._next, self._held_index + 1
+        self._pixels, self._held_index = self._next, self._held_index + 1
         self._next = self._load()
+
+    def _hole(self) -> Tensor:
+        """Made when it is asked for: frames that are passed over cost no resizing."""
+        if self._pixels is not None:
+            self._held = torch.maximum(binary_mask(self._pixels, self.size), self._boxes)
+            self._pixels = None
+        return self._held
 
     def _load(self) -> Tensor | None:
         assert self._reader is not None
         frame = next(self._reader, None)
-        if frame is None:
-            return None
-        return torch.maximum(binary_mask(frame.pixels, self.size), self._boxes)
+        return None if frame is None else frame.pixels
 
     def _mismatch(self, mask: str, clip: str) -> UserError:
         return UserError(

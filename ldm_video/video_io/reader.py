@@ -37,18 +37,26 @@ class FrameReader:
     """``with FrameReader(path) as reader: for frame in reader: ...``; a single pass, in constant memory.
 
     ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
+    Frames between them that are not ``wanted`` are decoded, so that the numbers and times of the others are exact, but
+    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not.
     ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings`` is complete once the pass is over.
     Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
     """
 
     def __init__(
-        self, path: str | Path, deinterlace: Deinterlace = "auto", start: int = 0, stop: int | None = None
+        self,
+        path: str | Path,
+        deinterlace: Deinterlace = "auto",
+        start: int = 0,
+        stop: int | None = None,
+        wanted: Callable[[int], bool] = lambda index: True,
     ) -> None:
         if start < 0 or (stop is not None and stop <= start):
             raise UserError(f"no frames between start {start} and stop {stop}; choose 0 <= start < stop")
         self.info: VideoInfo = probe(path)
         self.warnings: list[str] = []
-        self._start, self._stop = start, stop
+        self.decoded = 0
+        self._start, self._stop, self._wanted = start, stop, wanted
         self._order = self._field_order(deinterlace)
         if self.info.hdr:
             self.warnings.append(f"{path} is HDR ({self.info.hdr}); it is read as if it were SDR, colours will be dull")
@@ -90,7 +98,8 @@ class FrameReader:
             width = square_width(info.coded_width, info.sample_aspect_ratio)
             for count, (last, frame) in enumerate(timed, start=1):
                 first = last if count == 1 else first
-                if count > self._start:
+                self.decoded = count
+                if count > self._start and self._wanted(count - 1):
                     pixels = to_pixels(frame, info.colour, width, info.coded_height)
                     yield Frame(count - 1, info.orientation.apply(pixels), last)
                 if count == self._stop:
@@ -101,6 +110,9 @@ class FrameReader:
     def _read_stills(self) -> Generator[Frame, None, None]:
         files = list_frames(self.info.path) if self.info.kind == "frames" else [self.info.path]
         for index, file in islice(enumerate(files), self._start, self._stop):
+            self.decoded = index + 1
+            if not self._wanted(index):
+                continue
             image = read_image(file)
             require_size(image, self.info.size, file, files[0])
             yield Frame(index, image_to_pixels(image), index / DEFAULT_RATE)

@@ -1,0 +1,84 @@
+"""Peak memory by the length of the clip: ``python -m eval.bench.memory [--long] [--model FOLDER] [infer options]``.
+
+``infer.py`` runs in a process of its own on synthetic clips of 100 and 1,000 frames (``--long``: 10,000 too), whose
+largest resident set the operating system reports. It should be the same for all.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.video_io import VideoWriter
+
+INFER = Path(__file__).resolve().parents[2] / "infer.py"
+LENGTHS, LONG = (100, 1_000), 10_000
+KIB_PER_MIB = 1024 if sys.platform != "darwin" else 1024 * 1024  # ru_maxrss is in bytes there
+
+
+@dataclass(frozen=True)
+class Result:
+    """``peak``: MiB resident at most."""
+
+    frames: int
+    peak: float
+    seconds: float
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--long", action="store_true", help=f"also {LONG} frames")
+    parser.add_argument("--size", default="48x32", metavar="WxH", help="of the input")
+    arguments, options = parser.parse_known_args()
+    width, height = map(int, arguments.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = (*LENGTHS, LONG) if arguments.long else LENGTHS
+        results = [measure(frames, (height, width), Path(folder), options) for frames in lengths]
+    table = Table(title=f"infer.py on {width}x{height}, {' '.join(options) or 'no options'}")
+    for heading in ("frames", "peak MiB", "beside the shortest", "frame/s"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        growth = 100 * (result.peak / results[0].peak - 1)
+        rate = result.frames / result.seconds
+        table.add_row(str(result.frames), f"{result.peak:.0f}", f"{growth:+.1f} %", f"{rate:.1f}")
+    Console().print(table)
+
+
+def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]) -> Result:
+    """One run of ``infer.py``."""
+    clip, output = folder / f"{frames}.mp4", folder / f"{frames}-hd.mp4"
+    write_clip(clip, frames, size)
+    started = time.monotonic()
+    command = [sys.executable, str(INFER), "--input", str(clip), "--output", str(output), *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise UserError(f"infer.py ended with code {process.returncode}; its last line says why")
+    return Result(frames, usage.ru_maxrss / KIB_PER_MIB, time.monotonic() - started)
+
+
+def write_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
+    """A texture that moves to the left."""
+    height, width = size
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.arange(width).float(), indexing="ij")
+    with VideoWriter(path, size, None, Fraction(25), preset="ultrafast") as writer:
+        for index in range(frames):
+            wave = 0.8 * torch.sin((x + index) / 5)
+            writer.write(torch.stack([wave, y, -wave]))
+
+
+if __name__ == "__main__":
+    run_cli(main)

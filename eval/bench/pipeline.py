@@ -1,0 +1,83 @@
+"""Where the time of a run goes: ``python -m eval.bench.pipeline`` with the options of ``infer.py``.
+
+Decoding, the model and encoding run at the same time, each in a thread of its own, so their shares of the wall time
+add up to more than all of it. What counts is the model's: where it is near 100 %, reading and writing cost nothing.
+Sampler and codec are the model's two halves; the rest of it is evidence, noise and colour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import infer
+from ldm_video.core.errors import run_cli
+from ldm_video.pipeline.job import Watch, run_job
+
+ROWS = {
+    "decode": "decode",
+    "model": "model",
+    "sampler": "  of it: sampler",
+    "codec": "  of it: codec",
+    "encode": "encode",
+}
+
+
+class Stopwatch:
+    """Seconds by name. A name belongs to one thread."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, timed; waits for the GPU, so that it is not the next one's time."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self(name):
+                result = function(*args, **kwargs)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                return result
+
+        return timed
+
+
+def main() -> None:
+    """Run ``infer.py``'s work with a stopwatch and print the table."""
+    _, model, job, restorer, part = infer.prepare(infer.parse_arguments())
+    watch = Stopwatch()
+    model.predict = watch.around("sampler", model.predict)  # type: ignore[method-assign]
+    model.codec.decode = watch.around("codec", model.codec.decode)  # type: ignore[method-assign]
+    outcome = run_job(job, restorer, Watch(timed=watch), part)
+    print_table(watch, outcome.frames, outcome.seconds)
+
+
+def print_table(watch: Stopwatch, frames: int, wall: float) -> None:
+    """Milliseconds a frame and share of the wall time, a row for each stage."""
+    table = Table(title=f"{frames} frames in {wall:.1f} s: {frames / wall:.2f} frame/s")
+    for heading in ("stage", "ms a frame", "% of wall time"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, label in ROWS.items():
+        seconds = watch.seconds[name]
+        table.add_row(label, f"{1000 * seconds / max(frames, 1):.1f}", f"{100 * seconds / wall:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    run_cli(main)

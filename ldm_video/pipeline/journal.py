@@ -1,0 +1,257 @@
+"""What is done of a clip, safe on disk: the same command goes on where the last one stopped.
+
+The journal is a folder beside the output, ``.NAME.parts``:
+
+- ``journal.json``: the identity of the job (inputs, model, every setting that changes pixels or encoding) and the
+  survey of the clip, from which the plan follows;
+- ``000007.result``, ``000007.compare``: the finished part of segment 7, one for each output;
+- ``000007.fade.result``: the frames where its chain is cross-faded with the chain before;
+- ``000007.head``, ``000007.tail``: outputs at its ends that a neighbour still needs;
+- ``lock`` and ``share-K``: held by the processes at work.
+
+Whatever is there is whole: files are written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.files import atomic_path
+from ldm_video.pipeline.workers import Share, is_held, locked
+
+FORMAT = 1
+_LEVELS = 65535 / 2  # half of 16 bits
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a clip tells: the number of frames, which of them begin a shot, what is wrong with it."""
+
+    frames: int
+    cuts: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Journal:
+    """The folder of one output. Nothing is made before :meth:`hold`."""
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.with_name(f".{output.name}.parts")
+
+    def file(self, number: int, kind: str) -> Path:
+        """Where segment ``number`` keeps ``kind``: ``head``, ``tail``, or a part's name."""
+        return self.folder / f"{number:06d}.{kind}"
+
+    @property
+    def joining(self) -> bool:
+        """Whether the outputs were being put together: one that exists is this journal's own."""
+        return (self.folder / "joining").exists()
+
+    def survey(self, identity: Mapping[str, Any]) -> Survey | None:
+        """The kept survey, where it is of the same job."""
+        kept = self._read()
+        if kept is None or changes(kept["identity"], identity):
+            return None
+        return Survey(kept["survey"]["frames"], tuple(kept["survey"]["cuts"]), tuple(kept["survey"]["warnings"]))
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "journal.json").exists()
+
+    @contextmanager
+    def hold(self, identity: Mapping[str, Any], survey: Survey, share: Share) -> Iterator[str]:
+        """Be at work on ``share``. Yields why kept work could not be used (``""``: it could, or there was none).
+
+        Raises ``UserError`` while another process does the same share, or works here with other settings.
+        """
+        mine = self.folder / f"share-{share.index}"
+        with self._locked():
+            if is_held(mine):
+                raise UserError(f"another process is at work on {self._named(share)}; wait for it or stop it")
+            reason = self._begin(identity, survey)
+            lock = locked(mine, wait=False)
+            lock.__enter__()
+        try:
+            yield reason
+        finally:
+            lock.__exit__(None, None, None)
+            if share.count == 1:  # a share that was here, if only for a moment, is counted
+                self._leave()
+
+    def others(self, share: Share) -> tuple[list[int], list[int]]:
+        """Of the other shares (from 0): those at work now, and those that have not begun."""
+        others = [i for i in range(share.count) if i != share.index]
+        return (
+            [i for i in others if is_held(self.folder / f"share-{i}")],
+            [i for i in others if not (self.folder / f"share-{i}").exists()],
+        )
+
+    def keep_frames(self, number: int, kind: str, frames: Tensor, times: list[Fraction]) -> None:
+        """Keep ``t 3 H W`` in [-1, 1] in 16 bits, with their times."""
+        arrays = {
+            "frames": to_levels(frames),
+            "times": np.array([[t.numerator, t.denominator] for t in times], np.int64).reshape(-1, 2),
+        }
+        with atomic_path(self.file(number, kind)) as temporary:
+            temporary.write_bytes(save(arrays))
+
+    def frames(self, number: int, kind: str) -> tuple[Tensor, list[Fraction]]:
+        """What :meth:`keep_frames` kept; ``FileNotFoundError`` when nothing is there."""
+        path = self.file(number, kind)
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); remove {self.folder} and begin anew") from error
+        return from_levels(arrays["frames"]), [Fraction(int(n), int(d)) for n, d in arrays["times"]]
+
+    def drop(self, number: int, kind: str) -> None:
+        with suppress(FileNotFoundError):
+            self.file(number, kind).unlink()
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """For the last step: False when the folder is gone, because another process did it."""
+        if not self.folder.exists():
+            yield False
+            return
+        with self._locked():
+            yield self.exists
+        if not self.exists:
+            self.remove()
+
+    def discard(self) -> None:
+        """Remove what is kept; ``UserError`` while a process is at work here."""
+        if self._busy():
+            raise UserError(f"another process is at work in {self.folder}; wait for it or stop it")
+        self.remove()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _begin(self, identity: Mapping[str, Any], survey: Survey) -> str:
+        kept = self._read()
+        different = [] if kept is None else changes(kept["identity"], identity)
+        if kept is not None and not different:
+            if not self._busy():
+                self._remove(".*.part*")  # what a killed process was writing
+            return ""
+        if kept is not None and self._busy():
+            raise UserError(f"another process is at work in {self.folder} with another {different[0]}; wait for it")
+        self._remove("[!l]*", ".*", keep=self.folder / "lock")
+        with atomic_path(self.folder / "journal.json") as temporary:
+            content = {"format": FORMAT, "identity": identity, "survey": asdict(survey)}
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+        return ", ".join(different)
+
+    def _leave(self) -> None:
+        """Leave nothing where nothing is kept."""
+        if not self.folder.exists():
+            return
+        with self._locked():
+            if not self._busy() and not any(self.folder.glob("[0-9]*.*")):
+                self.remove()
+
+    def _busy(self) -> bool:
+        return any(map(is_held, self.folder.glob("share-*")))
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            kept = json.loads((self.folder / "journal.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return kept if isinstance(kept, dict) and kept.get("format") == FORMAT else None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's own lock; the folder may have been removed while this process waited for it."""
+        path = self.folder / "lock"
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = locked(path)
+                lock.__enter__()
+            except OSError as error:
+                raise UserError(f"cannot write {self.folder} ({error.strerror}); choose another output") from error
+            if path.exists():
+                break
+            lock.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _remove(self, *patterns: str, keep: Path | None = None) -> None:
+        for path in {path for pattern in patterns for path in self.folder.glob(pattern)} - {keep}:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _named(self, share: Share) -> str:
+        return str(self.folder) if share.count == 1 else f"share {share} of {self.folder}"
+
+
+def changes(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the entries that differ."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
+    return sorted(key for key in kept.keys() | now.keys() if kept.get(key) != now.get(key))
+
+
+def file_facts(path: Path | None) -> list[Any] | None:
+    """Path, size and time of change of a file; of a folder, of all its files together."""
+    if path is None:
+        return None
+    files = [entry for entry in path.iterdir() if entry.is_file()] if path.is_dir() else [path]
+    facts = [file.stat() for file in files]
+    return [
+        str(path.resolve()),
+        len(facts),
+        sum(fact.st_size for fact in facts),
+        max((fact.st_mtime_ns for fact in facts), default=0),
+    ]
+
+
+def hash_files(path: Path) -> str:
+    """Of the names and contents of a file, or of all files below a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def hash_tensors(tensors: tuple[Tensor, ...]) -> str:
+    """Of the values of small tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_levels(frames: Tensor) -> np.ndarray:
+    """[-1, 1] -> 16 bits; every 8-bit value is one of its levels."""
+    return ((frames.float().clamp(-1, 1) + 1) * _LEVELS).round().cpu().numpy().astype(np.uint16)
+
+
+def from_levels(levels: np.ndarray) -> Tensor:
+    """16 bits -> [-1, 1]."""
+    return torch.from_numpy(levels.astype(np.float32)) / _LEVELS - 1
+
+
+def in_levels(frames: Tensor) -> Tensor:
+    """What comes back when ``frames`` are kept: the same whether a run was interrupted or not."""
+    return from_levels(to_levels(frames))

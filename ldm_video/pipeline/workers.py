@@ -1,0 +1,84 @@
+"""Several processes, one clip: who does what, who is alive, and which GPU is whose.
+
+No process talks to another. They meet in the journal's folder: locks of the file system, which vanish with their
+owner however it ends, say who is at work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ldm_video.core.errors import UserError
+
+HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows: one process there, and no lock
+if HAS_LOCKS:
+    import fcntl
+
+
+@dataclass(frozen=True)
+class Share:
+    """Chains ``index``, ``index + count``, ... of a clip are this process's."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+    def owns(self, chain: int) -> bool:
+        return chain % self.count == self.index
+
+
+def find_share(text: str | None, environment: Mapping[str, str]) -> Share:
+    """From ``--share 2/8`` (counted from 1), else from the variables that torchrun sets, else everything."""
+    if text is not None:
+        parts = re.fullmatch(r"(\d+)/(\d+)", text)
+        if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
+            raise UserError(f"--share {text} is not of the form K/N with K from 1 to N; for example 2/8")
+        return Share(int(parts[1]) - 1, int(parts[2]))
+    try:
+        return Share(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
+    except ValueError:
+        raise UserError("RANK and WORLD_SIZE are set but are not numbers; unset them or use torchrun") from None
+
+
+def own_device(device: str, environment: Mapping[str, str], gpus: int) -> str:
+    """GPU number LOCAL_RANK, modulo ``gpus``, where ``device`` is ``auto`` or ``cuda`` and there are GPUs."""
+    local = environment.get("LOCAL_RANK", "")
+    if device not in ("auto", "cuda") or not local.isdecimal() or not gpus:
+        return device
+    return f"cuda:{int(local) % gpus}"
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock ``path`` against other processes; yields False when another one has it and ``wait`` is off.
+
+    The operating system frees it when the process ends, by whatever means. Where a file system has no locks, every
+    process is told that it has it: parts are whole or absent in any case.
+    """
+    with path.open("a") as file:
+        if not HAS_LOCKS:
+            yield True
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock ``path``."""
+    if not path.exists():
+        return False
+    with locked(path, wait=False) as mine:
+        return not mine
