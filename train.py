@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import argparse
 import logging
-import netrc
-import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.strategies import FSDPStrategy
 from torch.utils.data import DataLoader
 
 from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
-from ldm_video.models.bundle import load_bundle, save_bundle
+from ldm_video.models.bundle import save_bundle
+from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
+from ldm_video.training.checkpoints import full_disk_explained, last_good
+from ldm_video.training.estimate import Plan, estimate, parameter_table
+from ldm_video.training.loggers import log_bundle
 from ldm_video.training.order import ClipOrder
+from ldm_video.training.same_run import check_fits, check_same_run
+from ldm_video.training.stage import Stage
+from ldm_video.training.trainer import build_trainer
 
 log = logging.getLogger("train")
 
 SECTIONS = (
     "name", "output", "seed", "init_from", "model", "task", "data", "optimizer", "ema", "gradient_checkpointing",
-    "trainer", "checkpoint_every", "logger", "publish",
+    "compile", "attention", "trainer", "checkpoint_every", "logger", "watch", "publish",
 )  # fmt: skip
 
 
@@ -44,24 +47,32 @@ def main() -> None:
     task = build_task(config, model)
     if arguments.dry_run:
         print(OmegaConf.to_yaml(config, resolve=True))
-        print(describe(model))
+        print(describe(config, model, task))
         return
     output = Path(config.output)
-    last = output / "checkpoints" / "last.ckpt"
-    # Our own checkpoint of this very run: a pickle, but one that was written here.
-    resume = torch.load(last, map_location="cpu", weights_only=False) if last.exists() and not arguments.restart else {}
+    last, resume = (None, {}) if arguments.restart else last_good(output / "checkpoints")
     done = resume.get("global_step", 0)
+    if last is not None:
+        check_same_run(output / "config.yaml", config)
+        check_fits(resume["state_dict"], task, last)
     loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
-    trainer = build_trainer(config, output)
+    trainer = build_trainer(config, output, build_watchers(config, output))
+    if config.ema and isinstance(trainer.strategy, FSDPStrategy):
+        raise UserError("there is no moving average under FSDP; set ema=null, or trainer.strategy=ddp")
     save_config(config, output / "config.yaml")
     if resume:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
-    trainer.fit(task, **loaders, ckpt_path=str(last) if resume else None, weights_only=False)
+    with full_disk_explained(output):
+        trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
     if resume and trainer.global_step == done:
         task.load_state_dict(resume["state_dict"])  # nothing was left to do: Lightning did not put the average in place
     if trainer.is_global_zero:
+        if task.gathered:  # FSDP left a piece of the weights in this model
+            model = build_model(config)
+            build_task(config, model).load_state_dict(task.gathered)
         save_bundle(model, output / "bundle")
         log.info("model bundle: %s", output / "bundle")
+        log_bundle(trainer.loggers, output / "bundle", config.name)
         if config.publish is not None:
             save_bundle(model, config.publish, torch.float16)
             log.info("published in half precision: %s", config.publish)
@@ -70,23 +81,26 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file of configs/train")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the model's size, stop")
+    parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and hours, and stop")
     parser.add_argument("--restart", action="store_true", help="begin anew where a run of this name has a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args()
 
 
 def build_model(config: DictConfig) -> VideoModel:
-    """The model of ``config.model``, or the bundle ``config.init_from``: exactly one of them."""
+    """The model of ``config.model``, or what ``config.init_from`` names (bundle, checkpoint, hub): one of them."""
     if (config.get("model") is not None) == (config.init_from is not None):
-        raise UserError("give either a model section or init_from=BUNDLE, and not both")
-    model = build(config.model) if config.init_from is None else load_bundle(config.init_from)
+        raise UserError("give either a model section or init_from=MODEL, and not both")
+    model = build(config.model) if config.init_from is None else open_model(config.init_from)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
+    model.denoiser.set_attention(config.get("attention", "auto"))
+    if config.get("compile"):
+        model.denoiser.compile()  # in place: names of weights and the bundle stay as they are
     return model.requires_grad_(True).train().to(memory_format=torch.channels_last)
 
 
-def build_task(config: DictConfig, model: VideoModel) -> pl.LightningModule:
+def build_task(config: DictConfig, model: VideoModel) -> Stage:
     """The stage's Lightning module around the model, or around its codec alone where the stage trains only that."""
     optimizer = build(config.optimizer)
     part = {"codec": model.codec} if "codec" in missing_arguments(config.task) else {"model": model}
@@ -119,58 +133,32 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
     return loaders
 
 
-def build_trainer(config: DictConfig, output: Path) -> pl.Trainer:
-    """Lightning's trainer with checkpoints, weight averaging and a logger."""
-    callbacks: list[pl.Callback] = [
-        ModelCheckpoint(
-            output / "checkpoints",
-            every_n_train_steps=config.checkpoint_every,
-            save_last=True,
-            enable_version_counter=False,
-        ),
-        TQDMProgressBar(refresh_rate=10),
-    ]
-    if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
-    logger = build_logger(config, output)
+def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:
+    """Pictures and metrics of fixed clips, where the config has a ``watch``."""
+    if config.get("watch") is None:
+        return []
     try:
-        # ClipOrder shares the clips out among processes itself.
-        return build(
-            config.trainer,
-            callbacks=callbacks,
-            logger=logger,
-            default_root_dir=str(output),
-            use_distributed_sampler=False,
-        )
-    except MisconfigurationException as error:
-        raise UserError(f"the trainer section cannot be used here: {str(error).splitlines()[0]}") from error
+        return [build(config.watch, folder=output / "media")]
+    except MetricUnavailable as error:
+        raise UserError(f"{error}; or leave it out with watch.metrics.NAME=null") from error
 
 
-def build_logger(config: DictConfig, output: Path) -> Logger:
-    """W&B (offline where there is no key) or CSV."""
-    if config.logger == "csv":
-        return CSVLogger(output, name="log")
-    if config.logger == "wandb":
-        facts: Any = OmegaConf.to_container(config, resolve=True)
-        offline = not has_wandb_key()
-        return WandbLogger(name=config.name, save_dir=output, project="ldm-video", offline=offline, config=facts)
-    raise UserError(f"unknown logger '{config.logger}'; use wandb or csv")
-
-
-def has_wandb_key() -> bool:
-    """Whether there is a W&B key in the environment or from `wandb login`, without waking wandb's own session."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def describe(model: VideoModel) -> str:
-    """Parameters of each part, in millions."""
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    return "\n".join(f"{name}: {count / 1e6:.2f}M parameters" for name, count in parts.items())
+def describe(config: DictConfig, model: VideoModel, task: Stage) -> str:
+    """Parameters of each part, and the memory and hours of one process, measured on synthetic clips."""
+    data, trainer = config.data, config.trainer
+    size = (data.size, data.size) if isinstance(data.size, int) else tuple(data.size)
+    plan = Plan(
+        batch=data.batch,
+        frames=data.frames,
+        size=size,
+        scale=data.train.get("scale", model.sampling.scale),
+        steps=trainer.max_steps,
+        accumulate=trainer.get("accumulate_grad_batches", 1),
+        precision=str(trainer.get("precision", "32-true")),
+        average=bool(config.ema),
+    )
+    on_gpu = torch.cuda.is_available() and trainer.get("accelerator", "auto") != "cpu"
+    return f"{parameter_table(model, task)}\n{estimate(task, plan, torch.device('cuda' if on_gpu else 'cpu'))}"
 
 
 if __name__ == "__main__":

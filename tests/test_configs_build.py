@@ -80,7 +80,7 @@ def test_a_model_file_is_a_mapping_of_parts(path: Path) -> None:
 def test_every_part_that_needs_nothing_else_is_built(
     path: Path, write_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = write_video(tmp_path / "clips" / "clip.mp4", frames=16, size=(192, 256))
+    clip = write_video(tmp_path / "clips" / "clip.mp4", frames=16, size=(576, 640))
     (tmp_path / "data").symlink_to(CONFIGS.parent / "data")  # a config may name the sample
     monkeypatch.chdir(tmp_path)  # loggers and checkpoints may create their folders here,
     monkeypatch.setenv("HOME", str(tmp_path))  # and caches theirs there

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A part may import itself, any part on a lower floor, and the ground.
 FLOORS = {
     "train": 4,
+    "eval.bench": 4,
     "infer": 3,
     "ldm_video.training": 3,
     "ldm_video.models": 2,
@@ -31,7 +32,7 @@ FLOORS = {
 }
 OURS = {part.split(".")[0] for part in FLOORS}
 NOTHING_OF_OURS = {"eval.metrics", "ldm_video.core", "ldm_video"}
-OUTSIDE_THE_PACKAGE = {"data", "eval", "eval.metrics", "infer", "train"}
+OUTSIDE_THE_PACKAGE = {"data", "eval", "eval.bench", "eval.metrics", "infer", "train"}
 ROOMS: dict[str, set[str]] = {
     "pytorch_lightning": {"ldm_video.training", "train"},
     "lightning": set(),  # the same framework under its other name

@@ -31,7 +31,7 @@ def process(prediction: str, zero_terminal_snr: bool = False) -> Process:
 def test_perfect_denoiser_has_zero_loss_at_every_level(prediction: str, zero_terminal_snr: bool) -> None:
     """It sees ``x_t`` and knows ``x_0``, works out the noise from them in float64, and answers by definition."""
     forward = process(prediction, zero_terminal_snr)
-    objective = Objective(forward, weighting="uniform" if prediction == "flow" else "min_snr")
+    objective = Objective(forward, weighting="min_snr")
     levels = torch.arange(1000)
     generator = torch.Generator().manual_seed(0)
     x0 = torch.randn((1000, 1, 2, 2, 2), generator=generator)
@@ -63,24 +63,42 @@ def test_loss_is_the_mean_square_of_each_sample() -> None:
     assert weight.tolist() == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, "flow"])
 def test_min_snr_weights_follow_the_paper(prediction: str) -> None:
-    """All three weigh the error of the implied ``x_0`` by ``min(SNR, gamma)``, the paper's definition."""
+    """All weigh the error of the implied ``x_0`` by ``min(SNR, gamma)``, the paper's definition."""
     gamma, forward = 5.0, process(prediction)
-    levels = torch.tensor([0, 100, 300, 600, 999])
+    levels = torch.tensor([0, 100, 300, 600, 998])  # a flow ends without any signal; that step has a test of its own
     alpha, sigma = (table[levels].double() for table in (forward.alphas, forward.sigmas))
     snr = alpha**2 / sigma**2
     # How much one unit of output error moves the implied x_0: to_x0 is affine in the output.
-    slope = {"epsilon": sigma / alpha, "v_prediction": sigma, "sample": torch.ones_like(snr)}[prediction]
-    expected = snr.clamp(max=gamma) * slope**2
-    weight = Objective(forward, "min_snr", gamma=gamma, floor=0.0).weight(levels)
+    slopes = {"epsilon": sigma / alpha, "v_prediction": sigma, "flow": sigma, "sample": torch.ones_like(snr)}
+    expected = snr.clamp(max=gamma) * slopes[prediction] ** 2
+    weight = Objective(forward, "min_snr", gamma=gamma, floor=1e-9).weight(levels)
     assert torch.allclose(weight.double(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("prediction", "expected"), [("epsilon", 1.0), ("v_prediction", 0.1), ("sample", 0.1)])
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [("epsilon", 1.0), ("v_prediction", 0.1), ("sample", 0.1), ("flow", 0.1)]
+)
 def test_terminal_step_is_learned_at_zero_snr(prediction: str, expected: float) -> None:
-    weight = Objective(process(prediction, zero_terminal_snr=True), "min_snr").weight(torch.tensor([999]))
+    """The trap: by the formula alone the weight is 0 / 0 for epsilon, and 0 for all others."""
+    forward = process(prediction, zero_terminal_snr=True)
+    assert forward.alphas[-1] == 0
+    weight = Objective(forward, "min_snr").weight(torch.tensor([999]))
     assert weight.item() == pytest.approx(expected)
+
+
+def test_a_weight_that_would_vanish_is_refused() -> None:
+    for prediction in ("v_prediction", "sample", "flow"):
+        with pytest.raises(ValueError, match="never trains the first sampling step"):
+            Objective(process(prediction, zero_terminal_snr=True), "min_snr", floor=0.0)
+    Objective(process("epsilon", zero_terminal_snr=True), "min_snr", floor=0.0)  # its weight is 1 there
+    Objective(process("v_prediction"), "min_snr", floor=0.0)  # its last step has some signal
+
+
+def test_zero_terminal_snr_without_min_snr_gives_every_step_its_full_weight() -> None:
+    weight = Objective(process("v_prediction", zero_terminal_snr=True)).weight(torch.arange(1000))
+    assert torch.equal(weight, torch.ones(1000))
 
 
 def test_half_precision_predictions_are_compared_in_float32() -> None:
@@ -112,7 +130,7 @@ def test_logit_normal_draw_has_its_quantiles() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    for options in ({"weighting": "min_snr"}, {"weighting": "p2"}, {"draw": "cosine"}, {"logit_std": 0.0}):
+    for options in ({"gamma": 0.0}, {"weighting": "p2"}, {"draw": "cosine"}, {"logit_std": 0.0}):
         with pytest.raises(ValueError):
             Objective(process("flow"), **options)
     with pytest.raises(ValueError, match="logit_normal"):

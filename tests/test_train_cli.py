@@ -140,7 +140,7 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("trainer.max_stepz=3", "unknown key 'trainer.max_stepz'"),
         ("data.root=/no/such/folder", "data folder /no/such/folder does not exist"),
         ("data.root=???", "the value of 'data.root'"),
-        ("data.size=62", "no multiple of scale"),
+        ("data.size=62", "no multiple of 4"),
         ("data.batch=0", "batch_size"),
         ("data.frames=99", "no usable video"),
         ("data.degrade=nonsense", "unknown degradation 'nonsense'"),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ldm_video.core.evidence import build_evidence
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.batches import batch_evidence, step_generator
+from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
@@ -107,18 +107,29 @@ def test_a_step_is_a_function_of_seed_and_step_alone(make_task: MakeTask) -> Non
     assert losses[0] != losses[2]
 
 
-def test_step_generator_is_a_pure_function_of_its_arguments() -> None:
-    def draw(*arguments: int | str) -> list[float]:
-        return torch.rand(4, generator=step_generator(*arguments)).tolist()
+def test_random_numbers_are_a_pure_function_of_seed_number_and_purpose() -> None:
+    def of_clip(seed: int, clip: int, purpose: str = "train", step: int = 0) -> tuple[float, ...]:
+        return tuple(make_draws(seed, step, [clip], purpose).randn(2)[0].tolist())
 
-    assert draw(1, 2, 3) == draw(1, 2, 3)
-    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 11, 0), (0, 1, 1), (0, 0, 0, "val")]
-    assert len({tuple(draw(*key)) for key in keys}) == len(keys)
+    def of_step(seed: int, step: int, purpose: str = "train", clip: int = 0) -> tuple[float, ...]:
+        return tuple(torch.randn(2, generator=make_draws(seed, step, [clip], purpose).step).tolist())
+
+    assert of_clip(1, 2, step=0) == of_clip(1, 2, step=7)
+    assert of_step(1, 2, clip=0) == of_step(1, 2, clip=7)
+    keys: list[tuple] = [(0, 0), (1, 0), (0, 1), (0, 11), (1, 1), (0, 0, "val")]
+    assert len({draw(*key) for draw in (of_clip, of_step) for key in keys}) == 2 * len(keys)
+
+
+def test_a_clip_has_its_numbers_in_any_batch() -> None:
+    together, alone = make_draws(0, 0, [3, 8, 5]), make_draws(0, 1, [8])
+    for _ in range(2):  # they go on alike
+        assert torch.equal(together.randn(4, 2)[1:2], alone.randn(4, 2))
+        assert torch.equal(together.rand(3)[1:2], alone.rand(3))
 
 
 def test_known_share_decides_between_upscaling_and_inpainting() -> None:
     batch = make_batch()
-    none, every = (batch_evidence(batch, share, torch.Generator().manual_seed(0)) for share in (0.0, 1.0))
+    none, every = (batch_evidence(batch, share, make_draws(0, 0, range(2))) for share in (0.0, 1.0))
     assert not none.known.any()
     assert torch.equal(none.guess, build_evidence(batch["lr"], batch["hole"]).guess)
     assert torch.equal(every.known, 1 - batch["hole"])

@@ -10,6 +10,7 @@ Where ImageNet weights are looked for, in this order:
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 import threading
@@ -65,14 +66,18 @@ def load_numpy_pickle(path: str | Path) -> Any:
         return _NumpyUnpickler(file).load()
 
 
-def lpips_network(net: str = "alex", path: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def lpips_network(
+    net: str = "alex", path: str | Path | None = None, device: str | torch.device = "cpu", shared: bool = True
+) -> nn.Module:
     """``lpips.LPIPS(net, version='0.1')`` (Zhang et al. 2018), frozen, always in eval mode.
 
     ``net`` is ``alex`` or ``vgg``. Call it on two batches ``b 3 h w`` in [-1, 1]; it returns ``b 1 1 1``.
-    Gradients flow to the inputs. One module is cached per (net, path, device): do not move it, ask for your device.
+    Gradients flow to the inputs. One module is cached per (net, path, device) and shared: do not move it, ask for your
+    device, or, for a copy that a trainer may move, for ``shared=False``.
     Raises ``MetricUnavailable`` when no pretrained backbone is at hand.
     """
-    return _lpips_network(net, None if path is None else str(path), str(device))
+    network = _lpips_network(net, None if path is None else str(path), str(device))
+    return network if shared else copy.deepcopy(network)
 
 
 def dists_network(path: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:

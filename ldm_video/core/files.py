@@ -12,7 +12,10 @@ from pathlib import Path
 
 from ldm_video.core.errors import UserError
 
-# The operating system's errors that say: not here.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The operating system's errors that say: no more."""
+
+# Those that say: not here.
 _PLACE = {
     errno.EACCES,
     errno.EPERM,
@@ -62,7 +65,7 @@ def _swap(fresh: Path, path: Path) -> None:
 
 
 def _explain(error: OSError, path: Path) -> OSError | UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in DISK_FULL:
         return UserError(f"no space left on the disk of {path}; free some space or choose another output folder")
     if error.errno in _PLACE:
         return UserError(f"cannot write {path} ({error.strerror}); choose a path that you may write")

@@ -23,9 +23,9 @@ class Objective:
         process: forward process and prediction type.
         weighting: ``uniform``, or ``min_snr`` (Hang et al., arXiv:2303.09556).
         gamma: where min-SNR clips the signal-to-noise ratio.
-        floor: smallest min-SNR weight. As the SNR goes to 0 the weights of v and sample vanish, and the step that
-            sampling starts from would not be learned at all where the terminal SNR is zero. The default is an eighth
-            of the largest v weight, ``gamma / (gamma + 1)``.
+        floor: smallest min-SNR weight. As the SNR goes to 0 the weights of v, sample and flow vanish, and the step
+            that sampling starts from would not be learned at all where the terminal SNR is zero: 0 is refused there.
+            The default is an eighth of the largest v weight, ``gamma / (gamma + 1)``.
         draw: how training noise levels are drawn: ``uniform`` over the table, or ``logit_normal`` (SD3,
             arXiv:2403.03206; before the table's shift), for flows.
         logit_mean, logit_std: of ``logit_normal``; a positive mean favours noisier levels.
@@ -45,12 +45,13 @@ class Objective:
             raise ValueError(f"unknown weighting {self.weighting!r}; choose one of {get_args(Weighting)}")
         if self.draw not in get_args(Draw):
             raise ValueError(f"unknown draw {self.draw!r}; choose one of {get_args(Draw)}")
-        if flow and self.weighting == "min_snr":
-            raise ValueError("min_snr is defined for epsilon, v and sample; a flow takes the uniform weighting")
         if not flow and self.draw == "logit_normal":
             raise ValueError("logit_normal is defined for flows; other processes draw uniformly")
         if self.gamma <= 0 or self.floor < 0 or self.logit_std <= 0:
             raise ValueError("gamma and logit_std must be positive, floor must not be negative")
+        vanishing = self.weighting == "min_snr" and self.floor == 0 and self.process.prediction != "epsilon"
+        if vanishing and self.process.zero_terminal_snr:
+            raise ValueError("min_snr with floor 0 never trains the first sampling step at zero terminal SNR; give 0.1")
 
     def loss(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error per sample and its weight.
@@ -72,20 +73,26 @@ class Objective:
     def weight(self, t: Tensor) -> Tensor:
         """Weight ``(b,)`` of the squared error at noise levels ``t`` ``(b,)``.
 
-        With ``m = min(SNR, gamma)``: epsilon ``m / SNR``, v ``m / (SNR + 1)``, sample ``m``; never below ``floor``.
-        At zero SNR the epsilon weight is its limit, 1.
+        ``min_snr`` weighs the squared error of the clean sample that the output claims by ``min(SNR, gamma)``. With
+        ``m = min(SNR, gamma)``: sample ``m``; v ``m / (SNR + 1)``; flow ``m sigma^2`` (either is off by ``sigma`` where
+        its output is off by 1); epsilon ``m / SNR``; never below ``floor``.
+
+        At zero SNR the epsilon weight is its limit, 1, and not 0 / 0. It teaches the denoiser nothing there (the noise
+        is what it is shown), which is why the sampler refuses epsilon with zero terminal SNR.
         """
         snr = self.process.snr(t)
         if self.weighting == "uniform":
             return torch.ones_like(snr)
+        clipped = snr.clamp(max=self.gamma)
         match self.process.prediction:
             case "epsilon":
-                # min(SNR, g) / SNR without 0 / 0.
                 weight = self.gamma / snr.clamp(min=self.gamma)
             case "v":
-                weight = snr.clamp(max=self.gamma) / (snr + 1.0)
+                weight = clipped / (snr + 1.0)
+            case "flow":
+                weight = clipped * self.process.coefficients(t)[1].square()
             case _:
-                weight = snr.clamp(max=self.gamma)
+                weight = clipped
         return weight.clamp(min=self.floor)
 
     def sample_timesteps(self, batch: int, generator: torch.Generator) -> Tensor:

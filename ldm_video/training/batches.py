@@ -1,23 +1,60 @@
-"""From a batch of clip pairs to evidence, and the random numbers of a step."""
+"""From a batch of clip pairs to evidence, the random numbers of a step, and a batch as a file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_video.core.evidence import Evidence, build_evidence
+from ldm_video.core.files import atomic_path
 
 
-def step_generator(seed: int, step: int, rank: int = 0, purpose: str = "train") -> torch.Generator:
-    """The random numbers of one step: a pure function of its arguments, so that a resumed run draws the same."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}/{purpose}".encode(), digest_size=8).digest()
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch, a pure function of :func:`make_draws`' arguments: a resumed run draws the same.
+
+    Attributes:
+        step: what is drawn once for a step; the same in all processes.
+        clips: one generator for each clip. It follows from the clip's number in the run, neither from the process that
+            has the clip nor from its place there: several processes train as one with their joint batch.
+    """
+
+    step: torch.Generator
+    clips: tuple[torch.Generator, ...]
+
+    def each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """``draw``, which returns ``1 ...``, for each clip -> ``b ...``."""
+        return torch.cat([draw(generator) for generator in self.clips])
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), ``b *shape``."""
+        return self.each(lambda generator: torch.rand(1, *shape, generator=generator))
+
+    def randn(self, *shape: int) -> Tensor:
+        """Gaussian, ``b *shape``."""
+        return self.each(lambda generator: torch.randn(1, *shape, generator=generator))
+
+
+def make_draws(seed: int, step: int, clips: Iterable[int], purpose: str = "train") -> Draws:
+    """The random numbers of the ``step``-th batch, which has the clips of these numbers."""
+    numbers = tuple(_generator(f"{seed}/{purpose}/clip {number}") for number in clips)
+    return Draws(_generator(f"{seed}/{purpose}/step {step}"), numbers)
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def batch_evidence(batch: Mapping[str, Tensor], known_share: float, generator: torch.Generator) -> Evidence:
+def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws) -> Evidence:
     """Evidence of a training batch.
 
     Args:
@@ -25,6 +62,14 @@ def batch_evidence(batch: Mapping[str, Tensor], known_share: float, generator: t
         known_share: the share of clips whose high-res pixels are known outside the hole: inpainting of HD clips.
     """
     hr, hole = batch["hr"], batch["hole"]
-    inpaint = torch.rand(hr.shape[0], 1, 1, 1, 1, generator=generator) < known_share  # b 1 1 1 1
+    inpaint = draws.rand(1, 1, 1, 1) < known_share  # b 1 1 1 1
     known = inpaint.to(hole) * (1 - hole)  # b t 1 H W
     return build_evidence(batch["lr"], hole, known_pixels=hr, known=known)
+
+
+def save_batch(batch: Mapping[str, Any], path: str | Path) -> None:
+    """Write a batch as safetensors, whole or not at all; what is no tensor (names, captions) goes into the header."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in batch.items() if isinstance(value, Tensor)}
+    notes = {key: json.dumps(value, default=str) for key, value in batch.items() if not isinstance(value, Tensor)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ldm_video.core.tensors import unfold_time
 from ldm_video.models.codec import VideoCodec
 from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss, psnr
+from ldm_video.training.order import joint
 from ldm_video.training.stage import MakeOptimizer, Stage
 
 
@@ -44,25 +47,30 @@ class CodecTask(Stage):
         self.known_share = known_share
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        generator = self.generator(index)
+        draws = self.draws(batch, index)
         hr = batch["hr"]
-        evidence = batch_evidence(batch, self.known_share, generator)
+        evidence = batch_evidence(batch, self.known_share, draws)
         posterior = self.codec.posterior(hr)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(hr)
-        raw = unfold_time(posterior.mean + posterior.std * noise, hr.shape[1])  # b t c h w
-        self.codec.track_scale(raw)
+        mean, std = (unfold_time(x, hr.shape[1]) for x in (posterior.mean, posterior.std))  # b t c h w
+        raw = mean + std * draws.randn(*mean.shape[1:]).to(hr)
+        self.codec.track_scale(joint(raw))
         scaled = self.codec.scale(raw)
-        drop = (torch.rand(hr.shape[0], 1, 1, 1, 1, generator=generator) < self.latent_dropout).to(hr)
-        scaled = torch.lerp(scaled, torch.randn(scaled.shape, generator=generator).to(hr), drop)
+        drop = (draws.rand(1, 1, 1, 1) < self.latent_dropout).to(hr)
+        scaled = torch.lerp(scaled, draws.randn(*scaled.shape[1:]).to(hr), drop)
         output = self.codec.decode(scaled, evidence)
-        terms = self.pixel_loss(output, hr, generator)
+        terms = self.pixel_loss(output, hr, draws.step)
         terms["kl"] = self.kl_weight * posterior.kl().mean() / raw[0, 0].numel()
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return self.finite(loss, batch)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        evidence = batch_evidence(batch, 0.0, self.generator(index, "val"))
-        output = self.codec.decode(self.codec.encode(batch["hr"]), evidence).clamp(-1, 1)
+        output = self.restore(batch).clamp(-1, 1)
         self.log("val/psnr", psnr(output, batch["hr"]), prog_bar=True, sync_dist=True)
+
+    @torch.no_grad()
+    def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The clips again, through their own latents and the evidence."""
+        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"))
+        return self.codec.decode(self.codec.encode(batch["hr"]), evidence)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_video.core.tensors import fold_time
+from ldm_video.training.adversary import Adversary
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
@@ -15,8 +18,13 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
     return (-10 * mse.log10()).mean()
 
 
+def nothing_of(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Zero, as a function of ``parameters``: DDP waits for a gradient of every parameter at every step."""
+    return torch.stack([parameter.float().sum() for parameter in parameters]).sum() * 0.0
+
+
 class PixelLoss(nn.Module):
-    """L1 + perceptual + frame difference, on clips ``b t 3 H W`` in [-1, 1].
+    """L1 + perceptual + frame difference (+ adversary), on clips ``b t 3 H W`` in [-1, 1].
 
     Args:
         perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
@@ -24,16 +32,23 @@ class PixelLoss(nn.Module):
             flicker that L1 alone would not punish more than noise.
         shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
+        adversary: a discriminator that is trained beside the model; None leaves it out.
     """
 
     def __init__(
-        self, perceptual: nn.Module | None, perceptual_weight: float = 0.3, motion_weight: float = 0.5, shift: int = 8
+        self,
+        perceptual: nn.Module | None,
+        perceptual_weight: float = 0.3,
+        motion_weight: float = 0.5,
+        shift: int = 8,
+        adversary: Adversary | None = None,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
         self.perceptual_weight = perceptual_weight
         self.motion_weight = motion_weight
         self.shift = shift
+        self.adversary = adversary
 
     def train(self, mode: bool = True) -> PixelLoss:
         """Stay in evaluation mode."""
@@ -48,4 +63,6 @@ class PixelLoss(nn.Module):
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
             terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
+        if self.adversary is not None:
+            terms |= self.adversary(output, target)
         return terms

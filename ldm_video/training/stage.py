@@ -1,26 +1,32 @@
-"""What every training stage shares: its optimizer, its learning rate, its random numbers."""
+"""What every training stage shares: its optimizer, its learning rate, its random numbers, its stop at a NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from ldm_video.training.batches import step_generator
-from ldm_video.training.schedule import warmup_cosine
+from ldm_video.core.errors import UserError
+from ldm_video.training.batches import Draws, make_draws, save_batch
+from ldm_video.training.order import clip_numbers
+from ldm_video.training.schedule import FULL, Pace, warmup_cosine
 
-MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class Stage(pl.LightningModule):
     """A Lightning module that trains whatever of its parameters takes gradients.
 
     Args:
-        optimizer: makes an optimizer of parameters.
+        optimizer: makes an optimizer of parameter groups.
         warmup: steps of linear warm-up before the cosine, which ends at the trainer's ``max_steps``.
         seed: of the random numbers of each batch.
     """
@@ -30,12 +36,90 @@ class Stage(pl.LightningModule):
         self.make_optimizer = optimizer
         self.warmup = warmup
         self.seed = seed
+        self.gathered: dict[str, Tensor] = {}  # after FSDP: the state that lay in pieces on all processes
+        self._batch: Mapping[str, Any] = {}  # the last one, to be saved if its gradient is not finite
 
-    def generator(self, batch_index: int, purpose: str = "train") -> torch.Generator:
-        """The random numbers of a batch: a pure function of (seed, batch, rank, purpose)."""
-        return step_generator(self.seed, batch_index, self.global_rank, purpose)
+    def draws(self, batch: Mapping[str, Any], index: int, purpose: str = "train") -> Draws:
+        """The random numbers of the ``index``-th batch: a pure function of (seed, index, clips' numbers, purpose)."""
+        size = len(batch["hr"])
+        if purpose != "train":  # all processes look at the same clips
+            return make_draws(self.seed, index, range(index * size, (index + 1) * size), purpose)
+        # A run is one epoch, in which no step is ahead of its batch. Only under `overfit_batches` is every batch the
+        # first one, which must not meet the same noise for ever.
+        index = max(index, self.global_step)
+        return make_draws(self.seed, index, clip_numbers(index * size, size), purpose)
+
+    def restore(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the model makes of a batch now, ``b t 3 H W``, about [-1, 1]: for people to look at."""
+        raise NotImplementedError
+
+    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
+        """Parameters that are trained later or slower than the rest."""
+        return []
+
+    def parameter_groups(self) -> dict[Pace, list[nn.Parameter]]:
+        """Every parameter that takes gradients, by its pace."""
+        special = {id(parameter): pace for parameters, pace in self.paces() for parameter in parameters}
+        groups: dict[Pace, list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                groups.setdefault(special.get(id(parameter), FULL), []).append(parameter)
+        return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer of the parameters that take gradients, warmed up and then led down a cosine."""
-        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
-        return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps)
+        groups = self.parameter_groups()
+        optimizer = self.make_optimizer([{"params": parameters} for parameters in groups.values()])
+        return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps, paces=list(groups))
+
+    def finite(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """``loss`` itself; if it is not finite, the batch is saved and a ``UserError`` stops the run."""
+        self._batch = batch
+        if not torch.isfinite(loss):
+            self._stop("loss", loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop at a gradient that is not finite, and drop the gradients of groups whose time has not come.
+
+        Late groups take gradients from the start, because DDP learns at the start which parameters do. Dropped, they
+        count neither for the clipping of the others nor for the optimizer's memory.
+        """
+        for pace, group in zip(self.parameter_groups(), optimizer.param_groups, strict=True):
+            if self.global_step < pace.start:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        if self.trainer.precision == "16-mixed":
+            return  # there gradients overflow now and then: the loss scaler skips such a step and lowers the scale
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        if not torch.isfinite(norm):
+            self._stop("gradient", norm)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does it; it refuses norms under FSDP, where no process has a whole gradient but FSDP itself."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            sharded = strategy.model
+            assert isinstance(sharded, FullyShardedDataParallel)
+            sharded.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_end(self) -> None:
+        """Under FSDP every process takes part in gathering the weights, of which process 0 keeps the whole."""
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self.gathered = self.trainer.strategy.lightning_module_state_dict()
+
+    def _stop(self, what: str, value: Tensor) -> None:
+        name = f"bad_batch_step{self.global_step}_rank{self.global_rank}.safetensors"
+        path = Path(self.trainer.default_root_dir) / name
+        save_batch(self._batch, path)
+        raise UserError(
+            f"the {what} is {value.item()} at step {self.global_step}; its batch is saved in {path} and the last "
+            "checkpoint is untouched; look at the batch, or begin anew (--restart) with a lower optimizer.lr"
+        )

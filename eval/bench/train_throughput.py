@@ -1,0 +1,324 @@
+"""Speed and memory of a training step, beside a plain diffusers loop: ``python -m eval.bench.train_throughput``.
+
+Side by side in one process, taking turns, medians:
+
+- ``diffusers``: the loop of diffusers' own training scripts around the per-frame UNet of the SD x4-upscaler, clips
+  folded to frames: encode, noise, predict, mean squared error, clip the gradient, AdamW.
+- ``ours, no temporal layers``: :class:`~ldm_video.training.denoiser_task.DenoiserTask` with the same UNet, text and
+  autoencoder; the same work, plus the evidence.
+- ``ours``: the same with temporal layers on every level.
+
+Reading data and Lightning's loop (a few milliseconds) are in none of them. Peak memory is taken in a process for each.
+On a CPU the seconds are those of its cores: what else the machine does hardly changes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.evidence import EvidenceLayout
+from ldm_video.core.tensors import fold_time
+from ldm_video.diffusion.objective import Objective
+from ldm_video.models.codec import ImageCodec
+from ldm_video.models.inflate import inflate
+from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.video_model import VideoModel
+from ldm_video.training.denoiser_task import DenoiserTask
+from ldm_video.training.estimate import Plan, synthetic_batch
+
+SCALE = 4
+TOKENS = 77
+# Width of the UNet's first level, of the autoencoder's first level, and of the text.
+WIDTHS = {"quarter": (64, 32, 256), "full": (256, 128, 1024)}
+BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense FLOP/s of the SXM cards, from their data sheets
+BASELINE, EQUAL, OURS = "diffusers", "ours, no temporal layers", "ours"
+
+Step = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: ``width`` of the networks, clips of ``batch x frames`` of ``size x size`` pixels."""
+
+    width: str
+    batch: int
+    frames: int
+    size: int
+    device: str
+    bf16: bool
+    compile: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def make_unet(width: str, in_channels: int) -> UNet2DConditionModel:
+    """The UNet of the SD x4-upscaler with new weights and without its noise level's embedding."""
+    base, _, text = WIDTHS[width]
+    return UNet2DConditionModel(
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+        block_out_channels=(base, 2 * base, 2 * base, 4 * base),
+        layers_per_block=2,
+        attention_head_dim=8,
+        only_cross_attention=(True, True, True, False),
+        cross_attention_dim=text,
+        use_linear_projection=True,
+    )
+
+
+def make_autoencoder(width: str) -> AutoencoderKL:
+    """KL-f4."""
+    base = WIDTHS[width][1]
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(base, 2 * base, 4 * base),
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=0.08333,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction")
+
+
+class FixedText(nn.Module):
+    """One embedding for every caption: encoding text is no part of the comparison."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("embedding", torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """b captions -> ``b n d``."""
+        embedding: Any = self.embedding
+        return embedding.expand(len(captions), -1, -1)
+
+
+def diffusers_step(setting: Setting) -> Step:
+    """A loop as in diffusers' ``train_text_to_image.py``, on frames."""
+    unet = make_unet(setting.width, 4 + 3).to(setting.device).train()
+    autoencoder = make_autoencoder(setting.width).to(setting.device).requires_grad_(False)
+    text = FixedText(WIDTHS[setting.width][2]).to(setting.device)
+    scheduler = make_scheduler()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
+    batch = make_batch(setting)
+    if setting.compile:
+        unet.compile()
+
+    def step(_: int) -> Tensor:
+        high, low = fold_time(batch["hr"]), fold_time(batch["lr"])  # (b t) 3 H W, (b t) 3 H/4 W/4
+        with setting.autocast():
+            with torch.no_grad():
+                latents = autoencoder.encode(high).latent_dist.sample() * autoencoder.config.scaling_factor
+            noise = torch.randn_like(latents)
+            t = torch.randint(1000, (len(latents),), device=latents.device)
+            noisy = scheduler.add_noise(latents, noise, t)
+            output = unet(torch.cat([noisy, low], dim=1), t, text([""] * len(latents))).sample
+            loss = F.mse_loss(output.float(), scheduler.get_velocity(latents, noise, t).float())
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def our_step(setting: Setting, temporal: TemporalConfig) -> Step:
+    """One step of the denoiser's stage, laid out as ``train.py`` does."""
+    layout = EvidenceLayout("pixels", factor=SCALE, with_known=False)
+    model = VideoModel(
+        denoiser=inflate(make_unet(setting.width, 4 + layout.channels), temporal),
+        codec=ImageCodec(make_autoencoder(setting.width)),
+        scheduler=make_scheduler(),
+        layout=layout,
+        text=FixedText(WIDTHS[setting.width][2]),  # type: ignore[arg-type]
+    ).to(memory_format=torch.channels_last)
+    model.to(setting.device)
+    stage = DenoiserTask(model, Objective, partial(torch.optim.AdamW, lr=1e-5))
+    optimizer = stage.make_optimizer([{"params": group} for group in stage.parameter_groups().values()])
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    batch = make_batch(setting)
+    if setting.compile:
+        model.denoiser.compile()
+
+    def step(index: int) -> Tensor:
+        with setting.autocast(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer, and nothing to log to
+            loss = stage.training_step(batch, index)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def make_batch(setting: Setting) -> dict[str, Any]:
+    plan = Plan(setting.batch, setting.frames, (setting.size, setting.size), SCALE, steps=1)
+    return synthetic_batch(plan, torch.device(setting.device))
+
+
+STEPS: dict[str, Callable[[Setting], Step]] = {
+    BASELINE: diffusers_step,
+    EQUAL: partial(our_step, temporal=TemporalConfig(attention_levels=(), conv_levels=())),
+    OURS: partial(our_step, temporal=TemporalConfig()),
+}
+
+
+def seconds_of(step: Step, index: int, device: str) -> float:
+    """Seconds of one step: on a GPU by the clock, its work included; on a CPU those of this process's cores."""
+    on_gpu = device.startswith("cuda")
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    begin = clock()
+    loss = step(index)
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    seconds = clock() - begin
+    if not torch.isfinite(loss):
+        raise UserError("the loss is not a number; the timing of such steps says nothing")
+    return seconds
+
+
+def alternate(setting: Setting, rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each step: in every round each variant has one turn, the first in one round is last in the next."""
+    steps = {name: make(setting) for name, make in STEPS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(warmup + rounds):
+        order = list(steps)
+        for name in order[index % 3 :] + order[: index % 3]:
+            seconds = seconds_of(steps[name], index, setting.device)
+            if index >= warmup:
+                times[name].append(seconds)
+    return times
+
+
+def flops_of(name: str, setting: Setting) -> int:
+    """Floating-point operations of a step's matrix products, convolutions and attention, backward pass included."""
+    step = STEPS[name](setting)
+    with FlopCounterMode(display=False) as counter:
+        step(0)
+    return counter.get_total_flops()
+
+
+def _measure_peak(name: str, setting: Setting, threads: int, result: Any) -> None:
+    torch.set_num_threads(threads)
+    step = STEPS[name](setting)
+    for index in range(2):  # the optimizer's memory is there from the second on
+        step(index)
+    on_gpu = setting.device.startswith("cuda")
+    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else resident_peak())
+
+
+def resident_peak() -> int:
+    """Most bytes that this process ever held. Linux; its ``ru_maxrss`` would be the parent's where that was larger."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024  # KiB
+
+
+def peak_of(name: str, setting: Setting) -> int:
+    """Most bytes of a variant: of its tensors on a GPU; on a CPU of its whole process, libraries included."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=_measure_peak, args=(name, setting, torch.get_num_threads(), result))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise UserError(f"'{name}' ended with code {process.exitcode}; take a smaller --width, --size or --batch")
+    return int(result.get())
+
+
+def bf16_peak(device: str) -> float | None:
+    """FLOP/s of the GPU's data sheet, where it is known here."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
+    return next((peak for card, peak in BF16_PEAK.items() if card in name), None)
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median over the rounds: what else the machine does slows both sides of a round down."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def table(setting: Setting, times: Mapping[str, Sequence[float]], memory: bool) -> str:
+    """Markdown: a row for each variant, with its time over the baseline's."""
+    median = {name: statistics.median(values) for name, values in times.items()}
+    peak = bf16_peak(setting.device)
+    lines = [
+        "| step | s / step | spread | clips / s | time / diffusers | TFLOP / step | peak GiB | share of bf16 peak |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, values in times.items():
+        flops = flops_of(name, setting)
+        share = f"{flops / median[name] / peak:.0%}" if peak and setting.bf16 else "-"
+        cells = [
+            name,
+            f"{median[name]:.3f}",
+            f"{min(values):.3f}-{max(values):.3f}",
+            f"{setting.batch / median[name]:.2f}",
+            f"{ratio(values, times[BASELINE]):.2f}",
+            f"{flops / 1e12:.3f}",
+            f"{peak_of(name, setting) / 2**30:.2f}" if memory else "-",
+            share,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Temporal layers cost {ratio(times[OURS], times[EQUAL]) - 1:.0%} of a step. Ratios: median of rounds.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", choices=sorted(WIDTHS), default="quarter", help="of the SD x4-upscaler's UNet")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("32", "bf16"), default=None, help="default: bf16 on a GPU, else 32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for all")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256, help="side of the high-res frames; latents have a quarter")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    arguments = parser.parse_args()
+    if arguments.size % 32 or min(arguments.batch, arguments.frames, arguments.rounds, arguments.size) < 1:
+        raise UserError("--size must be a multiple of 32; --batch, --frames and --rounds 1 or more")
+    setting = Setting(
+        width=arguments.width,
+        batch=arguments.batch,
+        frames=arguments.frames,
+        size=arguments.size,
+        device=arguments.device,
+        bf16=(arguments.precision or ("bf16" if arguments.device.startswith("cuda") else "32")) == "bf16",
+        compile=arguments.compile,
+    )
+    print(setting)
+    print(table(setting, alternate(setting, arguments.rounds, warmup=2), arguments.memory))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,116 @@
+"""Checkpoints that a killed process, a power cut or a full disk cannot spoil.
+
+What is guaranteed, on a local file system and on NFS as far as it keeps POSIX's rename:
+
+- A name such as ``last.ckpt`` holds a whole checkpoint at every moment: the old one until the new one is on the disk
+  in full (``fsync``), then, in one step (``rename``), the new one. ``kill -9`` while a checkpoint is being written
+  leaves a hidden ``.NAME.xxxxxxxx.part.ckpt`` beside it, which the next save removes and nothing ever reads.
+- Lightning writes each checkpoint under two names, ``epoch=E-step=S.ckpt`` and then ``last.ckpt``, and removes the
+  one of the step before only after that: from the second save on there are always two whole files.
+- :func:`last_good` takes the newest file that can be read in full. Damaged ones (a disk that lies about ``fsync``, a
+  copy cut short) are named in the log and passed over.
+- A disk that is full, or a folder that cannot be written, ends the run with one line; the checkpoints that were there
+  stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.files import DISK_FULL, atomic_path
+
+log = logging.getLogger(__name__)
+
+_DAMAGED = (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written beside their place, synced, and renamed into it.
+
+    Lightning 2.6 writes to the system's temporary folder and moves the file: across file systems that is a copy onto
+    the old checkpoint, which a kill leaves half done. It also holds the whole file in memory once more.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint``. Raises ``UserError`` where the place cannot be written or the disk is full."""
+        path = Path(path)
+        for leftover in path.parent.glob(f".*.part{path.suffix}"):  # a run has one writer: theirs was killed
+            leftover.unlink(missing_ok=True)
+        # Without a buffer the system's error comes out of torch.save and not out of the file's closing.
+        with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
+            _save(checkpoint, file)
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+
+
+def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The newest whole checkpoint of ``folder`` and what it holds; ``(None, {})`` where there is none at all.
+
+    Pickles: only for checkpoints that this very run wrote. Raises ``UserError`` when every one of them is damaged.
+    """
+    found = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
+    # Of two as new as one another, last.ckpt. The time decides, not the step: a restarted run counts anew.
+    found.sort(key=lambda path: (path.stat().st_mtime_ns, path.stem == "last"), reverse=True)
+    for path in found:
+        try:
+            _check_sums(path)
+            return path, torch.load(path, map_location="cpu", weights_only=False)
+        except _DAMAGED as error:
+            log.warning("%s is damaged and is passed over (%s)", path, str(error).partition(". ")[0])
+    if found:
+        raise UserError(f"no checkpoint in {folder} can be read; use --restart to begin anew")
+    return None, {}
+
+
+@contextmanager
+def full_disk_explained(folder: str | Path) -> Iterator[None]:
+    """Turn a full disk, whoever met it (a logger, Lightning), into one line that names ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"no space left on the disk of {folder}; free some space and run the same command again: it goes on from "
+            "the last checkpoint"
+        ) from error
+
+
+def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
+    """``torch.save``, but an error of the system is raised as such and not as a complaint about the archive."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise ``BadZipFile`` where the bytes are not those that were written: ``torch.load`` does not look."""
+    with zipfile.ZipFile(path) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the check sum of {bad} is wrong")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a rename to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""Where a run's series, pictures and bundle go: W&B (offline without a key), TensorBoard, CSV, or several at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from ldm_video.core.errors import UserError
+
+PROJECT = "ldm-video"
+KINDS = ("wandb", "tensorboard", "csv")
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def build_loggers(kinds: str | Sequence[str], name: str, output: Path) -> list[Logger]:
+    """The loggers named by ``kinds``, one of ``wandb``, ``tensorboard`` and ``csv`` or a list, writing to ``output``.
+
+    Raises ``UserError`` for none, for an unknown kind and for TensorBoard without its package. Nothing is written yet.
+    """
+    if not kinds:
+        raise UserError(f"the configuration's logger names none; use {', '.join(KINDS)}, or a list of them")
+    loggers: list[Logger] = []
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        if kind == "csv":
+            loggers.append(CSVLogger(output, name="log", flush_logs_every_n_steps=1))  # a kill loses no line
+        elif kind == "wandb":
+            loggers.append(WandbLogger(name=name, save_dir=output, project=PROJECT, offline=not has_wandb_key()))
+        elif kind == "tensorboard":
+            if importlib.util.find_spec("tensorboard") is None:
+                raise UserError(
+                    "the tensorboard logger needs its package: pip install 'ldm-video[tensorboard]'; or use logger=csv"
+                )
+            loggers.append(TensorBoardLogger(output, name="tensorboard", default_hp_metric=False))
+        else:
+            raise UserError(f"unknown logger '{kind}'; use one of {', '.join(KINDS)}, or a list of them")
+    return loggers
+
+
+def has_wandb_key() -> bool:
+    """Whether there is a W&B key in the environment or from `wandb login`, without waking wandb's own session."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def git_revision(folder: Path = PACKAGE) -> dict[str, Any]:
+    """``{"revision": HEAD, "dirty": whether tracked files differ from it}`` of the code's own checkout.
+
+    Empty for an installed package, even one that lies inside somebody else's repository, and without git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def log_media(loggers: Iterable[Logger], name: str, strip: Path, video: Path, step: int) -> None:
+    """Show a picture and a video that lie on the disk as ``name/strip`` and ``name/video``.
+
+    TensorBoard gets the picture alone (its videos are GIFs made by one more package); for CSV the files are all.
+    """
+    caption = [strip.stem]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"{name}/strip", [str(strip)], step=step, caption=caption)
+            logger.log_video(f"{name}/video", [str(video)], step=step, caption=caption, format=["mp4"])
+        elif isinstance(logger, TensorBoardLogger):
+            pixels = cv2.cvtColor(cv2.imread(str(strip)), cv2.COLOR_BGR2RGB)  # h w 3
+            logger.experiment.add_image(f"{name}/strip", pixels, step, dataformats="HWC")
+
+
+def log_bundle(loggers: Iterable[Logger], folder: Path, name: str) -> None:
+    """Hand the finished bundle over as the artifact ``name`` and end the run, where the logger is W&B.
+
+    The files are not copied: they must stay in ``folder`` until ``wandb sync`` has sent an offline run.
+    """
+    import wandb  # a second to load, and few runs get here with it
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="model")
+            artifact.add_dir(str(folder), policy="immutable")
+            logger.experiment.log_artifact(artifact)
+            logger.experiment.finish()

@@ -1,0 +1,175 @@
+"""What the stages share that train a denoiser: what it is conditioned on, and which of its layers train when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm_video.core.evidence import Evidence
+from ldm_video.diffusion.noise import batch_noise
+from ldm_video.diffusion.sampler import sample
+from ldm_video.models.video_model import VideoModel
+from ldm_video.training.batches import Draws, batch_evidence
+from ldm_video.training.schedule import Pace
+from ldm_video.training.stage import MakeOptimizer, Stage
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How a clip's conditions are drawn in training.
+
+    Attributes:
+        known_share: share of clips with known high-res pixels, see :func:`~ldm_video.training.batches.batch_evidence`.
+        text_dropout: share of clips whose caption is replaced by the empty one: what guidance starts from
+            (arXiv:2207.12598). Models without text read no caption.
+        noise_level: the lowest and the highest level, drawn evenly, at which the low-res pixels of a clip are made
+            noisy, for a model that is told of it (the SD x4-upscaler); None makes none.
+    """
+
+    known_share: float = 0.1
+    text_dropout: float = 0.1
+    noise_level: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("known_share", "text_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        if self.noise_level is not None and not (
+            len(self.noise_level) == 2 and 0 <= self.noise_level[0] <= self.noise_level[1]
+        ):
+            raise ValueError(f"noise_level is [lowest, highest], from 0 up, or null, not {list(self.noise_level)}")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the denoiser is told of the clips of a batch.
+
+    Attributes:
+        evidence: as the decoder sees it.
+        seen: as the denoiser sees it: with noisy low-res pixels where there is a noise level.
+        text: ``b n d``, where the model reads it.
+        noise_level: ``(b,)``, where the model is told of it.
+        canvas: ``b t c h w``, where the model reads the canvas in latents.
+    """
+
+    evidence: Evidence
+    seen: Evidence
+    text: Tensor | None
+    noise_level: Tensor | None
+    canvas: Tensor | None
+
+
+def drop_captions(captions: Iterable[str], share: float, draws: Draws) -> list[str]:
+    """Captions with a ``share`` of them, drawn one by one, replaced by the empty one."""
+    kept = draws.rand() >= share  # b
+    return [caption if keep else "" for caption, keep in zip(captions, kept.tolist(), strict=True)]
+
+
+class ModelStage(Stage):
+    """A stage that trains the denoiser of a whole model; codec and text encoder stay frozen.
+
+    Args:
+        model: the whole model.
+        conditioning: how evidence and text are drawn.
+        spatial: pace of the layers that the 2-D UNet had; None keeps them frozen. Temporal layers and the first
+            convolution, which may have new evidence channels, train from the first step at the full rate.
+        optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
+    """
+
+    def __init__(
+        self,
+        model: VideoModel,
+        optimizer: MakeOptimizer,
+        conditioning: Conditioning,
+        spatial: Pace | None,
+        warmup: int,
+        seed: int,
+    ) -> None:
+        super().__init__(optimizer, warmup, seed)
+        model.requires_grad_(False)
+        model.denoiser.requires_grad_(True)
+        if model.text is not None:
+            model.text.eval()  # no dropout in the prompt
+        _check_noise_level(model, conditioning.noise_level)
+        self.model = model
+        self.conditioning = conditioning
+        self.spatial = spatial
+        if spatial is None:
+            for parameter in self._spatial_parameters():
+                parameter.requires_grad_(False)
+
+    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
+        return [] if self.spatial is None else [(self._spatial_parameters(), self.spatial)]
+
+    def _spatial_parameters(self) -> list[nn.Parameter]:
+        entrance = {id(parameter) for parameter in self.model.denoiser.unet.conv_in.parameters()}
+        return [p for p in self.model.denoiser.spatial_parameters() if id(p) not in entrance]
+
+    def condition(self, batch: Mapping[str, Any], draws: Draws) -> Condition:
+        """The conditions of a batch, drawn as in training."""
+        return self._condition(batch, draws, self.conditioning)
+
+    def plain_condition(self, batch: Mapping[str, Any], draws: Draws) -> Condition:
+        """As the model is used: nothing else is known, no caption is dropped, the noise level is the default."""
+        level = self.model.sampling.noise_level
+        return self._condition(batch, draws, Conditioning(0.0, 0.0, None if level is None else (level, level)))
+
+    def _condition(self, batch: Mapping[str, Any], draws: Draws, conditioning: Conditioning) -> Condition:
+        evidence = batch_evidence(batch, conditioning.known_share, draws)
+        text = self._text(batch, conditioning.text_dropout, draws)
+        canvas = self.model.encode_canvas(evidence)
+        if conditioning.noise_level is None:
+            return Condition(evidence, evidence, text, None, canvas)
+        low, high = conditioning.noise_level
+        level = draws.each(lambda generator: torch.randint(low, high + 1, (1,), generator=generator))  # b
+        noise = self.noise(batch["hr"], draws, channels=3)
+        level = level.to(noise.device)
+        return Condition(evidence, self.model.noise_lowres(evidence, level, noise), text, level, canvas)
+
+    def _text(self, batch: Mapping[str, Any], dropout: float, draws: Draws) -> Tensor | None:
+        if self.model.text is None:
+            return None
+        captions = batch.get("caption", [""] * len(batch["hr"]))
+        return self.model.text(drop_captions(captions, dropout, draws))  # b n d
+
+    def predict(self, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The denoiser's output for noisy latents ``b t c h w``."""
+        timestep = timestep.to(noisy.device)
+        return self.model.predict(
+            noisy, timestep, condition.seen, condition.text, noise_level=condition.noise_level, canvas=condition.canvas
+        )
+
+    def noise(self, pixels: Tensor, draws: Draws, channels: int | None = None) -> Tensor:
+        """Noise on the latent grid of pixels ``b t 3 H W``, of ``channels`` or of as many as latents have."""
+        _, t, _, height, width = pixels.shape
+        codec = self.model.codec
+        shape = (1, t, channels or codec.latent_channels, height // codec.factor, width // codec.factor)
+        return draws.each(lambda generator: batch_noise(shape, generator, self.model.shared_noise)).to(pixels)
+
+    @torch.no_grad()
+    def restore(self, batch: Mapping[str, Any]) -> Tensor:
+        """Sampled as the model's defaults say, without guidance."""
+        draws = self.draws(batch, 0, "restore")
+        condition = self.plain_condition(batch, draws)
+        noise = self.noise(batch["hr"], draws)
+        latents = sample(
+            lambda x, timestep: self.predict(x, timestep, condition),
+            self.model.scheduler,
+            noise,
+            self.model.sampling.steps,
+        )
+        return self.model.codec.decode(latents, condition.evidence)
+
+
+def _check_noise_level(model: VideoModel, levels: Sequence[int] | None) -> None:
+    if levels is None:
+        return
+    if model.lowres_scheduler is None:
+        raise ValueError("this model is not told of a noise level; set noise_level=null")
+    limit = model.sampling.noise_limit
+    if limit is not None and levels[1] > limit:
+        raise ValueError(f"noise_level goes up to {levels[1]}, the model was trained up to {limit}; lower it")

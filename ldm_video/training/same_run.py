@@ -1,0 +1,62 @@
+"""Does a checkpoint belong to the run that is asked for? Told by the configuration that was saved beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ldm_video.core.errors import UserError
+
+# What may change between two starts of a run: where it runs, how long, how fast and what is looked at. A prefix covers
+# what is below it. All else decides what the weights become, or would be ignored in silence: the learning rate, for
+# one, is in the checkpoint.
+FREE = (
+    "name", "output", "logger", "watch", "publish", "checkpoint_every", "compile", "attention",
+    "gradient_checkpointing", "data.workers", "data.cache", "data.train.cache", "data.val", "trainer",
+)  # fmt: skip
+FIXED_IN_TRAINER = ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+_ABSENT = "absent"
+
+
+def check_same_run(saved: Path, config: DictConfig, free: tuple[str, ...] = FREE) -> None:
+    """Raise ``UserError`` naming the first key that differs between the file ``saved`` and ``config`` and may not."""
+    if not saved.is_file():
+        return
+    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True)))
+    now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if old != new and not _is_free(key, free):
+            raise UserError(
+                f"the checkpoint in {saved.parent} was trained with {key}={old}, and now it is {new}; give the old "
+                f"value, another output=FOLDER, or --restart (remove {saved} to go on with the change nevertheless)"
+            )
+
+
+def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> None:
+    """Raise ``UserError`` naming the first weight of the checkpoint ``where`` that has no place in ``module``."""
+    own = module.state_dict()
+    for key in sorted(state.keys() ^ own.keys()):
+        place = "has no place in" if key in state else "is not there for"
+        raise UserError(f"{where}: weight '{key}' {place} this model; give another output=FOLDER or --restart")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            shapes = f"{list(value.shape)}, in this model {list(own[key].shape)}"
+            raise UserError(f"{where}: weight '{key}' has shape {shapes}; give another output=FOLDER or --restart")
+
+
+def _is_free(key: str, free: tuple[str, ...]) -> bool:
+    return key not in FIXED_IN_TRAINER and any(key == name or key.startswith(f"{name}.") for name in free)
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything that is no mapping."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}".lstrip("."))
+    else:
+        yield name, node

@@ -1,0 +1,53 @@
+"""Lightning's trainer, with our checkpoints, loggers and what is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+
+from ldm_video.config import build
+from ldm_video.core.errors import UserError
+from ldm_video.training.checkpoints import AtomicCheckpointIO
+from ldm_video.training.loggers import build_loggers, git_revision
+from ldm_video.training.preemption import Preemption
+from ldm_video.training.watch import Facts, GradientNorms, Speed
+
+
+def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """The trainer of ``config.trainer``; ``watchers`` are called after weight averaging, before a checkpoint."""
+    facts: Any = OmegaConf.to_container(config, resolve=True)
+    callbacks: list[pl.Callback] = [
+        ModelCheckpoint(
+            output / "checkpoints",
+            every_n_train_steps=config.checkpoint_every,
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        TQDMProgressBar(refresh_rate=10),
+        Facts({**facts, "git": git_revision()}),
+        LearningRateMonitor("step"),
+        GradientNorms(),
+        Speed(),
+    ]
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    callbacks += [*watchers, Preemption()]
+    loggers = build_loggers(config.logger, config.name, output)
+    try:
+        # ClipOrder shares the clips out among processes itself.
+        return build(
+            config.trainer,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(output),
+            use_distributed_sampler=False,
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"the trainer section cannot be used here: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,71 @@
+"""Throughput and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+GIB = 2**30
+
+
+class Speed(pl.Callback):
+    """Logs ``speed/clips_per_second``, ``speed/frames_per_second`` (of all processes) and ``memory/peak_gib``.
+
+    Each is taken over the steps since the last logged one, from the start of the first of them: validation, pictures
+    and checkpoints do not count where their periods are multiples of ``log_every_n_steps``. Lightning's
+    ``ThroughputMonitor`` waits for the GPU at every step; this one lets it run ahead.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.frames = self.clips = 0
+        self.started: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.started is None:
+            self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        clips, frames = batch["hr"].shape[:2]  # b t 3 H W
+        self.clips += clips * trainer.world_size
+        self.frames += clips * frames * trainer.world_size
+        if trainer.global_step == self.step:  # gradients are still being accumulated
+            return
+        self.step = trainer.global_step
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if self.step % every or self.started is None:
+            return
+        seconds = time.perf_counter() - self.started
+        pl_module.log_dict(
+            {
+                "speed/clips_per_second": self.clips / seconds,
+                "speed/frames_per_second": self.frames / seconds,
+                "memory/peak_gib": peak_memory(pl_module.device) / GIB,
+            }
+        )
+        self.clips, self.frames, self.started = 0, 0, None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that tensors held on a CUDA device, or that this process held in main memory, since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
