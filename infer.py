@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import time
 from pathlib import Path
-from typing import get_args
+from types import FrameType
+from typing import NoReturn, get_args
 
 import torch
 from omegaconf import DictConfig
@@ -15,13 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ldm_video.config import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.sampler import sampling_timesteps
-from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
+from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.job import Job, Outcome, Part, Watch, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.plan import JOINS, PlanRules, longest_needed
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.sizes import output_size, parse_tile
+from ldm_video.pipeline.workers import find_share, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
 from ldm_video.video_io.reader import Deinterlace
 
@@ -30,30 +36,57 @@ SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
 DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
 FLAGS = (
     "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
-    "deinterlace", "device", "dtype", "attention", "codec", "crf",
+    "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
 )  # fmt: skip
-INTEGERS = ("height", "steps", "seed", "window", "overlap", "segment", "tile_overlap", "feather", "crf")
-NUMBERS = ("scale", "guidance", "dilate")
+INTEGERS = (
+    "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
+)  # fmt: skip
+NUMBERS = ("scale", "guidance", "dilate", "strength")
 NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate")
 
 
 def main() -> None:
     """Read the command line, build the job, run it."""
     arguments = parse_arguments()
-    config = read_config(arguments)
-    info = probe(arguments.input)
-    model = load_bundle(SHIPPED if config.model == "shipped" else config.model)
-    job = make_job(arguments, config, info, model)
-    restorer = make_restorer(config, info, job, model)
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        run(arguments)
+    except KeyboardInterrupt as stop:
+        line = "; ".join(filter(None, ("interrupted", *(text for text in stop.args if isinstance(text, str)))))
+        print(line, file=sys.stderr)
+        number = next((n for n in stop.args if isinstance(n, int)), int(signal.SIGINT))
+        raise SystemExit(128 + number) from None
+
+
+def on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does, so that what was begun is put away; the number decides the exit code."""
+    raise KeyboardInterrupt(number)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One clip."""
+    info, model, job, restorer, part = prepare(arguments)
     if arguments.dry_run:
         open_mask(job, info).close()
         open_writers(job, info)
         print(plan(info, job, model, restorer.settings))
         return
-    outcome = run_with_bar(job, restorer, info)
+    outcome = run_with_bar(job, restorer, part)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(summary(job, outcome))
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, Restorer, Part]:
+    """What the command line asks for, checked and ready to run."""
+    config = read_config(arguments)
+    info = probe(arguments.input)
+    model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
+    # A published checkpoint without its new temporal layers: untrained, they change nothing.
+    model = open_model(model_files, variant=config.variant, temporal=FRAME_BY_FRAME)
+    job = make_job(arguments, config, info, model)
+    restorer = make_restorer(config, info, job, model)
+    return info, model, job, restorer, Part(find_share(arguments.share, os.environ), arguments.restart, model_files)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,12 +97,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--box", action="append", default=[], metavar="x,y,w,h", help="fill this box; may repeat")
     parser.add_argument("--prompt", help="what to fill the mask with, and what the clip shows")
     parser.add_argument("--negative-prompt", help="what not to show")
-    parser.add_argument("--model", help="model bundle (a folder); default: the one that ships")
+    parser.add_argument("--model", help="bundle, Stable Diffusion folder or file, or hub name[@revision]")
     parser.add_argument("--config", default=DEFAULTS, help="a YAML file of configs/infer")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
     parser.add_argument("--steps", type=int, help="sampling steps")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
+    parser.add_argument("--noise-level", type=int, help="of the low-res pixels, for the SD x4-upscaler")
+    parser.add_argument("--strength", type=float, help="share of the steps to run, from the resized input")
     parser.add_argument("--seed", type=int, help="of the noise")
     parser.add_argument("--window", type=int, help="frames that the model sees at once")
     parser.add_argument("--overlap", type=int, help="frames that neighbouring windows share")
@@ -82,6 +117,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--crf", type=int, help="quality of the output's codec; lower is better")
     parser.add_argument("--compare", action="store_true", help="also write resized input and result side by side")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.add_argument("--share", metavar="K/N", help="do the K-th of N shares of the clip; others do the rest")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args()
@@ -93,6 +130,8 @@ def read_config(arguments: argparse.Namespace) -> DictConfig:
     config = load_config(arguments.config, overrides, base=DEFAULTS)
     if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
         config.deinterlace = "on" if config.deinterlace else "off"
+    if isinstance(config.cuts, bool):
+        config.cuts = "auto" if config.cuts else "off"
     check_values(config, load_config(DEFAULTS))
     return config
 
@@ -126,7 +165,14 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
     if config.deinterlace not in get_args(Deinterlace):
         raise UserError(f"unknown deinterlace '{config.deinterlace}'; use {', '.join(get_args(Deinterlace))}")
     scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
+    if config.join not in JOINS:
+        raise UserError(f"unknown join '{config.join}'; use {', '.join(JOINS)}")
+    if config.cuts not in ("auto", "off"):
+        raise UserError(f"unknown cuts '{config.cuts}'; use auto or off")
+    if config.chain < 1:
+        raise UserError(f"chain is {config.chain}; give 1 or more")
     window = model.sampling.window if config.window is None else config.window
+    overlap = model.sampling.overlap if config.overlap is None else config.overlap
     return Job(
         source=Path(arguments.input),
         output=output,
@@ -134,8 +180,8 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
         mask=arguments.mask,
         boxes=[parse_box(text) for text in arguments.box],
         deinterlace=config.deinterlace,
-        segment=max(config.segment, window),
-        overlap=model.sampling.overlap if config.overlap is None else config.overlap,
+        rules=PlanRules(max(config.segment, window, longest_needed(overlap)), overlap, config.chain, config.join),
+        find_cuts=config.cuts == "auto",
         encoding={"codec": config.codec, "crf": config.crf, "preset": config.preset},
         compare=compare_path(output) if arguments.compare else None,
         overwrite=arguments.overwrite,
@@ -144,7 +190,7 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
 
 def make_restorer(config: DictConfig, info: VideoInfo, job: Job, model: VideoModel) -> Restorer:
     settings = make_settings(config, info, job, model)
-    place(model, config.device, config.dtype, config.attention)
+    place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and not config.negative_prompt:
         return Restorer(model, settings)
     if model.text is None:
@@ -160,7 +206,7 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
     own = model.sampling
     settings = RestoreSettings(
         **{name: getattr(own, name) if config[name] is None else config[name]
-           for name in ("steps", "guidance", "window", "overlap")},
+           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength")},
         seed=config.seed,
         tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
         tile_overlap=config.tile_overlap,
@@ -170,11 +216,13 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
     )  # fmt: skip
     if settings.steps < 1:
         raise UserError(f"--steps {settings.steps} is not a positive number")
-    for name, length in (("--window", settings.window), ("segment", job.segment)):
-        if not settings.overlap < length:
-            raise UserError(f"--overlap {settings.overlap} must be less than {name} {length}; change one of them")
+    if not settings.overlap < settings.window:
+        raise UserError(
+            f"--overlap {settings.overlap} must be less than --window {settings.window}; change one of them"
+        )
     if settings.colour not in METHODS:
         raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
+    check_noise(settings, model)
     if settings.guidance != 1 and model.text is None:
         raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")
     try:
@@ -184,17 +232,38 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
     return settings
 
 
-def run_with_bar(job: Job, restorer: Restorer, info: VideoInfo) -> Outcome:
-    columns = ("frames", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+def check_noise(settings: RestoreSettings, model: VideoModel) -> None:
+    """``UserError`` for a noise level or a strength that the model cannot have."""
+    if not 0 < settings.strength <= 1:
+        raise UserError(f"--strength {settings.strength} is outside 0 to 1; 1 begins from noise alone")
+    if settings.noise_level is None:
+        return
+    level, limit = settings.noise_level, model.sampling.noise_limit
+    if limit is None:
+        raise UserError("this model is not told of a noise level; leave --noise-level out")
+    if not 0 <= level <= limit:
+        raise UserError(f"--noise-level {level} is outside 0 to {limit}, which the model was trained with")
+
+
+def run_with_bar(job: Job, restorer: Restorer, part: Part) -> Outcome:
+    """The first share's process alone shows a bar: there is one terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=info.frames, rate="")
+    shown = console.is_terminal and part.share.index == 0
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None, rate="")
+        stage, began, base = "", 0.0, 0.0
 
-        def progress(frames: float) -> None:
-            elapsed = bar.tasks[task].elapsed or 0.0
-            bar.update(task, completed=int(frames), rate=f"{frames / elapsed:.2f} frame/s" if elapsed else "")
+        def progress(what: str, frames: float, total: int | None) -> None:
+            nonlocal stage, began, base
+            if what != stage:
+                stage, began, base = what, time.monotonic(), frames
+                bar.reset(task, description=what, total=total)
+            seconds = time.monotonic() - began
+            rate = f"{(frames - base) / seconds:.2f} frame/s" if seconds > 0 else ""
+            bar.update(task, completed=int(frames), rate=rate)
 
-        return run_job(job, restorer, progress)
+        return run_job(job, restorer, Watch(progress, say=lambda line: print(line, file=sys.stderr)), part)
 
 
 def plan(info: VideoInfo, job: Job, model: VideoModel, settings: RestoreSettings) -> str:
@@ -213,6 +282,8 @@ def plan(info: VideoInfo, job: Job, model: VideoModel, settings: RestoreSettings
 
 
 def summary(job: Job, outcome: Outcome) -> str:
+    if outcome.pending:
+        return outcome.pending
     rate = outcome.frames / max(outcome.seconds, 1e-9)
     size = f"{job.size[1]}x{job.size[0]}"
     line = f"{job.output}: {outcome.frames} frames {size} in {outcome.seconds:.1f} s ({rate:.2f} frame/s)"

@@ -224,7 +224,7 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(upscale: Ca
         ("--steps", 3),
         ("--window", 3, "--overlap", 1),
         ("--tile", "48x64", "tile_overlap=16"),
-        ("segment=4", "--overlap", 2),
+        ("segment=4", "--overlap", 1),
         ("colour=adain",),
         ("dilate=0", "--box", "4,4,20,20"),
     ],

@@ -76,7 +76,12 @@ class PointwiseModel(nn.Module):
         self.layout = EvidenceLayout("space_to_depth", 4)
         self.mix = nn.Parameter(randn(48, self.layout.channels) * 0.1)
 
-    def predict(self, noisy: Tensor, timestep: Tensor | float, evidence: Evidence, text: Tensor | None) -> Tensor:
+    def encode_canvas(self, evidence: Evidence) -> None:
+        return None
+
+    def predict(
+        self, noisy: Tensor, timestep: Tensor | float, evidence: Evidence, text: Tensor | None, **unused: None
+    ) -> Tensor:
         said = torch.einsum("oi,btihw->btohw", self.mix, self.layout(evidence))
         return torch.tanh(noisy) * (1 + float(timestep) / 1000) + said
 

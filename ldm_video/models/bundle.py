@@ -47,6 +47,7 @@ def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None
             "format": FORMAT,
             "layout": asdict(model.layout),
             "shared_noise": model.shared_noise,
+            "sees_canvas": model.sees_canvas,
             "sampling": asdict(model.sampling),
             "parts": {},
         }
@@ -56,8 +57,12 @@ def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None
             (temporary / name).mkdir()
             _write_json(temporary / name / "config.json", part.config)
             save_weights(part, temporary / name / "model.safetensors", dtype)
-        index["parts"]["scheduler"] = type(model.scheduler).__name__
-        model.scheduler.save_pretrained(temporary / "scheduler")
+        schedulers = {"scheduler": model.scheduler}
+        if model.lowres_scheduler is not None:
+            schedulers["lowres_scheduler"] = model.lowres_scheduler
+        for name, scheduler in schedulers.items():
+            index["parts"][name] = type(scheduler).__name__
+            scheduler.save_pretrained(temporary / name)
         if model.text is not None:
             index["parts"]["text"] = type(model.text).__name__
             model.text.save(temporary / "text", dtype)
@@ -77,10 +82,12 @@ def load_bundle(folder: str | Path) -> VideoModel:
         )
     try:
         parts, shared_noise = dict(index["parts"]), float(index["shared_noise"])
+        sees_canvas = bool(index.get("sees_canvas", False))
         denoiser, codec, scheduler = parts.pop("denoiser"), parts.pop("codec"), parts.pop("scheduler")
         layout, sampling = EvidenceLayout(**index["layout"]), SamplingDefaults(**index["sampling"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / INDEX} has a missing or wrong entry ({error}); copy the bundle again") from error
+    lowres_scheduler = parts.pop("lowres_scheduler", None)
     has_text = parts.get("text") == "TextEncoder"
     if has_text:
         del parts["text"]
@@ -89,11 +96,13 @@ def load_bundle(folder: str | Path) -> VideoModel:
     model = VideoModel(
         denoiser=_load_part(folder / "denoiser", denoiser),
         codec=_load_part(folder / "codec", codec),
-        scheduler=_load_scheduler(folder / "scheduler", scheduler),
+        scheduler=_load_sampler(folder / "scheduler", scheduler),
         layout=layout,
         text=TextEncoder.load(folder / "text") if has_text else None,
         shared_noise=shared_noise,
         sampling=sampling,
+        lowres_scheduler=_load_scheduler(folder / "lowres_scheduler", lowres_scheduler) if lowres_scheduler else None,
+        sees_canvas=sees_canvas,
     )
     return model.eval().requires_grad_(False)
 
@@ -117,9 +126,13 @@ def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
     missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
     config = _read_json(folder / "scheduler_config.json", missing)
     try:
-        scheduler = make_scheduler({**config, "_class_name": name})
+        return make_scheduler({**config, "_class_name": name})
     except UserError as error:
         raise UserError(f"{folder.parent / INDEX}: {error}") from error
+
+
+def _load_sampler(folder: Path, name: str) -> SchedulerMixin:
+    scheduler = _load_scheduler(folder, name)
     if draws_noise(scheduler):
         raise UserError(f"{folder}: {name} adds noise at each step, which would differ from window to window; use DDIM")
     return scheduler

@@ -50,8 +50,11 @@ class Codec(nn.Module, ABC):
 class ImageCodec(Codec):
     """A diffusers ``AutoencoderKL``, frame by frame; the evidence is not looked at.
 
-    The scaling factor and the factor of the grid are read from the autoencoder's config.
+    The scaling factor and the factor of the grid are read from the autoencoder's config. Frames share nothing, so a
+    few at a time are in memory, however long the clip: about ``pixels_at_once`` pixels.
     """
+
+    pixels_at_once = 2**20
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -64,13 +67,18 @@ class ImageCodec(Codec):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """``b t 3 H W -> b t c H/f W/f``, scaled."""
-        raw = self.autoencoder.encode(fold_time(pixels)).latent_dist.mode()  # (b t) c h w
+        batches = fold_time(pixels).split(self._frames_at_once(pixels.shape[-2:].numel()))  # (b t) 3 H W
+        raw = torch.cat([self.autoencoder.encode(batch).latent_dist.mode() for batch in batches])  # (b t) c h w
         return unfold_time((raw - self.shift) * self.scaling, pixels.shape[1])
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w -> b t 3 (h f) (w f)``."""
         raw = fold_time(latents) / self.scaling + self.shift  # (b t) c h w
-        return unfold_time(self.autoencoder.decode(raw).sample, latents.shape[1])
+        batches = raw.split(self._frames_at_once(latents.shape[-2:].numel() * self.factor**2))
+        return unfold_time(torch.cat([self.autoencoder.decode(batch).sample for batch in batches]), latents.shape[1])
+
+    def _frames_at_once(self, pixels: int) -> int:
+        return max(1, self.pixels_at_once // pixels)
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
         """Decoder and the 1x1 convolution before it."""

@@ -29,7 +29,8 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
     model.denoiser.set_attention(attention)
-    model = model.to(device=where, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)
-    if dtype == "fp16":
-        model.codec.float()  # the x4-upscaler's decoder overflows in float16
-    return model
+    for name, part in model.named_children():
+        # The x4-upscaler's decoder overflows in float16; its weights must not be rounded to it on their way either.
+        exact = name == "codec" and dtype == "fp16"
+        part.to(device=where, dtype=torch.float32 if exact else DTYPES[dtype])
+    return model.to(memory_format=torch.channels_last)

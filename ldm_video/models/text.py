@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,16 +32,36 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
-        """b prompts -> ``b n d``, padded and cut to the model's length, as Stable Diffusion was trained."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).to(next(self.model.parameters()).device)
-        mask = tokens.attention_mask if getattr(self.model.config, "use_attention_mask", False) else None
-        return self.model(tokens.input_ids, attention_mask=mask).last_hidden_state  # b n d
+        """b prompts -> ``b n d``, padded to the model's length, as Stable Diffusion was trained.
+
+        A prompt that is longer than the model (75 tokens with CLIP) is read in pieces, each between its own start and
+        end token, and ``n`` is that many times the length: the same for all prompts of one call. A tokenizer that has
+        no start token cuts the prompt instead.
+        """
+        pieces = [self._pieces(prompt) for prompt in prompts]
+        count = max(len(rows) for rows in pieces)
+        padded = [rows + self._pieces("") * (count - len(rows)) for rows in pieces]
+        ids, mask = self._pad([row for rows in padded for row in rows])  # (b k) n
+        uses_mask = getattr(self.model.config, "use_attention_mask", False)
+        hidden = self.model(ids, attention_mask=mask if uses_mask else None).last_hidden_state  # (b k) n d
+        return rearrange(hidden, "(b k) n d -> b (k n) d", k=count)
+
+    def _pieces(self, prompt: str) -> list[list[int]]:
+        """Token numbers of each piece of a prompt: one piece at least, none longer than the model."""
+        start, end, length = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.model_max_length
+        if start is None:
+            return [self.tokenizer(prompt, truncation=True, max_length=length).input_ids]
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        body = length - 2
+        return [[start, *ids[first : first + body], end] for first in range(0, max(len(ids), 1), body)]
+
+    def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Rows of numbers -> ``k n`` of the model's length, and 1 where there is a token."""
+        device, length = next(self.model.parameters()).device, self.tokenizer.model_max_length
+        missing = [length - len(row) for row in rows]
+        ids = [row + [self.tokenizer.pad_token_id] * n for row, n in zip(rows, missing, strict=True)]
+        mask = [[1] * len(row) + [0] * n for row, n in zip(rows, missing, strict=True)]
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model, with weights cast to ``dtype``, and tokenizer to one folder, in transformers' layout."""
@@ -50,10 +71,13 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> TextEncoder:
-        """Read what :meth:`save` wrote, or a ``text_encoder`` folder of diffusers with its tokenizer, in float32.
+    def load(
+        cls, folder: str | Path, tokenizer_folder: str | Path | None = None, variant: str | None = None
+    ) -> TextEncoder:
+        """Read what :meth:`save` wrote, or a ``text_encoder`` folder of diffusers with its ``tokenizer``, in float32.
 
         Safetensors only, and strict: raises ``UserError`` for weights that are missing, damaged or of another model.
+        ``variant``: of the weights' file, such as ``fp16``.
         """
         folder = Path(folder)
         architecture = _architecture(folder / "config.json")
@@ -61,12 +85,13 @@ class TextEncoder(nn.Module):
             model, report = architecture.from_pretrained(
                 folder,
                 use_safetensors=True,
+                variant=variant,
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to name them below
                 dtype=torch.float32,
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
         for problem in ("missing", "unexpected", "mismatched"):

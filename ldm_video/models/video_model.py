@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.evidence import Evidence, EvidenceLayout
+from ldm_video.core.evidence import Evidence, EvidenceLayout, resize
+from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.codec import Codec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.text import TextEncoder
@@ -25,6 +27,9 @@ class SamplingDefaults:
         scale: enlargement that the model was trained for.
         window: frames in one temporal window.
         overlap: frames that neighbouring windows share.
+        strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
+        noise_level: how noisy the low-res pixels are made, in a model that is told of it; None in others.
+        noise_limit: the highest noise level that it was trained with.
     """
 
     steps: int = 20
@@ -32,10 +37,20 @@ class SamplingDefaults:
     scale: int = 4
     window: int = 16
     overlap: int = 4
+    strength: float = 1.0
+    noise_level: int | None = None
+    noise_limit: int | None = None
 
 
 class VideoModel(nn.Module):
     """Built parts and the one call that joins them.
+
+    What the denoiser is given beside the noisy latents, in this order:
+
+    1. with ``sees_canvas``: the hole (1 channel) and the canvas in scaled latents, as Stable Diffusion inpainting;
+    2. the evidence as ``layout`` lays it; of the kind ``pixels`` it begins with the RGB of the SD x4-upscaler.
+
+    So a published checkpoint keeps the channels that it was trained with, and what it did not know comes after them.
 
     Args:
         denoiser: a 2-D diffusion UNet inflated to video.
@@ -45,6 +60,8 @@ class VideoModel(nn.Module):
         text: frozen text encoder, or None in a model that takes no prompt.
         shared_noise: share of the noise's variance that all frames have in common (PYoCo, arXiv:2305.10474).
         sampling: defaults of the sampler.
+        lowres_scheduler: the forward process of the low-res pixels' noise, in a denoiser with a noise-level label.
+        sees_canvas: whether the denoiser reads the hole and the canvas in latents.
     """
 
     def __init__(
@@ -56,6 +73,8 @@ class VideoModel(nn.Module):
         text: TextEncoder | None = None,
         shared_noise: float = 0.0,
         sampling: SamplingDefaults | None = None,
+        lowres_scheduler: SchedulerMixin | None = None,
+        sees_canvas: bool = False,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -65,12 +84,17 @@ class VideoModel(nn.Module):
         self.text = text
         self.shared_noise = shared_noise
         self.sampling = sampling or SamplingDefaults()
-        takes, gets = int(denoiser.unet.config["in_channels"]), codec.latent_channels + layout.channels
+        self.lowres_scheduler = lowres_scheduler
+        self.sees_canvas = sees_canvas
+        takes, latents = int(denoiser.unet.config["in_channels"]), codec.latent_channels
+        gets = latents + sees_canvas * (1 + latents) + layout.channels
         if takes != gets:
             raise UserError(
-                f"the denoiser takes {takes} channels, latents and evidence have {codec.latent_channels} + "
-                f"{layout.channels} = {gets}; correct in_channels or the layout"
+                f"the denoiser takes {takes} channels, latents and evidence have {latents} + {gets - latents} = {gets};"
+                " correct in_channels or the layout"
             )
+        if (lowres_scheduler is None) != (denoiser.unet.config["num_class_embeds"] is None):
+            raise UserError("a denoiser with a noise-level label (num_class_embeds) needs a lowres_scheduler, no other")
         if layout.factor != codec.factor:
             raise UserError(f"the layout's factor {layout.factor} is not the codec's {codec.factor}; make them equal")
 
@@ -80,16 +104,58 @@ class VideoModel(nn.Module):
         levels = len(self.denoiser.unet.config["block_out_channels"])
         return self.codec.factor * 2 ** (levels - 1)
 
+    def noise_lowres(self, evidence: Evidence, level: Tensor, noise: Tensor) -> Evidence:
+        """The evidence as a denoiser with a noise-level label must see it: low-res pixels on the grid, made noisy.
+
+        Args:
+            level: ``(b,)`` integers, the ``noise_level`` of :meth:`predict`.
+            noise: unit variance, ``b t 3 H/f W/f``; one draw for all steps.
+        """
+        if self.lowres_scheduler is None:
+            raise UserError("this model knows no noise level; leave it out")
+        grid = (evidence.size[0] // self.codec.factor, evidence.size[1] // self.codec.factor)
+        lowres = resize(evidence.lowres, grid).to(noise.dtype)  # b t 3 h w
+        return replace(evidence, lowres=self.lowres_scheduler.add_noise(lowres, noise, level.to(noise.device)))
+
+    @torch.no_grad()
+    def encode_canvas(self, evidence: Evidence) -> Tensor | None:
+        """The canvas in scaled latents ``b t c H/f W/f`` (the posterior's mean), where the denoiser reads it."""
+        if not self.sees_canvas:
+            return None
+        return self.codec.encode(evidence.canvas.to(next(self.codec.parameters()).dtype))
+
     def predict(
         self,
         noisy: Tensor,
         timestep: Tensor | float,
         evidence: Evidence,
         text: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        canvas: Tensor | None = None,
     ) -> Tensor:
         """The denoiser's output for noisy scaled latents ``b t c h w`` given the evidence: ``b t c h w``.
 
-        ``timestep`` is the scheduler's, a scalar or one for each clip (b,); ``text`` is ``b n d``.
+        Args:
+            timestep: the scheduler's, a scalar or one for each clip (b,).
+            text: ``b n d``.
+            noise_level: ``(b,)``, the level at which :meth:`noise_lowres` made the evidence noisy; None for none.
+            canvas: what :meth:`encode_canvas` gives for this evidence, to spare the work at every step.
         """
-        x = torch.cat([noisy, self.layout(evidence).to(noisy)], dim=2)  # b t c h w, b t e h w -> b t (c e) h w
-        return self.denoiser(x, timestep, text)
+        parts = [noisy]
+        if self.sees_canvas:
+            canvas = self.encode_canvas(evidence) if canvas is None else canvas
+            assert canvas is not None
+            # A cell that the hole touches counts as hole: one pixel's word, as diffusers asks, misses a thin scratch.
+            hole = F.max_pool2d(fold_time(evidence.hole), self.codec.factor)  # (b t) 1 h w
+            parts += [unfold_time(hole, noisy.shape[1]), canvas]
+        parts.append(self.layout(evidence))
+        x = torch.cat([part.to(noisy) for part in parts], dim=2)  # b t c h w, ... -> b t (c + ...) h w
+        return self.denoiser(x, timestep, text, self._label(noise_level, noisy))
+
+    def _label(self, noise_level: Tensor | None, noisy: Tensor) -> Tensor | None:
+        if self.lowres_scheduler is None:
+            if noise_level is not None:
+                raise UserError("this model knows no noise level; leave it out")
+            return None
+        level = torch.zeros(1) if noise_level is None else noise_level
+        return level.to(noisy.device, torch.long).expand(noisy.shape[0])

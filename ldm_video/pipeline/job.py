@@ -41,6 +41,7 @@ class Job:
         size: (height, width) of the output.
         mask: image, folder or video, white = fill; boxes: ``x, y, w, h`` in pixels of the source.
         rules: how the clip is cut into segments.
+        find_cuts: look for cuts: nothing of one shot then reaches the next.
         encoding: ``codec``, ``crf`` and ``preset`` of the writer.
         compare: a second output, the resized input beside the result; None for none.
     """
@@ -52,6 +53,7 @@ class Job:
     boxes: Sequence[tuple[int, int, int, int]] = ()
     deinterlace: Deinterlace = "auto"
     rules: PlanRules = PlanRules()  # noqa: RUF009 (frozen)
+    find_cuts: bool = True
     encoding: dict[str, Any] = field(default_factory=dict)
     compare: Path | None = None
     overwrite: bool = False
@@ -139,7 +141,9 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
 
 def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
     with open_mask(job, info) as mask:
-        survey = take_survey(info, mask, lambda frames: watch.progress("counting", frames, info.frames))
+        survey = take_survey(
+            info, mask, lambda frames: watch.progress("looking for cuts", frames, info.frames), job.find_cuts
+        )
     if survey.frames > 1 and is_image(job.output):
         raise UserError(f"{job.output} is an image and holds one frame; give a folder or a video file")
     return survey
@@ -208,6 +212,7 @@ def identify(job: Job, restorer: Restorer, model: Path | None) -> dict[str, Any]
         "box": [list(box) for box in job.boxes],
         "size": list(job.size),
         "deinterlace": job.deinterlace,
+        "cuts": job.find_cuts,
         "output": job.output.suffix,
         "compare": job.compare is not None,
         **{f"encoding: {key}": value for key, value in job.encoding.items()},

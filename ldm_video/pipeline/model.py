@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from ldm_video.core.evidence import Evidence
 
 
-class Decoder(Protocol):
+class PixelCodec(Protocol):
     """The side of a codec that the pipeline uses."""
 
     factor: int
     latent_channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels ``b t 3 H W`` in [-1, 1] -> scaled latents ``b t c H/f W/f``."""
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``."""
@@ -31,14 +34,28 @@ class RestorationModel(Protocol):
     shared_noise: float
 
     @property
-    def codec(self) -> Decoder:
-        """Latents -> pixels."""
+    def codec(self) -> PixelCodec:
+        """Pixels <-> latents."""
 
     @property
     def multiple(self) -> int:
         """Both output sides must be multiples of this."""
 
-    def predict(self, noisy: Tensor, timestep: Tensor | float, evidence: Evidence, text: Tensor | None) -> Tensor:
+    def noise_lowres(self, evidence: Evidence, level: Tensor, noise: Tensor) -> Evidence:
+        """The evidence with low-res pixels on the latent grid, made noisy; asked for where a level is set."""
+
+    def encode_canvas(self, evidence: Evidence) -> Tensor | None:
+        """What :meth:`predict` takes as ``canvas``, ``b t c h w``; None in a model that does not read it."""
+
+    def predict(
+        self,
+        noisy: Tensor,
+        timestep: Tensor | float,
+        evidence: Evidence,
+        text: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        canvas: Tensor | None = None,
+    ) -> Tensor:
         """The denoiser's output for noisy scaled latents ``b t c h w``."""
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -46,6 +46,8 @@ class RestoreSettings:
         dilate: output pixels by which the hole grows: resizing and compression have smeared what it hides.
         feather: width in output pixels of the border where known pixels fade in.
         colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
+        strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
+        noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
     """
 
     steps: int = 1
@@ -58,6 +60,8 @@ class RestoreSettings:
     dilate: int = 0
     feather: int = 8
     colour: str = "wavelet"
+    strength: float = 1.0
+    noise_level: int | None = None
 
 
 class Restorer:
@@ -80,7 +84,12 @@ class Restorer:
 
     @torch.inference_mode()
     def __call__(
-        self, frames: Tensor, hole: Tensor, indices: Sequence[int], callback: ShareCallback | None = None
+        self,
+        frames: Tensor,
+        hole: Tensor,
+        indices: Sequence[int],
+        callback: ShareCallback | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """Restore a segment.
 
@@ -90,21 +99,27 @@ class Restorer:
                 alone: every pixel outside the hole is known and comes back unchanged.
             indices: the frames' absolute numbers in the clip, from which their noise is drawn.
             callback: told of the share that is done after every step and at the end.
+            before: ``t0 3 H W`` in [-1, 1], the finished first ``t0`` frames: known pixels, which come back unchanged.
 
         Returns ``t 3 H W`` in [-1, 1], float32 on the CPU.
         """
         settings = self.settings
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
-        known = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
+        pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         hole = dilate(hole, settings.dilate)
-        evidence = build_evidence(lowres, hole, known_pixels=known, known=None if known is None else 1 - hole)
+        known = None if pixels is None else 1 - hole
+        if before is not None:
+            pixels, known = _continued(before.to(lowres), pixels, known, hole)
+        evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
-        latents = self._sample(padded, indices, callback).to(next(iter(self.model.codec.parameters())).dtype)
+        latents = self._sample(padded, indices, callback).to(self._codec_dtype)
         output = self._decode(latents, padded)[..., :height, :width].float()  # b t 3 H W
         output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
-        if known is not None:
-            output = put_back(output, known, hole, settings.feather)
+        if known is not None and pixels is not None:
+            output = put_back(output, pixels, 1 - known, settings.feather)
+        if before is not None:
+            output[:, : len(before)] = before.to(output)
         if callback is not None:
             callback(1.0)
         return output.clamp(-1, 1)[0].cpu()
@@ -117,18 +132,42 @@ class Restorer:
         noise = frame_noise(settings.seed, indices, shape, self.model.shared_noise, self.device, self.dtype)[None]
         # Decoding is counted as one more step.
         report = (lambda done, total, _: callback(done / (total + 1))) if callback else None
-        return sample(self._denoiser(evidence), self.model.scheduler, noise, settings.steps, callback=report)
+        return sample(
+            self._denoiser(evidence, indices),
+            self.model.scheduler,
+            noise,
+            settings.steps,
+            start=self.model.codec.encode(evidence.guess.to(self._codec_dtype)) if settings.strength < 1 else None,
+            strength=settings.strength,
+            callback=report,
+        )
 
-    def _denoiser(self, evidence: Evidence) -> Denoise:
+    @property
+    def _codec_dtype(self) -> torch.dtype:
+        return next(iter(self.model.codec.parameters())).dtype
+
+    def _noise_lowres(self, evidence: Evidence, indices: Sequence[int], level: Tensor) -> Evidence:
+        factor = self.model.codec.factor
+        shape = (3, evidence.size[0] // factor, evidence.size[1] // factor)
+        # Another draw than the latents' noise: the complement of a seed is a seed that nobody gives.
+        noise = frame_noise(~self.settings.seed, indices, shape, self.model.shared_noise, self.device)[None]
+        return self.model.noise_lowres(evidence, level, noise)  # b t 3 h w
+
+    def _denoiser(self, evidence: Evidence, indices: Sequence[int]) -> Denoise:
         """Guidance inside tiles inside windows."""
         factor, settings = self.model.codec.factor, self.settings
+        canvas = self.model.encode_canvas(evidence)  # b t c h w
+        level = None if settings.noise_level is None else torch.tensor([settings.noise_level], device=self.device)
+        if level is not None:
+            evidence = self._noise_lowres(evidence, indices, level)
 
         def conditional(x: Tensor, timestep: Tensor | float, text: Tensor | None, region: Region) -> Tensor:
             rows, columns = (slice(s.start * factor, s.stop * factor) for s in (region.rows, region.cols))
             part = evidence.crop(region.frames, rows, columns)
             if x.shape[0] != part.guess.shape[0]:  # guidance doubles the batch
                 part = part.map(lambda e: e.expand(x.shape[0], *e.shape[1:]))
-            return self.model.predict(x, timestep, part, text)
+            seen = None if canvas is None else region.of(canvas).expand_as(x)
+            return self.model.predict(x, timestep, part, text, noise_level=level, canvas=seen)
 
         if self.text is None:
 
@@ -164,3 +203,12 @@ class Restorer:
             rows, columns = (slice(w.start // factor, w.stop // factor) for w in (tile.rows, tile.cols))
             part = evidence.crop(window.slice, tile.rows.slice, tile.cols.slice)
             yield self.model.codec.decode(latents[:, window.slice, :, rows, columns], part)
+
+
+def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """Known pixels ``b t 3 H W`` and where they are ``b t 1 H W``, the first frames being ``before`` ``t0 3 H W``."""
+    frames, (height, width) = hole.shape[1], hole.shape[-2:]
+    pixels = before.new_zeros(1, frames, 3, height, width) if pixels is None else pixels.clone()
+    known = torch.zeros_like(hole) if known is None else known.clone()
+    pixels[:, : len(before)], known[:, : len(before)] = before, 1
+    return pixels, known

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ldm_video.pipeline.cuts import CutDetector
 from ldm_video.pipeline.journal import Survey
 from ldm_video.video_io import FrameReader, MaskSource, VideoInfo
 
 _REPORT_EVERY = 50  # frames
 
 
-def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], None]) -> Survey:
+def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], None], find_cuts: bool = True) -> Survey:
     """Decode the clip once, and a moving mask; a container's own count is not to be trusted.
 
     Raises ``UserError`` when mask and clip differ in length.
     """
     if info.kind == "image":
         return Survey(1)
-    warnings: list[str] = []
-    frames = info.frames or 0
-    if info.kind == "video":
+    frames, cuts, warnings = info.frames or 0, list[int](), list[str]()
+    if info.kind == "video" or find_cuts:
 
-        def count(index: int) -> bool:
+        def look(index: int) -> bool:
             if index % _REPORT_EVERY == 0:
                 progress(index)
-            return False
+            return find_cuts
 
-        with FrameReader(info.path, deinterlace="off", wanted=count) as reader:
-            for _ in reader:
-                pass
-        frames, warnings = reader.decoded, reader.warnings
+        with FrameReader(info.path, deinterlace="off", wanted=look) as reader:
+            detector = CutDetector()
+            found = [detector.push(frame.pixels) for frame in reader]
+            cuts = [cut for cut in (*found, detector.finish()) if cut is not None]
+        if info.kind == "video":
+            frames, warnings = reader.decoded, reader.warnings
     mask.finish(frames)
-    return Survey(frames, (), tuple(warnings))
+    return Survey(frames, tuple(cuts), tuple(warnings))

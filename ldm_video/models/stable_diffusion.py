@@ -1,0 +1,183 @@
+"""Published Stable Diffusion checkpoints as video models that at first equal them.
+
+======================  =======================  ==================================================
+checkpoint              its input channels       what is added, with zero weights
+======================  =======================  ==================================================
+x4-upscaler             latents, low-res RGB     hole, known pixels (layout ``pixels``)
+inpainting              latents, hole, canvas    the evidence, space to depth
+text to image           latents                  the evidence, space to depth
+======================  =======================  ==================================================
+
+Betas, prediction type, scaling factor, widths and heads are the checkpoint's; steps, guidance and the rest of the
+sampling defaults are those of the diffusers pipeline that runs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
+from safetensors import SafetensorError
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import EvidenceLayout
+from ldm_video.diffusion.sampler import DETERMINISTIC, make_scheduler
+from ldm_video.models.codec import ImageCodec
+from ldm_video.models.inflate import grow_conv_in, inflate
+from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.text import TextEncoder
+from ldm_video.models.video_model import SamplingDefaults, VideoModel
+
+INDEX = "model_index.json"
+_Part = TypeVar("_Part", bound=ModelMixin)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a Stable Diffusion checkpoint, built, in float32.
+
+    Attributes:
+        scheduler, lowres_scheduler: configs in the diffusers layout, ``_class_name`` among them; the second is the
+            noise of the x4-upscaler's low-res pixels.
+        noise_limit: the highest noise level of those.
+    """
+
+    unet: UNet2DConditionModel
+    autoencoder: AutoencoderKL
+    text: TextEncoder
+    scheduler: Mapping[str, Any]
+    lowres_scheduler: Mapping[str, Any] | None = None
+    noise_limit: int | None = None
+
+
+def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
+    """Read a diffusers pipeline's folder. Strict, safetensors only, sharded or not; ``variant`` such as ``fp16``.
+
+    Raises ``UserError`` for parts that are missing, damaged or of a kind that is not Stable Diffusion's.
+    """
+    index = read_json(folder / INDEX)
+    for name, wanted in {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}.items():
+        found = (index.get(name) or [None, None])[1]
+        if found != wanted:
+            raise UserError(
+                f"{folder / INDEX}: part {name} is {found}, not {wanted}; use a Stable Diffusion checkpoint"
+            )
+    has_noise = "low_res_scheduler" in index
+    return Checkpoint(
+        unet=_read_part(UNet2DConditionModel, folder / "unet", variant),
+        autoencoder=_read_part(AutoencoderKL, folder / "vae", variant),
+        text=TextEncoder.load(folder / "text_encoder", folder / "tokenizer", variant),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        lowres_scheduler=read_json(folder / "low_res_scheduler" / "scheduler_config.json") if has_noise else None,
+        noise_limit=index.get("max_noise_level"),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; anything else is a ``UserError``."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; the checkpoint is not whole, copy or download it again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; copy or download it again")
+    return value
+
+
+def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json; the checkpoint is not whole, copy or download it again")
+    try:
+        part, report = kind.from_pretrained(  # it also knows the older names of the autoencoder's attention
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them below
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} cannot be read ({error}); it takes safetensors, of a variant (fp16) that must be named"
+        ) from error
+    for problem in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(str(key) for key in report[f"{problem}_keys"]):
+            raise UserError(f"{folder}: key {keys[0]} {problem}; weights and config.json do not belong together")
+    part.register_to_config(_name_or_path=None)  # where it lay here has no place in a bundle
+    return part
+
+
+def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
+    """A video model that equals the checkpoint on every frame: new layers and input channels start at zero.
+
+    Raises ``UserError`` for a UNet whose inputs are not those of the table above.
+    """
+    unet, codec = checkpoint.unet, ImageCodec(checkpoint.autoencoder)
+    latents, taken = codec.latent_channels, int(unet.config["in_channels"])
+    _check_unet(unet, latents)
+    lowres_scheduler = None
+    layout = EvidenceLayout("space_to_depth", codec.factor)
+    if checkpoint.lowres_scheduler is not None and taken == latents + 3:
+        layout = EvidenceLayout("pixels", codec.factor)
+        lowres_scheduler = make_scheduler(checkpoint.lowres_scheduler)
+    elif taken not in (latents, 1 + 2 * latents):
+        raise UserError(
+            f"a UNet with {taken} input channels and latents of {latents}: neither text to image, inpainting "
+            "nor x4-upscaler; use one of these"
+        )
+    sees_canvas = taken == 1 + 2 * latents
+    own = 1 + 2 * latents if sees_canvas else latents
+    return VideoModel(
+        denoiser=inflate(grow_conv_in(unet, own + layout.channels), temporal),
+        codec=codec,
+        scheduler=deterministic(checkpoint.scheduler),
+        layout=layout,
+        text=checkpoint.text,
+        sampling=_sampling(sees_canvas, lowres_scheduler is not None, checkpoint.noise_limit),
+        lowres_scheduler=lowres_scheduler,
+        sees_canvas=sees_canvas,
+    )
+
+
+def deterministic(config: Mapping[str, Any]) -> SchedulerMixin:
+    """The checkpoint's scheduler; DDIM with its betas and prediction type where that one is not deterministic."""
+    if config.get("_class_name") in DETERMINISTIC:
+        return make_scheduler(config)
+    return make_scheduler(config, _class_name="DDIMScheduler")
+
+
+def _check_unet(unet: UNet2DConditionModel, latents: int) -> None:
+    if unet.config["out_channels"] != latents:
+        raise UserError(f"the UNet makes {unet.config['out_channels']} channels, latents have {latents}; they must fit")
+    for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type"):
+        if unet.config[key] is not None:
+            raise UserError(f"a UNet with {key} {unet.config[key]} (SDXL and its kin) is not supported; use SD 1 or 2")
+
+
+def _sampling(inpaints: bool, upscales: bool, noise_limit: int | None) -> SamplingDefaults:
+    name = "Upscale" if upscales else "Inpaint" if inpaints else "Img2Img"
+    pipeline = getattr(diffusers, f"StableDiffusion{name}Pipeline")
+    default = {
+        key: value.default
+        for function in (pipeline.__init__, pipeline.__call__)
+        for key, value in inspect.signature(function).parameters.items()
+    }
+    return SamplingDefaults(
+        steps=default["num_inference_steps"],
+        guidance=default["guidance_scale"],
+        scale=1 if inpaints else 4,
+        strength=default.get("strength", 1.0),
+        noise_level=default.get("noise_level"),
+        noise_limit=default.get("max_noise_level") if noise_limit is None else noise_limit,
+    )

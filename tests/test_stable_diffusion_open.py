@@ -1,0 +1,255 @@
+"""Opening Stable Diffusion checkpoints: every published form gives the same weights; what does not belong is named."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.diffusion.process import Process
+from ldm_video.models.bundle import load_bundle, save_bundle
+from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
+from ldm_video.models.video_model import VideoModel
+from tests.model_support import clip_evidence, randn
+from tests.sd_checkpoints import KINDS, pipeline_of, write_pipeline, write_single_file
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sd")
+    return {kind: write_pipeline(root / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture
+def x4(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(folders["x4-upscaler"], tmp_path / "x4"))
+
+
+def open_still(name: Path | str, **options: str) -> VideoModel:
+    return open_model(name, temporal=FRAME_BY_FRAME, **options)
+
+
+def assert_same_weights(one: VideoModel, two: VideoModel) -> None:
+    first, second = one.state_dict(), two.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_says_everything(kind: str, folders: dict[str, Path]) -> None:
+    model, pipeline = open_still(folders[kind]), pipeline_of(folders[kind])
+    schedules = [Process.from_scheduler(scheduler) for scheduler in (model.scheduler, pipeline.scheduler)]
+    assert torch.equal(schedules[0].alphas, schedules[1].alphas)
+    assert schedules[0].prediction == schedules[1].prediction == ("v" if kind == "x4-upscaler" else "epsilon")
+    assert model.codec.scaling == KINDS[kind].scaling_factor
+    assert model.codec.factor == pipeline.vae_scale_factor
+    assert model.denoiser.unet.conv_in.weight[:, KINDS[kind].in_channels :].abs().max() == 0
+    assert torch.equal(model.denoiser.unet.conv_in.weight[:, : KINDS[kind].in_channels], pipeline.unet.conv_in.weight)
+    assert (model.sampling.noise_level, model.sampling.noise_limit) == (
+        (20, 350) if kind == "x4-upscaler" else (None, None)
+    )
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_is_its_folder(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders[kind]
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    model, whole = open_still(write_single_file(tmp_path / "sd.safetensors", folder, kind)), open_still(folder)
+    assert_same_weights(model, whole)
+    prompts = ["a cat", "the dog and the cat"]
+    assert torch.equal(model.text(prompts), whole.text(prompts))
+    ours, theirs = (dict(m.denoiser.unet.config) for m in (model, whole))
+    for key in ("attention_head_dim", "down_block_types", "up_block_types", "use_linear_projection"):
+        assert json.dumps(ours[key]) == json.dumps(theirs[key])
+    assert (model.codec.scaling, model.layout, model.sampling) == (whole.codec.scaling, whole.layout, whole.sampling)
+    for name in ("scheduler", "lowres_scheduler") if kind == "x4-upscaler" else ("scheduler",):
+        one, two = (Process.from_scheduler(getattr(m, name)) for m in (model, whole))
+        torch.testing.assert_close(one.alphas, two.alphas, atol=1e-6, rtol=0)
+        assert one.prediction == two.prediction
+
+
+def test_half_precision_in_a_single_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["sd15"] / "tokenizer", tmp_path / "tokenizer")
+    file = write_single_file(tmp_path / "sd.safetensors", folders["sd15"], "sd15", torch.float16)
+    half, whole = open_still(file).state_dict(), open_still(folders["sd15"]).state_dict()
+    assert all(
+        torch.equal(value, whole[key].half().float()) for key, value in half.items() if value.is_floating_point()
+    )
+
+
+def test_variants(tmp_path: Path) -> None:
+    half = open_still(write_pipeline(tmp_path / "half", "x4-upscaler", variant="fp16"))  # the only one: it is found
+    assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+    write_pipeline(tmp_path / "full", "x4-upscaler")
+    full = open_still(tmp_path / "full")
+    shutil.copytree(tmp_path / "half", tmp_path / "full", dirs_exist_ok=True)
+    assert_same_weights(open_still(tmp_path / "full"), full)
+    assert_same_weights(open_still(tmp_path / "full", variant="fp16"), half)
+    assert not torch.equal(half.denoiser.unet.conv_in.weight, full.denoiser.unet.conv_in.weight)
+    with pytest.raises(UserError, match="variant"):
+        open_still(tmp_path / "full", variant="bf16")
+
+
+@pytest.mark.parametrize("variant", [{}, {"variant": "fp16"}])
+def test_shards(variant: dict[str, str], tmp_path: Path) -> None:
+    write_pipeline(tmp_path / "whole", "sd15", **variant)
+    write_pipeline(tmp_path / "shards", "sd15", max_shard_size="2MB", **variant)
+    assert len(list((tmp_path / "shards/unet").glob("*-of-*.safetensors"))) > 2
+    assert_same_weights(open_still(tmp_path / "shards"), open_still(tmp_path / "whole"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(path)
+    change(state)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+UNET, KEY = "unet/diffusion_pytorch_model.safetensors", "mid_block.resnets.0.conv1.bias"
+DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "missing key": (lambda f: edit(f / UNET, lambda s: s.pop(KEY)), ["unet", KEY, "missing"]),
+    "unexpected key": (lambda f: edit(f / UNET, lambda s: s.update(ghost=torch.zeros(1))), ["unet", "ghost"]),
+    "another shape": (lambda f: edit(f / UNET, lambda s: s.update({KEY: torch.zeros(5)})), ["unet", KEY]),
+    "pickles only": (lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.bin"), ["unet", "safetensors"]),
+    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-9]), ["unet", "cannot be read"]),
+    "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae", "config.json"]),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["scheduler_config.json", "does not exist"]),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), ["text encoder"]),
+    "damaged index": (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json", "not valid JSON"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(x4: Path, damage: str) -> None:
+    change, words = DAMAGES[damage]
+    change(x4)
+    with pytest.raises(UserError) as caught:
+        open_still(x4)
+    for word in [str(x4), *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "first_stage_model."])
+def test_leftovers_of_a_single_file_are_named(prefix: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    file = write_single_file(tmp_path / "sd.safetensors", folders["sd15"], "sd15")
+    edit(file, lambda state: state.update({f"{prefix}ghost.weight": torch.zeros(1)}))
+    with pytest.raises(UserError, match="ghost"):
+        open_still(file)
+    edit(file, lambda state: [state.pop(key) for key in [*state] if key.startswith(prefix) and key.endswith("2.bias")])
+    with pytest.raises(UserError, match=r"missing|ghost"):
+        open_still(file)
+
+
+def test_files_of_no_known_kind(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = write_single_file(tmp_path / "sd.safetensors", folders["sd2-inpainting"], "sd2-inpainting")
+    entrance = "model.diffusion_model.input_blocks.0.0.weight"
+    edit(file, lambda state: state.update({entrance: state[entrance][:, :4].contiguous()}))
+    with pytest.raises(UserError, match=r"4 input channels with OpenCLIP .* folder"):  # epsilon or v: it does not say
+        open_still(file)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="CompVis"):
+        open_still(tmp_path / "other.safetensors")
+
+
+def test_a_pickle_is_refused_with_the_line_that_converts_it(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folders["sd15"] / "tokenizer", tmp_path / "tokenizer")
+    file = write_single_file(tmp_path / "file.safetensors", folders["sd15"], "sd15")
+    torch.save({"state_dict": load_file(file), "global_step": 3}, tmp_path / "sd.ckpt")
+    with pytest.raises(UserError, match="pickle") as caught:
+        open_still(tmp_path / "sd.ckpt")
+    command = shlex.split(str(caught.value).partition("with: ")[2])
+    assert command[:2] == ["python", "-c"]
+    assert "weights_only=True" in command[2]
+    monkeypatch.setattr(sys, "argv", command[2:])  # python -c SCRIPT INPUT OUTPUT
+    exec(command[2], {})
+    assert_same_weights(open_still(tmp_path / "sd.safetensors"), open_still(file))
+
+
+def test_the_hubs_cache(x4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: what was downloaded before is found by name, by revision and by commit."""
+    commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "hub" / "models--owner--upscaler"
+    (repository / "refs").mkdir(parents=True)
+    for branch in ("main", "tested"):
+        (repository / "refs" / branch).write_text(commit)
+    shutil.copytree(x4, repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("owner/upscaler", "owner/upscaler@tested", f"owner/upscaler@{commit}"):
+        assert find_model(name) == repository / "snapshots" / commit
+    assert find_model("owner/upscaler", revision="tested") == repository / "snapshots" / commit
+    assert_same_weights(open_still("owner/upscaler@tested"), open_still(x4))
+    for name in ("owner/upscaler@other", "owner/none"):
+        with pytest.raises(UserError, match=f"{name} is no model bundle or file here"):
+            find_model(name)
+
+
+@pytest.mark.parametrize("kind", ["x4-upscaler", "sd15-inpainting", "sd15"])
+def test_growing_leaves_the_result_and_opens_the_way(kind: str, folders: dict[str, Path]) -> None:
+    model, pipeline, own = open_still(folders[kind]), pipeline_of(folders[kind]), KINDS[kind].in_channels
+    evidence, text = clip_evidence(1, (32, 32)), model.text(["a cat"])
+    side, time = 128 // model.codec.factor, torch.tensor(500)
+    noisy, level = randn(1, 1, 4, side, side), None
+    seen = {"x4-upscaler": [evidence.lowres * (1 - F.max_pool2d(evidence.hole[0], 4))], "sd15": []}
+    if kind == "x4-upscaler":
+        level = torch.tensor([30])
+    known = seen.get(kind, [F.max_pool2d(evidence.hole[0], 8)[None], model.encode_canvas(evidence)])
+    published = pipeline.unet(torch.cat([noisy, *known], dim=2)[0], time, text, class_labels=level, return_dict=False)[
+        0
+    ]
+
+    def predict() -> Tensor:
+        return model.predict(noisy, time, evidence, text, noise_level=level)
+
+    before, entrance = predict(), model.denoiser.unet.conv_in
+    torch.testing.assert_close(before[0], published, atol=1e-4, rtol=0)
+    assert entrance.in_channels > own
+    with torch.no_grad():
+        entrance.weight[:, own:] = 0.05
+    assert (predict() - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["x4-upscaler", "sd15-inpainting"])
+def test_an_opened_model_is_saved_as_a_bundle(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    model = open_model(folders[kind])
+    save_bundle(model, tmp_path / kind)
+    loaded = open_model(tmp_path / kind)
+    assert_same_weights(loaded, model)
+    assert (loaded.sees_canvas, loaded.sampling, loaded.layout) == (model.sees_canvas, model.sampling, model.layout)
+    side, outputs = 128 // model.codec.factor, []
+    for one in (model, loaded):
+        evidence, level = clip_evidence(1, (32, 32)), None
+        if kind == "x4-upscaler":
+            level = torch.tensor([30])
+            evidence = one.noise_lowres(evidence, level, randn(1, 1, 3, side, side))
+        noisy, text = randn(1, 1, 4, side, side), one.text(["a cat"])
+        outputs.append(one.predict(noisy, torch.tensor(500), evidence, text, noise_level=level))
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=0)
+    if kind == "x4-upscaler":
+        (tmp_path / kind / "lowres_scheduler/scheduler_config.json").unlink()
+        with pytest.raises(UserError, match="lowres_scheduler"):
+            load_bundle(tmp_path / kind)
+
+
+def test_a_noise_level_needs_a_model_that_knows_it(folders: dict[str, Path]) -> None:
+    model, level = open_still(folders["sd15"]), torch.tensor([20])
+    with pytest.raises(UserError, match="noise level"):
+        model.predict(randn(1, 1, 4, 8, 8), 500.0, clip_evidence(1, (16, 16)), model.text([""]), noise_level=level)
+    with pytest.raises(UserError, match="noise level"):
+        model.noise_lowres(clip_evidence(1, (16, 16)), level, randn(1, 1, 3, 8, 8))
