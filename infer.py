@@ -37,6 +37,7 @@ DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
 FLAGS = (
     "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
     "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
+    "propagate",
 )  # fmt: skip
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
@@ -109,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, help="frames that the model sees at once")
     parser.add_argument("--overlap", type=int, help="frames that neighbouring windows share")
     parser.add_argument("--tile", metavar="HxW", help="work in tiles of this size, in output pixels: less memory")
+    parser.add_argument("--propagate", choices=("on", "off"), help="carry over what other frames show inside the mask")
     parser.add_argument("--deinterlace", choices=("auto", "on", "off"))
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="auto, fp32, bf16, fp16")
@@ -130,6 +132,8 @@ def read_config(arguments: argparse.Namespace) -> DictConfig:
     config = load_config(arguments.config, overrides, base=DEFAULTS)
     if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
         config.deinterlace = "on" if config.deinterlace else "off"
+    if isinstance(config.propagate, bool):
+        config.propagate = "on" if config.propagate else "off"
     if isinstance(config.cuts, bool):
         config.cuts = "auto" if config.cuts else "off"
     check_values(config, load_config(DEFAULTS))
@@ -213,7 +217,10 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
         dilate=round(config.dilate * job.size[0] / info.size[0]),
         feather=config.feather,
         colour=config.colour,
+        propagate=config.propagate == "on",
     )  # fmt: skip
+    if config.propagate not in ("on", "off"):
+        raise UserError(f"unknown propagate '{config.propagate}'; use on or off")
     if settings.steps < 1:
         raise UserError(f"--steps {settings.steps} is not a positive number")
     if not settings.overlap < settings.window:

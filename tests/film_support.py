@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ def run_infer(arguments: list[str], environment: Mapping[str, str], printed: str
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background of a shell ignore it
     import torch
 
     import infer

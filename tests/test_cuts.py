@@ -1,8 +1,9 @@
-"""Cuts against clips whose cuts are known: made ones, and real shots joined together."""
+"""Cuts: told one frame late at most; fades, dissolves, flashes and pans are none."""
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,77 +11,88 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.cache import find_sources, read_video
-from ldm_video.core.tensors import to_signed
-from ldm_video.pipeline.cuts import CutDetector, frame_difference
-from ldm_video.pipeline.survey import take_survey
-from ldm_video.video_io import VideoWriter, probe, read_mask
+from ldm_video.pipeline.cuts import THRESHOLD, CutDetector, frame_difference
+from ldm_video.video_io import FrameReader
+from tests.video_io_support import texture
+
+TINTS = ((1.0, 0.55, 0.3), (0.3, 0.6, 1.0), (0.5, 0.9, 0.35))
 
 
-def texture(seed: int, size: tuple[int, int] = (72, 128)) -> Tensor:
-    """Smooth coloured texture ``3 h w`` in [-1, 1], another place for another seed."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, 3, 7, 12, generator=generator)
-    colour = torch.rand(1, 3, 1, 1, generator=generator) * 1.6 - 0.8
-    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")
-    return (smooth * 0.4 + colour).clamp(-1, 1)[0]
+def scene(seed: int, frames: int, step: int = 2, size: tuple[int, int] = (96, 160)) -> list[Tensor]:
+    """A pan of ``step`` pixels a frame over a tinted texture; every seed is another place in another light."""
+    wide = texture(size[0], size[1] + step * frames, seed) * np.array(TINTS[seed % 3])
+    picture = torch.from_numpy(wide).permute(2, 0, 1).float() * 2 - 1  # 3 h w
+    return [picture[..., step * i : step * i + size[1]] for i in range(frames)]
 
 
-def pan(seed: int, frames: int, step: int = 3) -> list[Tensor]:
-    wide = texture(seed, (72, 128 + step * frames))
-    return [wide[:, :, i * step : i * step + 128] for i in range(frames)]
+def find(frames: Sequence[Tensor]) -> list[int]:
+    """Numbers of frames that begin a shot, each checked to come with the frame after it, not later."""
+    detector, cuts = CutDetector(), []
+    for index, frame in enumerate(frames):
+        if (cut := detector.push(frame)) is not None:
+            assert cut == index - 1
+            cuts.append(cut)
+    last = detector.finish()
+    return cuts if last is None else [*cuts, last]
 
 
-def cuts_of(frames: list[Tensor]) -> list[int]:
+def test_scenes_joined_are_cut_where_they_are_joined() -> None:
+    assert find([*scene(0, 6), *scene(1, 5), *scene(2, 7)]) == [6, 11]
+
+
+def test_a_cut_on_the_very_last_frame_and_one_frame_shots() -> None:
+    assert find([*scene(0, 4), *scene(1, 1)]) == [4]
+    assert find([*scene(0, 1), *scene(1, 3)]) == [1]
+    assert find([*scene(0, 4), *scene(1, 1), *scene(2, 4)]) == [4, 5]
+    assert find(scene(0, 1)) == []
+    assert find([]) == []
+
+
+def test_no_frame_is_told_of_twice() -> None:
     detector = CutDetector()
-    found = [detector.push(frame) for frame in frames]
-    return [cut for cut in (*found, detector.finish()) if cut is not None]
+    told = [detector.push(frame) for frame in [*scene(0, 3), *scene(1, 2)]]
+    assert told == [None, None, None, None, 3]
+    assert detector.finish() is None
 
 
-def test_a_cut_is_where_the_second_shot_begins() -> None:
-    assert cuts_of(pan(1, 5) + pan(2, 4) + pan(3, 6)) == [5, 9]
+@pytest.mark.parametrize("level", [1.0, -1.0])
+def test_one_bright_or_dark_frame_is_no_cut(level: float) -> None:
+    frames = scene(0, 9)
+    frames[4] = torch.full_like(frames[4], level)
+    assert find(frames) == []
 
 
-def test_one_shot_has_no_cut() -> None:
-    assert cuts_of(pan(1, 12, step=8)) == []
+def test_a_flash_that_stays_is_a_cut() -> None:
+    frames = scene(0, 9)
+    assert find([*frames[:4], *[torch.ones_like(frames[0])] * 5]) == [4]
 
 
-def test_a_shot_of_one_frame_at_the_end_is_a_shot() -> None:
-    assert cuts_of([*pan(1, 4), texture(2)]) == [4]
+@pytest.mark.parametrize("length", [8, 16])
+def test_fades_through_black_are_no_cuts(length: int) -> None:
+    frames, gains = scene(0, 2 * length), torch.cat([torch.linspace(1, 0, length), torch.linspace(0, 1, length)])
+    assert find([(frame + 1) * gain - 1 for frame, gain in zip(frames, gains, strict=True)]) == []
 
 
-def test_a_flash_is_no_cut() -> None:
-    frames = pan(1, 9)
-    frames[4] = torch.ones_like(frames[4])
-    assert cuts_of(frames) == []
+def test_a_dissolve_is_no_cut() -> None:
+    first, second, shares = scene(0, 16), scene(1, 16), torch.linspace(0, 1, 16)
+    assert find([torch.lerp(a, b, share) for a, b, share in zip(first, second, shares, strict=True)]) == []
 
 
-def test_fade_and_brightness_are_no_cut() -> None:
-    still = texture(1)
-    assert cuts_of([still * (1 - k / 12) - k / 12 for k in range(12)]) == []
-    assert frame_difference(still, still * 0.7) < frame_difference(still, texture(2))
+def test_a_whip_pan_is_no_cut() -> None:
+    assert find(scene(0, 12, step=32)) == []  # a fifth of the picture's width in every frame
 
 
-def test_a_still_frame_differs_from_itself_by_nothing() -> None:
-    assert frame_difference(texture(1), texture(1)) == pytest.approx(0, abs=1e-3)
+def test_a_frame_differs_from_itself_in_nothing_and_not_by_its_brightness_alone() -> None:
+    frame = scene(0, 1)[0]
+    assert frame_difference(frame, frame) == pytest.approx(0, abs=0.01)
+    assert frame_difference(frame, frame * 0.8 - 0.2) < THRESHOLD < frame_difference(frame, scene(1, 1)[0])
 
 
-def test_the_survey_of_a_file_finds_them(tmp_path: Path) -> None:
-    path = tmp_path / "joined.mkv"
-    with VideoWriter(path, (72, 128), None, Fraction(25), codec="ffv1") as writer:
-        for frame in pan(1, 6) + pan(2, 5):
-            writer.write(frame)
-    info = probe(path)
-    with read_mask(None, None, info.size, info.frames) as mask:
-        assert take_survey(info, mask, lambda frames: None).cuts == (6,)
-    with read_mask(None, None, info.size, info.frames) as mask:
-        assert take_survey(info, mask, lambda frames: None, find_cuts=False).cuts == ()
+def _head(path: Path, count: int = 3) -> Iterator[Tensor]:
+    with FrameReader(path, deinterlace="off") as reader:
+        yield from (frame.pixels for frame in islice(reader, count))
 
 
-def test_real_shots_joined(clips: Path) -> None:
-    """Six real shots behind one another: every join is found and nothing else."""
-    sources = find_sources(clips / "val")
-    shots = [read_video(path, 8) for path in sources]
-    frames = [to_signed(torch.from_numpy(np.moveaxis(f, -1, 0).copy())) for shot in shots for f in shot]
-    joins = np.cumsum([len(shot) for shot in shots])[:-1].tolist()
-    assert cuts_of(frames) == joins
+def test_real_shots_joined_are_cut_there_and_nowhere_else(clips: Path) -> None:
+    shots = [list(_head(path)) for path in sorted((clips / "val").glob("*.mp4"))]
+    assert find([frame for shot in shots for frame in shot]) == [3 * i for i in range(1, len(shots))]

@@ -59,21 +59,14 @@ def runs(clip: Path, bundle: Path, tmp_path: Path) -> Runs:
 
 
 def killed_after(runs: Runs, output: Path, parts: int, *options: str, by: int = signal.SIGKILL) -> int:
-    """Start, send the signal once ``parts`` parts are finished; returns the exit code.
-
-    On a crowded machine the run may end before the signal is sent: then once more.
-    """
-    for _ in range(3):
-        process = runs.start(output, *options)
-        wait_until(lambda: len(finished_parts(output)) >= parts, process)
-        assert process.pid is not None
-        os.kill(process.pid, by)
-        process.join()
-        if not output.exists():
-            return process.exitcode or 0
-        for path in output.parent.glob(f"{output.stem}*{output.suffix}"):
-            path.unlink()
-    pytest.fail("three runs ended before they could be stopped")
+    """Start, send the signal once ``parts`` parts are finished; returns the exit code."""
+    process = runs.start(output, *options)
+    wait_until(lambda: len(finished_parts(output)) >= parts, process)
+    assert process.pid is not None
+    os.kill(process.pid, by)
+    process.join()
+    assert not output.exists()
+    return process.exitcode or 0
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,23 @@ def test_the_gpu_agrees_with_the_cpu(model: VideoModel) -> None:
     gpu = Restorer(small_video_model().to("cuda"), settings)(frames, hole, indices)
     assert gpu.device.type == "cpu"
     torch.testing.assert_close(gpu, cpu, atol=1e-2, rtol=0)  # convolutions on the GPU may be in TF32
+
+
+def test_propagation_puts_in_what_other_frames_show(model: VideoModel) -> None:
+    """A logo stands still over a moving camera; at scale 1 what is carried over is known, whatever the model says."""
+    generator = torch.Generator().manual_seed(5)
+    world = torch.nn.functional.interpolate(
+        torch.randn(1, 3, 24, 64, generator=generator), scale_factor=4, mode="bicubic"
+    )
+    world = (world[0] * 0.4).clamp(-1, 1)  # 3 96 256
+    truth = torch.stack([world[..., 8 * t : 8 * t + 128] for t in range(8)])  # t 3 96 128
+    hole = torch.zeros(8, 1, 96, 128)
+    hole[..., 40:52, 60:76] = 1
+    painted = torch.where(hole.bool(), torch.ones_like(truth), truth)
+
+    def error(propagate: bool) -> float:
+        settings = RestoreSettings(propagate=propagate, feather=0, colour="none")
+        output = Restorer(model, settings)(painted, hole, list(range(8)))
+        return float((output - truth)[hole.bool().expand_as(truth)].square().mean())
+
+    assert error(True) < error(False) / 10

@@ -26,6 +26,7 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
+from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole
 
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
@@ -48,6 +49,7 @@ class RestoreSettings:
         colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
         strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
         noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
+        propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then.
     """
 
     steps: int = 1
@@ -62,6 +64,7 @@ class RestoreSettings:
     colour: str = "wavelet"
     strength: float = 1.0
     noise_level: int | None = None
+    propagate: bool = False
 
 
 class Restorer:
@@ -106,8 +109,10 @@ class Restorer:
         settings = self.settings
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
-        pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         hole = dilate(hole, settings.dilate)
+        if settings.propagate:
+            lowres, hole = _carried_over(lowres, hole)
+        pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
         if before is not None:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
@@ -212,3 +217,11 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
     known = torch.zeros_like(hole) if known is None else known.clone()
     pixels[:, : len(before)], known[:, : len(before)] = before, 1
     return pixels, known
+
+
+def _carried_over(lowres: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """Low-res frames ``b t 3 h w`` with what other frames show, and the hole ``b t 1 H W`` that is left."""
+    frames = lowres[0]
+    filled, confidence = propagate(frames, lay_on_grid(hole[0], (frames.shape[-2], frames.shape[-1])))
+    frames, left = reduce_hole(frames, hole[0], filled, confidence)
+    return frames[None], left[None]

@@ -1,0 +1,183 @@
+"""What propagation wins inside the hole: ``python -m eval.bench.propagation --root CLIPS``.
+
+On the low-res grid, against the low-res clip as it would have been without hole, noise and codec. Side by side, PSNR
+over the pixels that count as hole:
+
+- ``as it is``: the paint that the hole shows;
+- ``Telea``: OpenCV's inpainting of each frame;
+- ``smooth``: :func:`~ldm_video.core.evidence.push_pull`, what a model is given where nothing is known;
+- ``propagated``: other frames' pixels where one shows the place, smooth elsewhere.
+
+Inputs are those of the benchmark's tracks with holes, built under ``--work``. A camera that stands still shows nothing
+new behind a hole that stays: such clips are there to show that no harm is done, and are left out of the gain's mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from rich.console import Console
+from torch import Tensor
+
+from eval.benchmark import Suite, read_suite
+from eval.clips import frames_of
+from eval.degradations import shrink
+from eval.framewise import to_image, to_pixels
+from eval.inputs import BenchmarkInput, Track, build_inputs
+from eval.methods import INPAINT_RADIUS
+from eval.metrics.fidelity import psnr
+from eval.metrics.flow import DisFlow
+from ldm_video.config.load import load_config
+from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.evidence import push_pull
+from ldm_video.pipeline.composite import dilate
+from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole, won_share
+from ldm_video.video_io.masks import read_mask
+
+MOVING = 0.5  # pixels a frame of the low-res clip: from here on a camera counts as moving
+SEGMENT = 32  # frames held at once, as infer.py does
+DEFAULT_TRACKS = "sd_logo,sd_box,sd_hole"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip on one track. PSNR in dB; ``motion``: median, pixels a frame; ``won``: share of the hole."""
+
+    track: str
+    clip: str
+    motion: float
+    paint: float
+    telea: float
+    smooth: float
+    propagated: float
+    won: float
+    seconds: float
+
+    @property
+    def gain(self) -> float:
+        return self.propagated - self.smooth
+
+
+def measure(given: BenchmarkInput, track: Track, scale: int) -> Row:
+    """Fill one clip's hole in every way."""
+    truth = np.stack([shrink(f, scale, track.blur_sigma, 0, np.random.default_rng(0)) for f in frames_of(given.ref)])
+    frames = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.lowres)])  # t 3 h w
+    large = _read_hole(given, scale, (frames.shape[-2], frames.shape[-1]))  # t 1 H W
+    hole = lay_on_grid(large, (frames.shape[-2], frames.shape[-1]))  # t 1 h w
+    started = time.process_time()
+    parts = [slice(start, start + SEGMENT) for start in range(0, len(frames), SEGMENT)]
+    answers = [propagate(frames[part], hole[part]) for part in parts]
+    seconds = (time.process_time() - started) / len(frames)
+    filled, confidence = (torch.cat(x) for x in zip(*answers, strict=True))
+    better, left = reduce_hole(frames, large, filled, confidence)
+    telea = torch.stack([_telea(frame, mask) for frame, mask in zip(frames, hole, strict=True)])
+
+    def score(pixels: Tensor) -> float:
+        return psnr(
+            _image(pixels), rearrange(truth, "t h w c -> (t h) w c"), rearrange(hole, "t 1 h w -> (t h) w").numpy()
+        )
+
+    smooth = push_pull(frames, 1 - hole)
+    propagated = push_pull(better, 1 - lay_on_grid(left, (frames.shape[-2], frames.shape[-1])))
+    return Row(
+        track=track.name,
+        clip=given.clip,
+        motion=_motion(truth),
+        paint=score(frames),
+        telea=score(telea),
+        smooth=score(smooth),
+        propagated=score(propagated),
+        won=won_share(hole, confidence),
+        seconds=seconds,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, and the mean gain of the clips whose camera moves."""
+    lines = [
+        "| track | clip | motion px/frame | as it is | Telea | smooth | propagated | gain dB | of the hole | s/frame |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        scores = " | ".join(f"{x:.2f}" for x in (r.paint, r.telea, r.smooth, r.propagated))
+        lines.append(
+            f"| {r.track} | {r.clip} | {r.motion:.2f} | {scores} | {r.gain:+.2f} | {r.won:.0%} | {r.seconds:.3f} |"
+        )
+    for track in dict.fromkeys(r.track for r in rows):
+        for name, group in (
+            ("a moving camera", [r.gain for r in rows if r.track == track and r.motion >= MOVING]),
+            ("a still camera", [r.gain for r in rows if r.track == track and r.motion < MOVING]),
+        ):
+            if group:
+                mean, least = statistics.fmean(group), min(group)
+                lines.append(
+                    f"\n{track}, {len(group)} with {name}: {mean:+.2f} dB on average, {least:+.2f} dB at least."
+                )
+    return "\n".join(lines)
+
+
+def _read_hole(given: BenchmarkInput, scale: int, size: tuple[int, int]) -> Tensor:
+    """``t 1 H W``, grown by one low-res pixel as ``infer.py`` grows it."""
+    if given.mask is None:
+        raise UserError(f"{given.clip} has no hole; choose a track that has")
+    with read_mask(given.mask, None, (size[0] * scale, size[1] * scale), given.frames) as mask:
+        return dilate(torch.stack([mask.at(i) for i in range(given.frames)])[None], scale)[0]
+
+
+def _telea(frame: Tensor, hole: Tensor) -> Tensor:
+    return to_pixels(cv2.inpaint(to_image(frame), hole[0].byte().numpy(), INPAINT_RADIUS, cv2.INPAINT_TELEA))
+
+
+def _motion(clip: np.ndarray) -> float:
+    """Length of the median flow, mean over every third pair of frames."""
+    flow = DisFlow()
+    medians = [np.median(flow(clip[t], clip[t + 1]), axis=(0, 1)) for t in range(0, len(clip) - 1, 3)]
+    return float(np.linalg.norm(medians, axis=1).mean()) if medians else 0.0
+
+
+def _image(clip: Tensor) -> np.ndarray:
+    """``t 3 h w`` in [-1, 1] -> ``(t h) w 3`` in [0, 1]."""
+    return rearrange((clip.clamp(-1, 1) + 1) / 2, "t c h w -> (t h) w c").numpy()
+
+
+def _tracks(suite: Suite, names: str) -> list[Track]:
+    holed = {track.name: track for track in suite.tracks if track.hole_area > 0}
+    unknown = [name for name in names.split(",") if name not in holed]
+    if unknown:
+        raise UserError(f"no track {unknown[0]!r} with a drawn hole; the suite has {', '.join(holed)}")
+    return [holed[name] for name in names.split(",")]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval.bench.propagation", description=__doc__.split("\n")[0])
+    parser.add_argument("--root", required=True, help="folder of reference clips")
+    parser.add_argument("--suite", default="configs/eval/suite.yaml", help="default: %(default)s")
+    parser.add_argument("--tracks", default=DEFAULT_TRACKS, help="comma-separated; default: %(default)s")
+    parser.add_argument("--work", type=Path, help="folder that keeps the inputs; default: a temporary one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=16")
+    args = parser.parse_args()
+    suite = read_suite(load_config(args.suite, args.overrides))
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    rows = []
+    with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
+        for track in _tracks(suite, args.tracks):
+            for given in build_inputs(args.root, Path(work), track, suite.scale, suite.seed, suite.frames):
+                rows.append(measure(given, track, suite.scale))
+    Console().print(table(rows), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)

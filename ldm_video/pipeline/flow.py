@@ -1,0 +1,181 @@
+"""Optical flow of a clip with a hole: measured outside, completed inside, each vector with its error.
+
+Flow is dense inverse search (Kroeger et al. 2016, arXiv:1603.03590), which needs no weights. Under a hole it is worth
+nothing: there a model of the camera's motion, fitted robustly around the hole, is carried on, with what the trusted
+vectors deviate from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+_REACH = 4  # pixels around a hole whose flow its filling may bend
+_SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture is a matter of scale
+_TEXTURE = 2e-3  # smaller eigenvalue of the structure tensor at which a vector is half trusted; grey in [0, 1]
+_TEXTURE_BLOCK = 7  # pixels
+_CONSISTENT = 0.5  # pixels between there and back at which a vector's trust has fallen to 1/e
+_NEAR = 0.1  # distance from the hole, share of the frame's long side, at which a vector's say falls to 1/e
+_OUTLIER = 0.5  # pixels: scale of the robust fit
+_FIT_POINTS = 6_000
+_FIT_ROUNDS = 8
+_STILL = 0.9  # support of no motion at all, as a share of the fitted motion's, from which the camera stands still
+_TRUST_GROWTH = 1.5  # of a cell's trust from level to level of the pyramid; 4 would be a plain sum
+_LEAST_TRUST = 0.15  # share of the texture that is found again: on real clips over 0.5, across their cuts under 0.03
+_BLANK = 0.04  # mean trust near the hole below which nothing there tells of a motion
+
+
+@dataclass(frozen=True)
+class FlowPair:
+    """Flow between a frame and the next, both ways: each ``h w 2``, dx and dy in pixels."""
+
+    forward: np.ndarray
+    backward: np.ndarray
+
+
+def clip_flows(grey: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> list[FlowPair | None]:
+    """Completed flow between neighbours, one entry fewer than frames.
+
+    Args:
+        grey: frames ``h w`` uint8, something smooth in their holes.
+        holes: ``h w`` bool.
+
+    None stands where hardly anything of one frame is found again in the other, as across a cut.
+    """
+    size = grey[0].shape
+    grey, holes = [_shrink(frame) for frame in grey], [_shrink(hole.astype(np.uint8) * 255) > 0 for hole in holes]
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    search.setFinestScale(0)
+    views = [_view(frame, hole) for frame, hole in zip(grey, holes, strict=True)]
+    flows: list[FlowPair | None] = []
+    for t in range(len(grey) - 1):
+        there, back = search.calc(grey[t], grey[t + 1], None), search.calc(grey[t + 1], grey[t], None)
+        forward = _complete(there, back, views[t], views[t + 1])
+        backward = _complete(back, there, views[t + 1], views[t])
+        if forward is None or backward is None:
+            flows.append(None)
+        else:
+            flows.append(FlowPair(_enlarge(forward, size), _enlarge(backward, size)))
+    return flows
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """``h w`` uint8, halved until it is small enough to search."""
+    while image.size > _SEARCHED:
+        image = cv2.resize(image, ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
+    return image
+
+
+def _enlarge(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Flow ``h w 2`` on the grid of ``size`` (height, width), in its pixels."""
+    if flow.shape[:2] == size:
+        return flow
+    scale = np.array([size[1] / flow.shape[1], size[0] / flow.shape[0]], np.float32)
+    return cv2.resize(flow, size[::-1], interpolation=cv2.INTER_LINEAR) * scale
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a frame tells of the worth of its vectors, each ``h w``: ``texture`` in [0, 1], 0 under the grown hole;
+    ``grown`` in {0, 1}; ``near`` in [0, 1], 1 at the hole."""
+
+    texture: np.ndarray
+    grown: np.ndarray
+    near: np.ndarray
+
+
+def _view(grey: np.ndarray, hole: np.ndarray) -> _View:
+    corner = np.maximum(cv2.cornerMinEigenVal(grey.astype(np.float32) / 255, _TEXTURE_BLOCK, ksize=3), 0)
+    grown = grow(hole, _REACH).astype(np.float32)
+    distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    return _View(corner / (corner + _TEXTURE) * (1 - grown), grown, np.exp(-distance / (_NEAR * max(hole.shape))))
+
+
+def _complete(flow: np.ndarray, back: np.ndarray, here: _View, there: _View) -> np.ndarray | None:
+    """Replace what ``flow`` ``h w 2`` does not know by the camera's motion and its neighbours' deviation from it."""
+    target = positions(flow)
+    away = _squared_norm(flow + at(back, target))
+    height, width = here.texture.shape
+    inside = (
+        (target[..., 0] >= 0) & (target[..., 0] <= width - 1) & (target[..., 1] >= 0) & (target[..., 1] <= height - 1)
+    )
+    trust = here.texture * np.exp(-away / _CONSISTENT**2) * inside * (at(there.grown, target) == 0)
+    if trust.sum() < _LEAST_TRUST * here.texture.sum():
+        return None
+    if (trust * here.near).sum() < _BLANK * ((1 - here.grown) * here.near).sum():
+        return np.zeros_like(flow)
+    model = fit_camera(flow, trust * here.near)
+    return model + spread(flow - model, trust.astype(np.float32))
+
+
+def fit_camera(flow: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The quadratic flow ``h w 2`` (a plane, a zoom, a turn) nearest to ``flow`` where ``weight`` ``h w`` is.
+
+    Least squares with Geman-McClure weights whose scale shrinks from round to round (Black & Anandan 1996): a minority
+    that moves otherwise does not count. Zero where there is nothing to fit, or where standing still fits as well.
+    """
+    height, width = weight.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = x / width - 0.5, y / height - 0.5
+    basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)  # h w 6
+    step = max(1, int(np.sqrt(height * width / _FIT_POINTS)))
+    a, v, w = (k[::step, ::step] for k in (basis, flow, weight))
+    used = w > 1e-4
+    a, v, w = a[used].astype(np.float64), v[used].astype(np.float64), w[used].astype(np.float64)  # n 3, n 2, n
+    if len(w) < 2 * a.shape[1]:
+        return np.zeros_like(flow)
+    robust, scale = w, 8 * _OUTLIER
+    solution = np.zeros((a.shape[1], 2))
+    for _ in range(_FIT_ROUNDS):
+        normal = a.T @ (a * robust[:, None]) + 1e-9 * np.eye(a.shape[1])
+        solution = np.linalg.solve(normal, a.T @ (v * robust[:, None]))
+        robust = w / (1 + _squared_norm(v - a @ solution) / scale**2) ** 2
+        scale = max(scale / 2, _OUTLIER)
+    if _support(v, w) > _STILL * _support(v - a @ solution, w):
+        return np.zeros_like(flow)
+    return (basis @ solution).astype(np.float32)
+
+
+def _support(residual: np.ndarray, weight: np.ndarray) -> float:
+    return float((weight / (1 + _squared_norm(residual) / _OUTLIER**2)).sum())
+
+
+def spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """Carry ``values`` ``h w c`` from where ``trust`` ``h w`` in [0, 1] is high to where it is low.
+
+    A pyramid of trusted averages (Gortler et al. 1996, section 3). What nobody near is sure of falls towards 0.
+    """
+    height, width = trust.shape
+    if min(height, width) <= 2:
+        total = float(trust.sum())
+        mean = (values * trust[..., None]).sum((0, 1)) / max(total, 1e-6)
+        return values * trust[..., None] + mean * (1 - trust[..., None]) * min(1.0, total)
+    size = ((width + 1) // 2, (height + 1) // 2)
+    mass = cv2.resize(trust, size, interpolation=cv2.INTER_AREA)
+    mean = cv2.resize(values * trust[..., None], size, interpolation=cv2.INTER_AREA).reshape(*mass.shape, -1)
+    coarse = spread(mean / np.maximum(mass, 1e-6)[..., None], np.minimum(1, _TRUST_GROWTH * mass))
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(values.shape)
+    return values * trust[..., None] + smooth * (1 - trust[..., None])
+
+
+def grow(mask: np.ndarray, radius: int) -> np.ndarray:
+    """``h w`` bool, larger by ``radius`` pixels (a square)."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)) > 0
+
+
+def positions(flow: np.ndarray) -> np.ndarray:
+    """Where the vectors ``h w 2`` point: ``h w 2``, x and y."""
+    y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
+    return np.stack([x, y], axis=-1) + flow[..., :2]
+
+
+def at(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """``image`` ``h w [c]`` read at ``points`` ``a b 2`` (x, y): ``a b [c]``. Beyond the border its edge goes on."""
+    return cv2.remap(image, points[..., 0], points[..., 1], interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _squared_norm(vectors: np.ndarray) -> np.ndarray:
+    return np.square(vectors).sum(axis=-1)

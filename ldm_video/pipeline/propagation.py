@@ -1,0 +1,223 @@
+"""What other frames show inside the hole, carried over along completed flow, each pixel with a confidence.
+
+As in flow-guided inpainting (ProPainter, arXiv:2309.03897): a point of the hole is followed forwards and backwards to
+the first frame that shows it, and that frame is read once, at the composed position. How far the result can be
+trusted is measured, not assumed: the rim of the hole, where the truth is known, is carried over in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm_video.core.evidence import push_pull
+from ldm_video.pipeline.flow import FlowPair, at, clip_flows, grow, spread
+
+THRESHOLD = 0.5  # confidence from which a pixel is evidence
+
+_RIM = 3  # pixels around the hole that are carried over too, to compare with what they are
+_HALF_SURE = 3.7e-3  # expected squared error, of colours in [0, 1], at confidence 1/2: 24 dB
+_MARGIN = 0.25  # of the frame's long side around the hole, for the camera's motion to be read from
+_LEAST_MARGIN = 128  # pixels
+_DRIFT = 0.1  # pixels a frame: slower motion cannot be told from the error of the flow
+_CHUNK = 256  # points in a row of a map of cv2.remap, whose rows are limited
+
+
+_Window = tuple[slice, slice]  # rows and columns
+
+
+def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the hole from the other frames of a segment, where one of them shows what it hides.
+
+    Args:
+        frames: ``t 3 h w`` in [-1, 1].
+        hole: ``t 1 h w`` in {0, 1}, on the same grid; it must cover everything that is not to be believed.
+
+    Returns ``filled`` ``t 3 h w`` in [-1, 1] and ``confidence`` ``t 1 h w`` in [0, 1]: 1 outside the hole, 0 where no
+    frame shows the place; there ``filled`` is ``frames``. Nothing is carried over between frames that have nothing
+    in common, as across a cut.
+    """
+    confidence = 1 - hole.float()
+    ever = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
+    if len(frames) < 2 or not ever.any():
+        return frames, confidence
+    rows, columns = _window(ever, max(_LEAST_MARGIN, round(_MARGIN * max(ever.shape))))
+    part, mask = frames[..., rows, columns].float(), hole[..., rows, columns].float()
+    smooth = push_pull(part, 1 - mask)
+    clip = rearrange((part.cpu() + 1) / 2, "t c h w -> t h w c").contiguous().numpy()
+    holes = (mask[:, 0] > 0.5).cpu().numpy()  # t h w
+    flows = clip_flows([_grey(frame) for frame in smooth.cpu()], list(holes))
+    segment = _Segment(clip, holes.astype(np.float32), flows)
+    filled = frames.clone()
+    part, sure = filled[..., rows, columns], confidence[:, 0, rows, columns]  # views
+    for t in np.flatnonzero(holes.any(axis=(1, 2))):
+        window = _window(holes[t], _RIM)
+        colours, certainty = _fill_frame(int(t), window, segment)
+        seen = holes[t][window] & (certainty > 0)
+        new = rearrange(torch.from_numpy(colours), "h w c -> c h w").to(frames) * 2 - 1
+        part[t][:, *window] = torch.where(
+            torch.from_numpy(seen).to(frames.device), new.clamp(-1, 1), part[t][:, *window]
+        )
+        sure[t][window] += torch.from_numpy(certainty * seen).to(confidence)
+    return filled, confidence
+
+
+def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:
+    """The hole ``t 1 H W`` on the low-res grid: ``t 1 h w``, 1 where it touches a low-res pixel at all."""
+    return F.adaptive_max_pool2d(hole, size)
+
+
+def reduce_hole(
+    frames: Tensor, hole: Tensor, filled: Tensor, confidence: Tensor, threshold: float = THRESHOLD
+) -> tuple[Tensor, Tensor]:
+    """Make evidence of what was carried over: ``(frames t 3 h w, hole t 1 H W)`` with a smaller hole.
+
+    Args:
+        frames, filled, confidence: as :func:`propagate` takes and gives them, on the low-res grid.
+        hole: ``t 1 H W`` in {0, 1} on the output's grid, of which that of :func:`propagate` was made.
+        threshold: pixels of at least this confidence count as seen; what is left and what is won are both cleared of
+            specks, in which a model could do nothing.
+    """
+    size = (hole.shape[-2], hole.shape[-1])
+    unknown = _majority((confidence < threshold).to(hole)) * (confidence < 1)  # t 1 h w
+    unknown = torch.maximum(unknown, (confidence == 0).to(hole))
+    left = hole * F.interpolate(unknown, size=size, mode="nearest-exact")  # t 1 H W
+    # A low-res pixel under what is left of the hole is not read; its own colours may stay.
+    return torch.where(unknown.bool(), frames, filled), left
+
+
+def won_share(hole: Tensor, confidence: Tensor, threshold: float = THRESHOLD) -> float:
+    """Share of the hole ``t 1 h w`` that the other frames show; 0 without a hole."""
+    area = float(hole.sum())
+    return float((hole * (confidence >= threshold)).sum()) / area if area else 0.0
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """``clip`` ``t h w 3`` in [0, 1]; ``hidden`` ``t h w`` float32 in {0, 1}: the holes; ``flows`` of neighbours."""
+
+    clip: np.ndarray
+    hidden: np.ndarray
+    flows: Sequence[FlowPair | None]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One direction's answer for one frame: ``colours`` ``h w 3`` in [0, 1]; ``steps`` ``h w``, frames away, 0 for
+    none; ``error`` ``h w``, squared, measured on the rim and spread inwards."""
+
+    colours: np.ndarray
+    steps: np.ndarray
+    error: np.ndarray
+
+
+def _fill_frame(t: int, window: _Window, segment: _Segment) -> tuple[np.ndarray, np.ndarray]:
+    """Colours ``h w 3`` in [0, 1] and confidence ``h w`` inside the hole of frame ``t``, in a window around it."""
+    pair = [_look(t, step, window, segment) for step in (1, -1)]
+    both = (pair[0].steps > 0) & (pair[1].steps > 0)
+    apart = cv2.blur(np.square(pair[0].colours - pair[1].colours).mean(axis=-1), (3, 3))
+    errors = np.stack([_expected_error(c, both, apart) for c in pair])  # 2 h w
+    # Nearly the better one alone: a mean of two that disagree is a ghost.
+    weights = (errors.min(axis=0) / errors) ** 4
+    weights /= weights.sum(axis=0)
+    colours = (weights[0, ..., None] * pair[0].colours + weights[1, ..., None] * pair[1].colours).astype(np.float32)
+    seen = (pair[0].steps > 0) | (pair[1].steps > 0)
+    return colours, np.where(seen, 1 / (1 + errors.min(axis=0) / _HALF_SURE), 0).astype(np.float32)
+
+
+def _expected_error(candidate: _Candidate, both: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """Squared error to be expected, ``h w``; a fit to 30 clips and holes, of rank correlation 0.7 with the true one."""
+    rim = (candidate.error + 1e-4) ** 0.85
+    error = 0.1 * rim * np.maximum(candidate.steps, 1) ** 0.1 * np.where(both, 2.5 * (apart + 1e-4) ** 0.2, 1.0)
+    return np.where(candidate.steps > 0, error, 1e3)
+
+
+def _look(t: int, step: int, window: _Window, segment: _Segment) -> _Candidate:
+    """What the frames after (``step`` 1) or before (-1) frame ``t`` show inside its hole, in a window around it."""
+    frame, hole = segment.clip[t][window], segment.hidden[t][window] > 0
+    colours, steps = np.zeros_like(frame), np.zeros(hole.shape, np.float32)
+    inside = np.nonzero(hole)
+    corner = window[1].start, window[0].start
+    colours[inside], steps[inside] = _follow(t, step, _points(inside, corner), np.ones(len(inside[0])), segment)
+    # The rim is read from frames as far away as those that serve its neighbours: otherwise it proves nothing.
+    side = (2 * _RIM + 1,) * 2
+    rim = np.nonzero(grow(hole, _RIM) & ~hole)
+    far = np.maximum(cv2.dilate(steps, np.ones(side, np.uint8))[rim], 1)
+    read, found = _follow(t, step, _points(rim, corner), far, segment)
+    wrong = np.zeros((*hole.shape, 4), np.float32)  # difference of three channels, mean squared difference
+    difference = np.where(found[:, None] > 0, frame[rim] - read, 0)  # n 3
+    wrong[rim] = np.concatenate([difference, np.square(difference).mean(axis=1, keepdims=True)], axis=1)
+    proved = np.zeros(hole.shape, np.float32)
+    proved[rim] = found > 0
+    inward = spread(wrong, proved)
+    # The rim's difference in brightness, carried inwards, leaves no seam.
+    return _Candidate(colours + inward[..., :3], steps, inward[..., 3])
+
+
+def _follow(
+    t: int, step: int, points: np.ndarray, least: np.ndarray, segment: _Segment
+) -> tuple[np.ndarray, np.ndarray]:
+    """Follow ``points`` ``n 2`` (x, y) of frame ``t`` to the first frame, ``least`` or more away, that shows them.
+
+    Returns their colours there ``n 3`` and its distance ``n`` in frames, 0 where none does.
+    """
+    height, width = segment.hidden[t].shape
+    colours, steps = np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.float32)
+    start, alive = points, np.arange(len(points))
+    s = t
+    while len(alive) and 0 <= s + step < len(segment.clip):
+        pair = segment.flows[min(s, s + step)]
+        if pair is None:
+            break
+        points = points + _read(pair.forward if step > 0 else pair.backward, points)
+        s += step
+        x, y = points[:, 0], points[:, 1]
+        inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+        shown = inside & (_read(segment.hidden[s], points)[:, 0] < 1e-3) & (abs(s - t) >= least[alive])
+        # Either the hole went away from the place, or the place came out of it faster than flow drifts by itself.
+        away = points - start[alive]
+        slow = np.hypot(away[:, 0], away[:, 1]) <= _DRIFT * abs(s - t)
+        shown &= ~slow | (_read(segment.hidden[s], start[alive])[:, 0] < 0.5)
+        colours[alive[shown]] = _read(segment.clip[s], points[shown], cv2.INTER_CUBIC)
+        steps[alive[shown]] = abs(s - t)
+        going = inside & ~shown
+        alive, points = alive[going], points[going]
+    return colours, steps
+
+
+def _read(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """``image`` ``h w [c]`` at ``points`` ``n 2`` (x, y): ``n c``."""
+    count = len(points)
+    padded = np.pad(points, ((0, -count % _CHUNK if count else _CHUNK), (0, 0)))
+    values = at(image, rearrange(padded, "(a b) xy -> a b xy", b=_CHUNK), interpolation)
+    return values.reshape(len(padded), -1)[:count]
+
+
+def _window(mask: np.ndarray, margin: int) -> _Window:
+    """Rows and columns of what is true in ``mask`` ``h w``, with a margin."""
+    spans = (np.flatnonzero(mask.any(axis=1 - axis)) for axis in (0, 1))
+    rows, columns = (slice(max(int(s[0]) - margin, 0), int(s[-1]) + margin + 1) for s in spans)
+    return rows, columns
+
+
+def _points(pixels: tuple[np.ndarray, ...], corner: tuple[int, int]) -> np.ndarray:
+    """(rows, columns) of a window whose corner is at (x, y) -> ``n 2``, x and y in the whole."""
+    return (np.stack(pixels[::-1], axis=-1) + np.array(corner)).astype(np.float32)
+
+
+def _grey(frame: Tensor) -> np.ndarray:
+    """``3 h w`` in [-1, 1] -> ``h w`` uint8."""
+    pixels = rearrange((frame + 1) * 127.5, "c h w -> h w c").round().clamp(0, 255).to(torch.uint8)
+    return cv2.cvtColor(pixels.contiguous().numpy(), cv2.COLOR_RGB2GRAY)
+
+
+def _majority(mask: Tensor, side: int = 3) -> Tensor:
+    """``t 1 h w`` in {0, 1}: what most of the neighbourhood is."""
+    return (F.avg_pool2d(mask, side, stride=1, padding=side // 2, count_include_pad=False) > 0.5).to(mask)
