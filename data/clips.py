@@ -63,20 +63,30 @@ class ClipStream(Dataset[Item]):
     An item is a dict of ``hr`` ``t 3 H W`` and ``lr`` ``t 3 H/s W/s`` in [-1, 1], ``hole`` ``t 1 H W`` in {0, 1}, all
     float32; ``name``, where it came from; ``caption``, empty where there is none.
 
+    Args:
+        frames: of a clip.
+        size: of the high-res crop, a multiple of ``scale``: one side or (height, width).
+        scale: high-res pixels for one low-res pixel, 1 or more, whole or not.
+        degrade: a configuration or the name of a preset; None where clips come degraded.
+        masks: family name -> weight, see :mod:`data.masks`.
+        objects: folder of object masks for the family ``object``, see :mod:`data.object_masks`.
+        length: items that one pass takes where nobody says otherwise (validation).
+        sampling: the attributes of :class:`Sampling`.
+
     Raises ``UserError`` for an option that is unknown or does not fit.
     """
 
     def __init__(
         self,
-        frames: int,
-        size: int | tuple[int, int],
-        scale: float,
-        degrade: Degradation | str | None,
-        masks: Mapping[str, float] | None,
-        objects: str | Path | None,
-        seed: int,
-        length: int,
-        sampling: Mapping[str, Any],
+        frames: int = 5,
+        size: int | tuple[int, int] = 128,
+        scale: float = 4,
+        degrade: Degradation | str | None = "sd",
+        masks: Mapping[str, float] | None = None,
+        objects: str | Path | None = None,
+        seed: int = 0,
+        length: int = 1000,
+        **sampling: Any,
     ) -> None:
         self.frames, self.scale, self.seed, self.length = frames, scale, seed, length
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -167,14 +177,8 @@ class ClipDataset(ClipStream):
 
     Args:
         root: a folder, or several; searched recursively, in sorted order. ``NAME.txt`` beside a file is its caption.
-        size: of the high-res crop, a multiple of ``scale``: one side or (height, width).
-        scale: high-res pixels for one low-res pixel, 1 or more, whole or not.
-        degrade: a configuration or the name of a preset.
-        masks: family name -> weight, see :mod:`data.masks`.
-        length: items that one pass takes where nobody says otherwise (validation).
         cache: folder of decoded frames, about 2.8 MB for each 720p frame; ``None`` is ``~/.cache/ldm-video``.
-        objects: folder of object masks for the family ``object``, see :mod:`data.object_masks`.
-        sampling: the attributes of :class:`Sampling`.
+        options: those of :class:`ClipStream`.
 
     Items are those of :class:`ClipStream`; ``name`` is the file's. In the hole ``lr`` was made from paint, so nothing
     of ``hr`` shows there.
@@ -185,18 +189,10 @@ class ClipDataset(ClipStream):
     def __init__(
         self,
         root: str | Path | Sequence[str | Path],
-        frames: int = 5,
-        size: int | tuple[int, int] = 128,
-        scale: float = 4,
-        degrade: Degradation | str = "sd",
-        masks: Mapping[str, float] | None = None,
-        seed: int = 0,
-        length: int = 1000,
         cache: str | Path | None = None,
-        objects: str | Path | None = None,
-        **sampling: float,
+        **options: Any,
     ) -> None:
-        super().__init__(frames, size, scale, degrade, masks, objects, seed, length, sampling)
+        super().__init__(**options)
         self.cache = FrameCache(DEFAULT_CACHE if cache is None else cache, self.sampling.max_frames)
         self.sources = self._open([root] if isinstance(root, str | Path) else root)
         self.shares = self._shares()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -44,30 +43,23 @@ class PairDataset(ClipStream):
     Args:
         root: the folder of ``hr`` and ``lr``. ``hr/NAME.txt`` is a caption.
         degrade: must be ``None``: the pairs are degraded already.
-        sampling: :class:`data.clips.Sampling`, of which ``max_stride``, ``candidates``, ``prefer_detail`` and
-            ``max_frames`` have a meaning here.
+        options: those of :class:`data.clips.ClipStream`; of :class:`data.clips.Sampling`, ``max_stride``,
+            ``candidates``, ``prefer_detail`` and ``max_frames`` have a meaning here.
 
-    The other options and the items are those of :class:`data.clips.ClipDataset`: a pure function of (``seed``, index).
+    The items are those of :class:`data.clips.ClipDataset`: a pure function of (``seed``, index).
     Raises ``UserError`` for a missing folder or when no pair can be used; a pair that cannot be is logged and left out.
     """
 
     def __init__(
         self,
         root: str | Path,
-        frames: int = 5,
-        size: int | tuple[int, int] = 128,
-        scale: float = 4,
         degrade: None = None,
-        masks: Mapping[str, float] | None = None,
-        seed: int = 0,
-        length: int = 1000,
         cache: str | Path | None = None,
-        objects: str | Path | None = None,
-        **sampling: float,
+        **options: Any,
     ) -> None:
         if degrade is not None:
             raise UserError("pairs are degraded already; set data.degrade=null")
-        super().__init__(frames, size, scale, None, masks, objects, seed, length, sampling)
+        super().__init__(degrade=None, **options)
         self.cache = FrameCache(DEFAULT_CACHE if cache is None else cache, self.sampling.max_frames)
         self.pairs = self._open(Path(root).expanduser())
 

@@ -16,10 +16,10 @@ import json
 import logging
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -29,7 +29,6 @@ from webdataset.tariterators import base_plus_ext
 
 from data.cache import VIDEO_SUFFIXES
 from data.clips import DEFAULT_CACHE, ClipStream, Item
-from data.degrade import Degradation
 from data.encoded import EncodedVideo
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
@@ -58,12 +57,13 @@ class Sample(NamedTuple):
 
 
 class ShardDataset(ClipStream):
-    """Clips of ``frames`` frames from tar shards; the options of :class:`data.clips.ClipDataset`, of the same meaning.
+    """Clips of ``frames`` frames from tar shards; items as those of :class:`data.clips.ClipDataset`.
 
     Args:
         root: shards, one pattern or several: a file, a folder (all its ``.tar``), a brace pattern
             (``clips-{000..127}.tar``), a URL that fsspec reads (``https://``, ``s3://``, ``hf://``, ...; braces too).
         cache: folder of the indices and of the copies of remote shards.
+        options: those of :class:`data.clips.ClipStream`.
 
     A clip that cannot be decoded, or is too small or too short, is passed over: another takes its place, drawn from
     (seed, index). ``skipped`` counts those, in all workers. ``damaged`` counts the shards that are cut off or no tar
@@ -73,18 +73,10 @@ class ShardDataset(ClipStream):
     def __init__(
         self,
         root: str | Path | Sequence[str | Path],
-        frames: int = 5,
-        size: int | tuple[int, int] = 128,
-        scale: float = 4,
-        degrade: Degradation | str = "sd",
-        masks: Mapping[str, float] | None = None,
-        seed: int = 0,
-        length: int = 1000,
         cache: str | Path | None = None,
-        objects: str | Path | None = None,
-        **sampling: float,
+        **options: Any,
     ) -> None:
-        super().__init__(frames, size, scale, degrade, masks, objects, seed, length, sampling)
+        super().__init__(**options)
         folder = Path(DEFAULT_CACHE if cache is None else cache).expanduser() / "shards"
         roots = [root] if isinstance(root, str | Path) else root
         self.samples: list[Sample] = []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +15,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from ldm_video.core.errors import UserError
+from ldm_video.core.memory import RSS_UNIT, peak_resident
 
-_STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # man 5 proc: set the peak resident set back to the present one
-_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one unit of ru_maxrss
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,5 @@ def measure(function: Callable[..., object], *arguments: Any) -> Cost:
     started = time.perf_counter()
     function(*arguments)
     seconds = time.perf_counter() - started
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
-    return Cost(seconds, max(own_peak(), children))
-
-
-def own_peak() -> int:
-    """Peak resident bytes of this process. Linux's own count begins with the program, ``ru_maxrss`` with its parent."""
-    with suppress(OSError):
-        if found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT
+    return Cost(seconds, max(peak_resident(), children))

@@ -58,7 +58,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
         shards, cache = as_shards(arguments.root, Path(scratch)), Path(scratch) / "cache"
-        dataset = ShardDataset(shards, arguments.frames, arguments.size, degrade=arguments.degrade, cache=cache)
+        dataset = ShardDataset(
+            shards, frames=arguments.frames, size=arguments.size, degrade=arguments.degrade, cache=cache
+        )
         rates = measure(dataset, arguments.items, arguments.rounds)
     table = Table(
         title=f"{arguments.frames} frames of {arguments.size}x{arguments.size}, {arguments.degrade}, one core"

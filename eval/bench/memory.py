@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.memory import RSS_UNIT
 from ldm_video.video_io import VideoWriter
 
 INFER = Path(__file__).resolve().parents[2] / "infer.py"
 LENGTHS, LONG = (100, 1_000), 10_000
-KIB_PER_MIB = 1024 if sys.platform != "darwin" else 1024 * 1024  # ru_maxrss is in bytes there
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"infer.py ended with code {process.returncode}; its last line says why")
-    return Result(frames, usage.ru_maxrss / KIB_PER_MIB, time.monotonic() - started)
+    return Result(frames, usage.ru_maxrss * RSS_UNIT / 2**20, time.monotonic() - started)
 
 
 def write_clip(path: Path, frames: int, size: tuple[int, int]) -> None:

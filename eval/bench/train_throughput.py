@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import EvidenceLayout
+from ldm_video.core.memory import peak_resident
 from ldm_video.core.tensors import fold_time
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.codec import ImageCodec
@@ -232,13 +232,7 @@ def _measure_peak(name: str, setting: Setting, threads: int, result: Any) -> Non
     for index in range(2):  # the optimizer's memory is there from the second on
         step(index)
     on_gpu = setting.device.startswith("cuda")
-    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else resident_peak())
-
-
-def resident_peak() -> int:
-    """Most bytes that this process ever held. Linux; its ``ru_maxrss`` would be the parent's where that was larger."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024  # KiB
+    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else peak_resident())
 
 
 def peak_of(name: str, setting: Setting) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+
+from ldm_video.core.memory import peak_resident
 
 GIB = 2**30
 
@@ -69,7 +69,4 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes that tensors held on a CUDA device, or that this process held in main memory, since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose ru_maxrss would be the parent's where that was larger
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024  # KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_resident()

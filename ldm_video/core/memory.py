@@ -1,0 +1,21 @@
+"""How much main memory a process has held."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in one unit of ``ru_maxrss``."""
+
+
+def peak_resident() -> int:
+    """Peak resident bytes of this process. Linux's own count begins with the program, ``ru_maxrss`` with its parent."""
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
