@@ -24,6 +24,7 @@ from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss
+from ldm_video.training.model_stage import Conditioning
 from ldm_video.training.stage import Stage
 from tests.cli_support import tiny_model
 
@@ -34,8 +35,10 @@ TOLERANCE = 1e-3  # relative
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 STAGES: dict[str, Callable[[], Stage]] = {
     "codec": lambda: CodecTask(tiny_model().codec, PixelLoss(None), ADAMW, known_share=0.3, warmup=3),
-    "denoiser": lambda: DenoiserTask(tiny_model(), partial(Objective, draw="logit_normal"), ADAMW, 0.3, warmup=3),
-    "few_step": lambda: FewStepTask(tiny_model(), PixelLoss(None), ADAMW, known_share=0.3, warmup=3),
+    "denoiser": lambda: DenoiserTask(
+        tiny_model(), partial(Objective, draw="logit_normal"), ADAMW, Conditioning(0.3), warmup=3
+    ),
+    "few_step": lambda: FewStepTask(tiny_model(), PixelLoss(None), ADAMW, conditioning=Conditioning(0.3), warmup=3),
 }
 
 

@@ -28,16 +28,18 @@ from ldm_video.training.schedule import Pace
 from tests.cli_support import tiny_model
 from tests.model_support import perturb, small_text_model, unet_config
 from tests.test_training_tasks import ADAMW, make_batch
+from tests.train_support import conditioned
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
 
 
 def denoiser_task(model: VideoModel, **options: Any) -> DenoiserTask:
-    return DenoiserTask(model, Objective, ADAMW, **options)
+    return DenoiserTask(model, Objective, ADAMW, **conditioned(options))
 
 
 def few_step_task(model: VideoModel, **options: Any) -> FewStepTask:
-    return FewStepTask(model, options.pop("pixel_loss", PixelLoss(None)), ADAMW, **{"step_shares": [1.0], **options})
+    pixel_loss = options.pop("pixel_loss", PixelLoss(None))
+    return FewStepTask(model, pixel_loss, ADAMW, **conditioned({"step_shares": [1.0], **options}))
 
 
 MAKERS = {"denoiser": denoiser_task, "few_step": few_step_task}

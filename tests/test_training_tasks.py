@@ -22,6 +22,7 @@ from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.schedule import warmup_cosine
 from tests.cli_support import tiny_model
+from tests.train_support import conditioned
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -48,11 +49,11 @@ def codec_task(model: VideoModel, **options: float) -> CodecTask:
 
 
 def denoiser_task(model: VideoModel, **options: float) -> DenoiserTask:
-    return DenoiserTask(model, partial(Objective, draw="logit_normal"), ADAMW, **options)
+    return DenoiserTask(model, partial(Objective, draw="logit_normal"), ADAMW, **conditioned(options))
 
 
 def few_step_task(model: VideoModel, **options: float) -> FewStepTask:
-    return FewStepTask(model, PixelLoss(None), ADAMW, **options)
+    return FewStepTask(model, PixelLoss(None), ADAMW, **conditioned(options))
 
 
 TASKS = {"codec": codec_task, "denoiser": denoiser_task, "few_step": few_step_task}

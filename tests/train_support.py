@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_video.models.bundle import load_bundle
+from ldm_video.training.model_stage import Conditioning
 from tests.cli_support import ROOT
 
 STAGES = ROOT / "configs" / "train" / "tiny"
@@ -87,3 +90,11 @@ def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
     """Names of the weights that are not bit for bit the same."""
     assert a.keys() == b.keys()
     return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def conditioned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a stage, with those of its :class:`Conditioning` gathered into one."""
+    names = {field.name for field in fields(Conditioning)}
+    own = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return {**rest, "conditioning": Conditioning(**own)} if own else rest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ class DenoiserTask(ModelStage):
 
     Args:
         objective: makes weighting and draw of the noise levels from the process of the model's scheduler.
-        model, optimizer, spatial, warmup, seed: see :class:`~ldm_video.training.model_stage.ModelStage`.
-        known_share, text_dropout, noise_level: see :class:`~ldm_video.training.model_stage.Conditioning`.
+        model, optimizer, conditioning, spatial, warmup, seed: see
+            :class:`~ldm_video.training.model_stage.ModelStage`.
     """
 
     def __init__(
@@ -31,14 +31,11 @@ class DenoiserTask(ModelStage):
         model: VideoModel,
         objective: Callable[[Process], Objective],
         optimizer: MakeOptimizer,
-        known_share: float = 0.1,
-        text_dropout: float = 0.1,
-        noise_level: Sequence[int] | None = None,
+        conditioning: Conditioning = Conditioning(),  # noqa: B008 (frozen)
         spatial: Pace | None = FULL,
         warmup: int = 100,
         seed: int = 0,
     ) -> None:
-        conditioning = Conditioning(known_share, text_dropout, noise_level)
         super().__init__(model, optimizer, conditioning, spatial, warmup, seed)
         self.objective = objective(Process.from_scheduler(model.scheduler))
 

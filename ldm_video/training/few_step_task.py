@@ -31,8 +31,8 @@ class FewStepTask(ModelStage):
         step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
         latent_weight: weight of the clean latents' mean squared error; 0 leaves them free (and the encoder idle).
         pixel_from_step: the step from which pixels are judged and the decoder learns; until then latents alone are.
-        model, optimizer, spatial, warmup, seed: see :class:`~ldm_video.training.model_stage.ModelStage`.
-        known_share, text_dropout, noise_level: see :class:`~ldm_video.training.model_stage.Conditioning`.
+        model, optimizer, conditioning, spatial, warmup, seed: see
+            :class:`~ldm_video.training.model_stage.ModelStage`.
     """
 
     def __init__(
@@ -43,14 +43,11 @@ class FewStepTask(ModelStage):
         step_shares: Sequence[float] = (0.7, 0.1, 0.1, 0.1),
         latent_weight: float = 0.05,
         pixel_from_step: int = 0,
-        known_share: float = 0.1,
-        text_dropout: float = 0.1,
-        noise_level: Sequence[int] | None = None,
+        conditioning: Conditioning = Conditioning(),  # noqa: B008 (frozen)
         spatial: Pace | None = FULL,
         warmup: int = 100,
         seed: int = 0,
     ) -> None:
-        conditioning = Conditioning(known_share, text_dropout, noise_level)
         super().__init__(model, optimizer, conditioning, spatial, warmup, seed)
         if pixel_from_step > 0 and latent_weight <= 0:
             raise ValueError("until pixel_from_step only latents are judged: latent_weight must be positive")
