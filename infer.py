@@ -43,6 +43,7 @@ INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
 )  # fmt: skip
 NUMBERS = ("scale", "guidance", "dilate", "strength")
+PROPAGATE = ("auto", "on", "off")
 NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate")
 
 
@@ -110,7 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, help="frames that the model sees at once")
     parser.add_argument("--overlap", type=int, help="frames that neighbouring windows share")
     parser.add_argument("--tile", metavar="HxW", help="work in tiles of this size, in output pixels: less memory")
-    parser.add_argument("--propagate", choices=("on", "off"), help="carry over what other frames show inside the mask")
+    parser.add_argument("--propagate", choices=PROPAGATE, help="what other frames show inside the mask is taken")
     parser.add_argument("--deinterlace", choices=("auto", "on", "off"))
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="auto, fp32, bf16, fp16")
@@ -217,10 +218,10 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
         dilate=round(config.dilate * job.size[0] / info.size[0]),
         feather=config.feather,
         colour=config.colour,
-        propagate=config.propagate == "on",
+        propagate=config.propagate,
     )  # fmt: skip
-    if config.propagate not in ("on", "off"):
-        raise UserError(f"unknown propagate '{config.propagate}'; use on or off")
+    if config.propagate not in PROPAGATE:
+        raise UserError(f"unknown propagate '{config.propagate}'; use {', '.join(PROPAGATE)}")
     if settings.steps < 1:
         raise UserError(f"--steps {settings.steps} is not a positive number")
     if not settings.overlap < settings.window:

@@ -18,7 +18,7 @@ from eval.inputs import Track, build_inputs
 from eval.metrics.fidelity import psnr
 from ldm_video.core.evidence import build_evidence, push_pull
 from ldm_video.pipeline.flow import clip_flows, fit_camera, spread
-from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole, won_share
+from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole, won_share
 from ldm_video.video_io import FrameReader
 
 SIZE = (72, 112)
@@ -115,6 +115,24 @@ def test_nothing_bleeds_over_a_cut() -> None:
     alone = [propagate(clip, box(8)) for clip in clips]
     assert torch.equal(filled, torch.cat([a[0] for a in alone]))
     assert torch.equal(confidence, torch.cat([a[1] for a in alone]))
+
+
+@pytest.mark.parametrize(
+    ("clip", "hole", "more"),
+    [
+        (pan(8, 2.5), box(8), True),
+        (pan(8, 0.0), box(8), False),
+        (pan(8, 0.0), box(8, left=10, drift=2), True),
+        (pan(8, 2.5), torch.zeros(8, 1, *SIZE), False),
+        (pan(8, 2.5)[:1], box(1), False),
+    ],
+    ids=["camera moves", "all stands still", "hole moves", "no hole", "one frame"],
+)
+def test_it_is_known_beforehand_where_propagation_is_in_vain(clip: Tensor, hole: Tensor, more: bool) -> None:
+    frames = paint(clip, hole)
+    assert may_show_more(frames, hole) == more
+    if not more:
+        assert won_share(hole, propagate(frames, hole)[1]) == 0
 
 
 def test_light_that_changes_leaves_no_seam() -> None:

@@ -272,9 +272,10 @@ def test_propagation_puts_in_what_other_frames_show(model: VideoModel) -> None:
     hole[..., 40:52, 60:76] = 1
     painted = torch.where(hole.bool(), torch.ones_like(truth), truth)
 
-    def error(propagate: bool) -> float:
+    def error(propagate: str) -> float:
         settings = RestoreSettings(propagate=propagate, feather=0, colour="none")
         output = Restorer(model, settings)(painted, hole, list(range(8)))
         return float((output - truth)[hole.bool().expand_as(truth)].square().mean())
 
-    assert error(True) < error(False) / 10
+    assert error("on") < error("off") / 10
+    assert error("auto") == error("on")

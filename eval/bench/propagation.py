@@ -8,6 +8,9 @@ over the pixels that count as hole:
 - ``smooth``: :func:`~ldm_video.core.evidence.push_pull`, what a model is given where nothing is known;
 - ``propagated``: other frames' pixels where one shows the place, smooth elsewhere.
 
+With ``--model``, also what is left of that after the model, in the whole picture's size: PSNR inside the hole of what
+``infer.py --propagate off`` and ``on`` give.
+
 Inputs are those of the benchmark's tracks with holes, built under ``--work``. A camera that stands still shows nothing
 new behind a hole that stays: such clips are there to show that no harm is done, and are left out of the gain's mean.
 """
@@ -41,8 +44,11 @@ from eval.metrics.flow import DisFlow
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.core.evidence import push_pull
+from ldm_video.models.bundle import load_bundle
 from ldm_video.pipeline.composite import dilate
+from ldm_video.pipeline.model import RestorationModel
 from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole, won_share
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.video_io.masks import read_mask
 
 MOVING = 0.5  # pixels a frame of the low-res clip: from here on a camera counts as moving
@@ -63,14 +69,21 @@ class Row:
     propagated: float
     won: float
     seconds: float
+    restored: tuple[float, float] | None = None  # after the model: without propagation, with it
 
     @property
     def gain(self) -> float:
         return self.propagated - self.smooth
 
+    @property
+    def final_gain(self) -> float:
+        """After the model."""
+        assert self.restored is not None
+        return self.restored[1] - self.restored[0]
 
-def measure(given: BenchmarkInput, track: Track, scale: int) -> Row:
-    """Fill one clip's hole in every way."""
+
+def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationModel | None = None) -> Row:
+    """Fill one clip's hole in every way; with a ``model``, restore the clip without and with propagation too."""
     truth = np.stack([shrink(f, scale, track.blur_sigma, 0, np.random.default_rng(0)) for f in frames_of(given.ref)])
     frames = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.lowres)])  # t 3 h w
     large = _read_hole(given, scale, (frames.shape[-2], frames.shape[-1]))  # t 1 H W
@@ -100,7 +113,22 @@ def measure(given: BenchmarkInput, track: Track, scale: int) -> Row:
         propagated=score(propagated),
         won=won_share(hole, confidence),
         seconds=seconds,
+        restored=None if model is None else _restore_both(model, given, frames, large),
     )
+
+
+def _restore_both(model: RestorationModel, given: BenchmarkInput, frames: Tensor, hole: Tensor) -> tuple[float, float]:
+    """In-hole PSNR in dB at full size, without and with propagation. ``t 3 h w``, ``t 1 H W``."""
+    truth = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.ref)])  # t 3 H W
+    mask = rearrange(hole, "t 1 h w -> (t h) w").numpy()
+
+    def score(carry: bool) -> float:
+        restore = Restorer(model, RestoreSettings(propagate="on" if carry else "off"))
+        parts = [range(start, min(start + SEGMENT, len(frames))) for start in range(0, len(frames), SEGMENT)]
+        output = torch.cat([restore(frames[p.start : p.stop], hole[p.start : p.stop], p) for p in parts])  # t 3 H W
+        return psnr(_image(output), _image(truth), mask)
+
+    return score(False), score(True)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -114,17 +142,22 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             f"| {r.track} | {r.clip} | {r.motion:.2f} | {scores} | {r.gain:+.2f} | {r.won:.0%} | {r.seconds:.3f} |"
         )
+    if any(r.restored for r in rows):
+        lines += ["", "| track | clip | model alone | model, propagated | gain dB |", "|---|---|--:|--:|--:|"]
+        lines += [f"| {r.track} | {r.clip} | {r.restored[0]:.2f} | {r.restored[1]:.2f} | {r.final_gain:+.2f} |"
+                  for r in rows if r.restored]  # fmt: skip
     for track in dict.fromkeys(r.track for r in rows):
-        for name, group in (
-            ("a moving camera", [r.gain for r in rows if r.track == track and r.motion >= MOVING]),
-            ("a still camera", [r.gain for r in rows if r.track == track and r.motion < MOVING]),
-        ):
+        for name, moves in (("a moving camera", True), ("a still camera", False)):
+            group = [r for r in rows if r.track == track and (r.motion >= MOVING) == moves]
             if group:
-                mean, least = statistics.fmean(group), min(group)
-                lines.append(
-                    f"\n{track}, {len(group)} with {name}: {mean:+.2f} dB on average, {least:+.2f} dB at least."
-                )
+                lines.append(f"\n{track}, {len(group)} with {name}: {_spread([r.gain for r in group])}.")
+            if restored := [r.final_gain for r in group if r.restored]:
+                lines[-1] = f"{lines[-1][:-1]}; after the model {_spread(restored)}."
     return "\n".join(lines)
+
+
+def _spread(gains: Sequence[float]) -> str:
+    return f"{statistics.fmean(gains):+.2f} dB on average, {min(gains):+.2f} dB at least"
 
 
 def _read_hole(given: BenchmarkInput, scale: int, size: tuple[int, int]) -> Tensor:
@@ -166,16 +199,19 @@ def main() -> None:
     parser.add_argument("--suite", default="configs/eval/suite.yaml", help="default: %(default)s")
     parser.add_argument("--tracks", default=DEFAULT_TRACKS, help="comma-separated; default: %(default)s")
     parser.add_argument("--work", type=Path, help="folder that keeps the inputs; default: a temporary one")
+    parser.add_argument("--model", help="a bundle: measure the gain after the model too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=16")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     suite = read_suite(load_config(args.suite, args.overrides))
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    model = None if args.model is None else load_bundle(args.model).to(memory_format=torch.channels_last)
+    if model is None:
+        torch.set_num_threads(1)
     rows = []
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
         for track in _tracks(suite, args.tracks):
             for given in build_inputs(args.root, Path(work), track, suite.scale, suite.seed, suite.frames):
-                rows.append(measure(given, track, suite.scale))
+                rows.append(measure(given, track, suite.scale, model))
     Console().print(table(rows), markup=False, highlight=False, soft_wrap=True)
 
 

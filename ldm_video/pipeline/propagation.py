@@ -27,6 +27,8 @@ _HALF_SURE = 3.7e-3  # expected squared error, of colours in [0, 1], at confiden
 _MARGIN = 0.25  # of the frame's long side around the hole, for the camera's motion to be read from
 _LEAST_MARGIN = 128  # pixels
 _DRIFT = 0.1  # pixels a frame: slower motion cannot be told from the error of the flow
+_LEAST_SIDE = 16  # pixels; in less, dense inverse search finds no room
+_STILL = 1.0  # pixels over half a segment: less motion shows nothing of what is behind a hole
 _CHUNK = 256  # points in a row of a map of cv2.remap, whose rows are limited
 
 
@@ -41,12 +43,12 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         hole: ``t 1 h w`` in {0, 1}, on the same grid; it must cover everything that is not to be believed.
 
     Returns ``filled`` ``t 3 h w`` in [-1, 1] and ``confidence`` ``t 1 h w`` in [0, 1]: 1 outside the hole, 0 where no
-    frame shows the place; there ``filled`` is ``frames``. Nothing is carried over between frames that have nothing
+    frame shows the place; there ``filled`` is ``frames``. In frames of less than 16 pixels nothing is looked for. Nothing is carried over between frames that have nothing
     in common, as across a cut.
     """
     confidence = 1 - hole.float()
     ever = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
-    if len(frames) < 2 or not ever.any():
+    if len(frames) < 2 or min(ever.shape) < _LEAST_SIDE or not ever.any():
         return frames, confidence
     rows, columns = _window(ever, max(_LEAST_MARGIN, round(_MARGIN * max(ever.shape))))
     part, mask = frames[..., rows, columns].float(), hole[..., rows, columns].float()
@@ -67,6 +69,26 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         )
         sure[t][window] += torch.from_numpy(certainty * seen).to(confidence)
     return filled, confidence
+
+
+def may_show_more(frames: Tensor, hole: Tensor) -> bool:
+    """Whether other frames may show what the hole hides: the hole moves, or what is around it does.
+
+    Judged by the flow from the first frame to the middle and to the last alone: a small part of the work of
+    :func:`propagate`, which finds nothing where neither moves. Arguments as there.
+    """
+    ever = hole.amax(dim=(0, 1)) > 0.5  # h w
+    if len(frames) < 2 or min(ever.shape) < _LEAST_SIDE or not ever.any():
+        return False
+    if not torch.equal(hole.amin(dim=(0, 1)) > 0.5, ever):
+        return True
+    # One smooth patch in the place of the hole: it must not be read as something that stands still.
+    three = frames[[0, len(frames) // 2, -1]].float()  # 3 3 h w
+    seen = [_grey(frame) for frame in push_pull(three, 1 - hole[:1].float().expand(3, -1, -1, -1))]
+    around = ~ever.cpu().numpy()
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    moved = [np.hypot(*np.moveaxis(flow.calc(seen[0], other, None), -1, 0)) for other in seen[1:]]
+    return any(float(np.quantile(m[around], 0.75)) > _STILL for m in moved) if around.any() else False
 
 
 def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:

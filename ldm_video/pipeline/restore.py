@@ -26,7 +26,7 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
-from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole
+from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole
 
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
@@ -49,7 +49,8 @@ class RestoreSettings:
         colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
         strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
         noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
-        propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then.
+        propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then:
+            ``auto``, where hole or camera move, ``on``, or ``off``.
     """
 
     steps: int = 1
@@ -64,7 +65,7 @@ class RestoreSettings:
     colour: str = "wavelet"
     strength: float = 1.0
     noise_level: int | None = None
-    propagate: bool = False
+    propagate: str = "auto"
 
 
 class Restorer:
@@ -110,8 +111,8 @@ class Restorer:
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
         hole = dilate(hole, settings.dilate)
-        if settings.propagate:
-            lowres, hole = _carried_over(lowres, hole)
+        if settings.propagate != "off":
+            lowres, hole = _carried_over(lowres, hole, always=settings.propagate == "on")
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
         if before is not None:
@@ -219,9 +220,12 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
     return pixels, known
 
 
-def _carried_over(lowres: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
+def _carried_over(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
     """Low-res frames ``b t 3 h w`` with what other frames show, and the hole ``b t 1 H W`` that is left."""
     frames = lowres[0]
-    filled, confidence = propagate(frames, lay_on_grid(hole[0], (frames.shape[-2], frames.shape[-1])))
+    hidden = lay_on_grid(hole[0], (frames.shape[-2], frames.shape[-1]))  # t 1 h w
+    if not always and not may_show_more(frames, hidden):
+        return lowres, hole
+    filled, confidence = propagate(frames, hidden)
     frames, left = reduce_hole(frames, hole[0], filled, confidence)
     return frames[None], left[None]
