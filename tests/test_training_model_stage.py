@@ -1,4 +1,4 @@
-"""Text, frozen layers, paces, the two phases of few-step training and the adversary, on the smallest models."""
+"""Text, frozen layers, paces, and the two phases of few-step training, on the smallest models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm_video.diffusion.objective import Objective
@@ -292,58 +291,6 @@ def test_no_parameter_is_left_out_in_either_phase(adversary: bool) -> None:
 def test_a_latent_phase_without_a_latent_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="latent_weight must be positive"):
         few_step_task(tiny_model(), pixel_from_step=5, latent_weight=0.0)
-
-
-# The adversary.
-
-
-def test_both_players_get_the_gradients_of_alternating_optimizers() -> None:
-    torch.manual_seed(0)
-    adversary = Adversary(weight=0.5, channels=8, levels=2)
-    target = torch.rand(2, 3, 3, 16, 16) * 2 - 1
-    output = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
-    sum(adversary(output, target).values()).backward()
-
-    def judge(clip: Tensor) -> Tensor:
-        return adversary.judge(clip.transpose(1, 2))
-
-    (of_output,) = torch.autograd.grad(-0.5 * judge(output).mean(), output)
-    made = output.detach()
-    hinge = (torch.relu(1 - judge(target)).mean() + torch.relu(1 + judge(made)).mean()) / 2
-    of_judge = torch.autograd.grad(hinge, list(adversary.parameters()))
-    torch.testing.assert_close(output.grad, of_output)
-    for parameter, gradient in zip(adversary.parameters(), of_judge, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_both_players_learn_in_every_precision(precision: str) -> None:
-    loss = PixelLoss(None, adversary=Adversary(channels=8, levels=3))
-    task = few_step_task(tiny_model(), pixel_loss=loss, warmup=0)
-    before = copy.deepcopy(dict(task.named_parameters()))
-    fit(task, 3, precision=precision)
-    after = {name: p for name, p in task.named_parameters() if p.requires_grad}
-    assert all(torch.isfinite(p).all() for p in after.values())
-    assert [name for name, p in after.items() if torch.equal(p, before[name])] == []
-
-
-def test_the_judge_learns_to_tell_noise_from_a_smooth_clip() -> None:
-    torch.manual_seed(0)
-    adversary = Adversary(channels=8, levels=2)
-    optimizer = torch.optim.Adam(adversary.parameters(), lr=3e-3)
-    smooth = make_batch(side=32)["hr"]
-    for _ in range(30):
-        terms = adversary(torch.rand_like(smooth) * 2 - 1, smooth)
-        optimizer.zero_grad()
-        terms["discriminator"].backward()
-        optimizer.step()
-    assert terms["discriminator"] < 0.2  # 1 where it cannot tell
-
-
-def test_what_an_adversary_cannot_be() -> None:
-    for options in ({"weight": 0.0}, {"channels": 6}, {"levels": 0}):
-        with pytest.raises(ValueError, match="leave the adversary out"):
-            Adversary(**options)
 
 
 # What people look at.

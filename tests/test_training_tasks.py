@@ -138,6 +138,22 @@ def test_known_share_decides_between_upscaling_and_inpainting() -> None:
     assert torch.equal(every.guess[outside], batch["hr"][outside])
 
 
+def test_lead_share_makes_first_frames_known_whole() -> None:
+    batch = make_batch()
+    frames, clips = batch["hr"].shape[1], len(batch["hr"])
+    counts = set()
+    for seed in range(20):
+        evidence = batch_evidence(batch, 0.0, make_draws(seed, 0, range(clips)), lead_share=1.0)
+        whole = evidence.known.amin(dim=(2, 3, 4))  # b t
+        assert torch.equal(whole, evidence.known.amax(dim=(2, 3, 4)))
+        assert torch.equal(whole, whole.cummin(dim=1).values)  # the first ones, without a gap
+        assert torch.equal(evidence.guess[whole.bool()], batch["hr"][whole.bool()])
+        counts |= set(whole.sum(dim=1).int().tolist())
+    assert counts == set(range(1, frames // 2 + 1))
+    drawn = batch_evidence(batch, 0.4, make_draws(3, 0, range(clips)), lead_share=0.0)
+    assert torch.equal(drawn.known, batch_evidence(batch, 0.4, make_draws(3, 0, range(clips))).known)
+
+
 # Losses.
 
 

@@ -41,8 +41,11 @@ class Adversary(nn.Module):
             width = wider
         self.judge = nn.Sequential(*layers, nn.Conv3d(width, 1, 3, padding=1))
 
-    def forward(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Clips ``b t 3 H W`` -> ``adversary``, the model's weighted term, and ``discriminator``, the judge's."""
+    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Clips ``b t 3 H W`` -> ``adversary``, the model's weighted term, and ``discriminator``, the judge's.
+
+        Nothing is drawn of ``generator``.
+        """
         constant = {name: parameter.detach() for name, parameter in self.judge.named_parameters()}
         dtype = next(self.judge.parameters()).dtype
         real, made = (rearrange(x, "b t c h w -> b c t h w").to(dtype) for x in (target, output))

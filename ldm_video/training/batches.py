@@ -54,16 +54,23 @@ def _generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws) -> Evidence:
+def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws, lead_share: float = 0.0) -> Evidence:
     """Evidence of a training batch.
 
     Args:
         batch: ``hr`` b t 3 H W and ``lr`` b t 3 h w in [-1, 1], ``hole`` b t 1 H W in {0, 1}.
         known_share: the share of clips whose high-res pixels are known outside the hole: inpainting of HD clips.
+        lead_share: the share of clips whose first frames, up to half of them, are known whole: a film's segment that
+            goes on from the one before. Nothing is drawn at 0.
     """
     hr, hole = batch["hr"], batch["hole"]
     inpaint = draws.rand(1, 1, 1, 1) < known_share  # b 1 1 1 1
     known = inpaint.to(hole) * (1 - hole)  # b t 1 H W
+    if lead_share:
+        led, count = draws.rand(2).unbind(dim=1)  # b, b
+        count = (count * (hr.shape[1] // 2)).floor() + 1  # 1 to t // 2
+        leads = torch.arange(hr.shape[1]) < (count * (led < lead_share))[:, None]  # b t
+        known = torch.maximum(known, leads[:, :, None, None, None].to(known))
     return build_evidence(batch["lr"], hole, known_pixels=hr, known=known)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
+from ldm_video.training.critic import FeatureCritic
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
@@ -32,7 +33,8 @@ class PixelLoss(nn.Module):
             flicker that L1 alone would not punish more than noise.
         shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
-        adversary: a discriminator that is trained beside the model; None leaves it out.
+        adversary: a discriminator that is trained beside the model, ``(output, target, generator) -> terms``;
+            None leaves it out.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class PixelLoss(nn.Module):
         perceptual_weight: float = 0.3,
         motion_weight: float = 0.5,
         shift: int = 8,
-        adversary: Adversary | None = None,
+        adversary: Adversary | FeatureCritic | None = None,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
@@ -64,5 +66,5 @@ class PixelLoss(nn.Module):
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
             terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
         if self.adversary is not None:
-            terms |= self.adversary(output, target)
+            terms |= self.adversary(output, target, generator)
         return terms

@@ -23,7 +23,8 @@ class Conditioning:
     """How a clip's conditions are drawn in training.
 
     Attributes:
-        known_share: share of clips with known high-res pixels, see :func:`~ldm_video.training.batches.batch_evidence`.
+        known_share, lead_share: shares of clips with known high-res pixels, and with known first frames, see
+            :func:`~ldm_video.training.batches.batch_evidence`.
         text_dropout: share of clips whose caption is replaced by the empty one: what guidance starts from
             (arXiv:2207.12598). Models without text read no caption.
         noise_level: the lowest and the highest level, drawn evenly, at which the low-res pixels of a clip are made
@@ -33,9 +34,10 @@ class Conditioning:
     known_share: float = 0.1
     text_dropout: float = 0.1
     noise_level: Sequence[int] | None = None
+    lead_share: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("known_share", "text_dropout"):
+        for name in ("known_share", "lead_share", "text_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
         if self.noise_level is not None and not (
@@ -119,7 +121,7 @@ class ModelStage(Stage):
         return self._condition(batch, draws, Conditioning(0.0, 0.0, None if level is None else (level, level)))
 
     def _condition(self, batch: Mapping[str, Any], draws: Draws, conditioning: Conditioning) -> Condition:
-        evidence = batch_evidence(batch, conditioning.known_share, draws)
+        evidence = batch_evidence(batch, conditioning.known_share, draws, conditioning.lead_share)
         text = self._text(batch, conditioning.text_dropout, draws)
         canvas = self.model.encode_canvas(evidence)
         if conditioning.noise_level is None:

@@ -1,0 +1,124 @@
+"""A discriminator that looks through a frozen, pretrained network, and the distance of its features.
+
+Small heads on fixed features learn to tell real from made in a few hundred steps, where a discriminator that begins
+from nothing needs many thousands (Projected GANs, arXiv:2111.01007). The same features give a perceptual distance
+(arXiv:1603.08155), so that the network runs once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrize import register_parametrization
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class FeatureCritic(nn.Module):
+    """Distance and hinge losses on the features of one random frame of each clip.
+
+    As with :class:`~ldm_video.training.adversary.Adversary`, one backward pass serves both players.
+
+    Args:
+        backbone: layers that take ImageNet-normalised RGB, such as VGG16's ``features``; frozen.
+        taps: numbers of the layers whose output is judged, rising.
+        weight: of the model's adversarial term.
+        distance_weight: of the feature distance; 0 leaves it out.
+        channels: width of the heads.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Sequential,
+        taps: Sequence[int] = (3, 8, 15, 22),
+        weight: float = 0.05,
+        distance_weight: float = 1.0,
+        channels: int = 64,
+    ) -> None:
+        super().__init__()
+        if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(backbone):
+            raise ValueError(f"taps {list(taps)} must rise and be layers of a backbone of {len(backbone)}")
+        self.backbone = backbone[: taps[-1] + 1].requires_grad_(False).eval()
+        for layer in self.backbone:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # a tap may stand before it
+        self.taps, self.weight, self.distance_weight = tuple(taps), weight, distance_weight
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        widths = self._widths()
+        self.heads = nn.ModuleList(_head(width, channels) for width in widths)
+
+    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``."""
+        picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
+        rows = torch.arange(len(output), device=output.device)
+        made = self._features(output[rows, picked])  # taps of b c h w
+        with torch.no_grad():
+            real = self._features(target[rows, picked])
+        terms = {}
+        if self.distance_weight:
+            distances = [(a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)]
+            terms["features"] = self.distance_weight * torch.stack(distances).mean()
+        verdicts = [_fixed(head, _whitened(m)).mean() for head, m in zip(self.heads, made, strict=True)]
+        terms["adversary"] = -self.weight * torch.stack(verdicts).mean()
+        own = [
+            (F.relu(1 - head(_whitened(r))).mean() + F.relu(1 + head(_whitened(m.detach()))).mean()) / 2
+            for head, r, m in zip(self.heads, real, made, strict=True)
+        ]
+        terms["discriminator"] = torch.stack(own).mean()
+        return terms
+
+    def _features(self, frames: Tensor) -> list[Tensor]:
+        """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``, of unit length at every point."""
+        x = ((frames + 1) / 2 - self.mean) / self.std
+        found = []
+        for number, layer in enumerate(self.backbone):
+            x = layer(x)
+            if number in self.taps:
+                found.append(F.normalize(x, dim=1, eps=1e-3))
+        return found
+
+    @torch.no_grad()
+    def _widths(self) -> list[int]:
+        return [features.shape[1] for features in self._features(torch.zeros(1, 3, 32, 32))]
+
+
+class SpectralNorm(nn.Module):
+    """A weight over its largest singular value (arXiv:1802.05957), exactly: no state, so a resumed run is the same."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``o ... -> o ...``."""
+        matrix = weight.detach().flatten(1).float()  # o (i h w)
+        return weight / torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=1e-12).sqrt().to(weight)
+
+
+def _head(width: int, channels: int) -> nn.Sequential:
+    """Features ``b width h w`` -> a verdict on every point's neighbourhood, ``b 1 h w``."""
+    layers = nn.Sequential(
+        nn.Conv2d(width, channels, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(channels, 1, 3, padding=1),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            register_parametrization(layer, "weight", SpectralNorm())
+    return layers
+
+
+def _whitened(features: Tensor) -> Tensor:
+    """Unit-length features ``b c h w`` -> about unit variance in each channel."""
+    return features * features.shape[1] ** 0.5
+
+
+def _fixed(head: nn.Module, features: Tensor) -> Tensor:
+    """The head's verdict, its own weights held constant."""
+    return functional_call(head, {name: value.detach() for name, value in head.named_parameters()}, (features,))

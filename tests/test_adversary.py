@@ -1,0 +1,140 @@
+"""Discriminators: both players' gradients, what they can learn, what they refuse."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_video.training.adversary import Adversary
+from ldm_video.training.critic import FeatureCritic, SpectralNorm
+from ldm_video.training.losses import PixelLoss
+from tests.cli_support import tiny_model
+from tests.test_training_model_stage import few_step_task, fit
+from tests.test_training_tasks import make_batch
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
+
+
+def backbone() -> nn.Sequential:
+    """Two convolutions where a pretrained network would stand."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), nn.Conv2d(16, 4, 1))
+
+
+def critic(**options: float) -> FeatureCritic:
+    torch.manual_seed(0)
+    return FeatureCritic(backbone(), taps=(1, 4), channels=8, **options)
+
+
+MAKERS = {"patches": lambda: Adversary(channels=8, levels=3), "features": critic}
+
+
+def test_both_players_get_the_gradients_of_alternating_optimizers() -> None:
+    torch.manual_seed(0)
+    adversary = Adversary(weight=0.5, channels=8, levels=2)
+    target = torch.rand(2, 3, 3, 16, 16) * 2 - 1
+    output = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
+    sum(adversary(output, target).values()).backward()
+
+    def judge(clip: Tensor) -> Tensor:
+        return adversary.judge(clip.transpose(1, 2))
+
+    (of_output,) = torch.autograd.grad(-0.5 * judge(output).mean(), output)
+    made = output.detach()
+    hinge = (torch.relu(1 - judge(target)).mean() + torch.relu(1 + judge(made)).mean()) / 2
+    of_judge = torch.autograd.grad(hinge, list(adversary.parameters()))
+    torch.testing.assert_close(output.grad, of_output)
+    for parameter, gradient in zip(adversary.parameters(), of_judge, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_both_players_learn_in_every_precision(precision: str, kind: str) -> None:
+    loss = PixelLoss(None, adversary=MAKERS[kind]())
+    task = few_step_task(tiny_model(), pixel_loss=loss, warmup=0)
+    before = copy.deepcopy(dict(task.named_parameters()))
+    fit(task, 3, precision=precision)
+    after = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    assert all(torch.isfinite(p).all() for p in after.values())
+    assert [name for name, p in after.items() if torch.equal(p, before[name])] == []
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_the_judge_learns_to_tell_noise_from_a_smooth_clip(kind: str) -> None:
+    torch.manual_seed(0)
+    adversary = MAKERS[kind]()
+    optimizer = torch.optim.Adam((p for p in adversary.parameters() if p.requires_grad), lr=3e-3)
+    smooth = make_batch(side=32)["hr"]
+    for _ in range(30):
+        terms = adversary(torch.rand_like(smooth) * 2 - 1, smooth, torch.Generator())
+        optimizer.zero_grad()
+        terms["discriminator"].backward()
+        optimizer.step()
+    assert terms["discriminator"] < 0.2  # 1 where it cannot tell
+
+
+def test_what_an_adversary_cannot_be() -> None:
+    for options in ({"weight": 0.0}, {"channels": 6}, {"levels": 0}):
+        with pytest.raises(ValueError, match="leave the adversary out"):
+            Adversary(**options)
+
+
+# The critic's own.
+
+
+def test_the_critic_judges_one_frame_of_each_clip_by_hand() -> None:
+    judge = critic(weight=0.5, distance_weight=2.0)
+    target = torch.rand(2, 3, 3, 16, 16) * 2 - 1
+    output = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
+    terms = judge(output, target, torch.Generator().manual_seed(4))
+    picked = torch.randint(3, (2,), generator=torch.Generator().manual_seed(4))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def features(clips: Tensor) -> list[Tensor]:
+        frames = torch.stack([clip[t] for clip, t in zip(clips, picked, strict=True)])
+        first = backbone()[:2](((frames + 1) / 2 - mean) / std)
+        return [F.normalize(x, dim=1, eps=1e-3) for x in (first, backbone()[2:5](first))]
+
+    made, real = features(output), features(target)
+    distance = sum((a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)) / 2
+    torch.testing.assert_close(terms["features"], 2.0 * distance)
+    verdicts = [head(m * m.shape[1] ** 0.5) for head, m in zip(judge.heads, made, strict=True)]
+    torch.testing.assert_close(terms["adversary"], -0.5 * (verdicts[0].mean() + verdicts[1].mean()) / 2)
+    (terms["adversary"] + terms["features"]).backward()
+    untouched = [t for t in range(3) if t != int(picked[0])]
+    assert output.grad is not None and output.grad[0, int(picked[0])].any() and not output.grad[0, untouched].any()
+    assert all(p.grad is None or not p.grad.any() for p in judge.parameters())  # the model's terms leave it alone
+
+
+def test_the_critics_own_term_leaves_the_model_alone() -> None:
+    judge, output = critic(), (torch.rand(2, 2, 3, 16, 16) * 2 - 1).requires_grad_()
+    judge(output, torch.zeros(2, 2, 3, 16, 16), torch.Generator())["discriminator"].backward()
+    assert output.grad is None or not output.grad.any()
+    assert all(p.grad.any() for p in judge.heads.parameters() if p.ndim > 1)
+    assert all(p.grad is None for p in judge.backbone.parameters())
+
+
+def test_the_same_clip_is_at_no_distance_and_cannot_be_told_apart() -> None:
+    clip = torch.rand(2, 2, 3, 16, 16) * 2 - 1
+    terms = critic()(clip, clip, torch.Generator())
+    assert terms["features"] == 0
+    assert terms["discriminator"] >= 1  # hinge of v and -v
+
+
+def test_spectral_norm_is_that_of_the_singular_values() -> None:
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(2))
+    normed = SpectralNorm()(weight).flatten(1)
+    assert torch.linalg.svdvals(normed)[0] == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(normed / normed[0, 0], weight.flatten(1) / weight[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("taps", [(4, 1), (1, 1), (1, 9), (-1, 2)])
+def test_taps_that_are_no_layers_are_refused(taps: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="taps"):
+        FeatureCritic(backbone(), taps=taps)
