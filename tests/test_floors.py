@@ -19,6 +19,7 @@ FLOORS = {
     "eval.bench": 4,
     "infer": 3,
     "ldm_video.training": 3,
+    "ldm_video.convert": 3,
     "ldm_video.models": 2,
     "ldm_video.pipeline": 2,
     "data": 2,

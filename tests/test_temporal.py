@@ -51,7 +51,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 
 def test_attention_is_dense_attention_with_rotary_and_ignores_a_shift() -> None:
     torch.manual_seed(0)
-    attention = RotaryAttention(channels=12, head_dim=6)
+    attention = RotaryAttention(channels=12, heads=2)
     x = noise(4, 5, 12)
     turn = torch.polar(torch.ones(()).double(), rotary_angles(5, 6).double())
     heads = []
@@ -130,6 +130,11 @@ def test_channels_that_do_not_split_are_a_user_error(channels: int, head_dim: in
 def test_config_refuses_impossible_values_and_reads_lists() -> None:
     with pytest.raises(UserError, match="kernel is 2"):
         TemporalConfig(kernel=2)
+    with pytest.raises(UserError, match="heads is 0"):
+        TemporalConfig(heads=0)
+    with pytest.raises(UserError, match="100 channels do not split into 8 temporal heads"):
+        TemporalConfig(heads=8).heads_of(100)
+    assert [TemporalConfig(heads=8).heads_of(c) for c in (320, 640, 1280)] == [8, 8, 8]
     with pytest.raises(UserError, match="head_dim is 0"):
         TemporalConfig(head_dim=0)
     config = TemporalConfig(attention_levels=[1, 2], conv_levels=[])  # type: ignore[arg-type]

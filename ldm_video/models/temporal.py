@@ -27,16 +27,20 @@ class TemporalConfig:
         kernel: odd number of frames that the temporal convolution spans.
         attention_levels: levels with temporal attention; ``None`` for all, ``()`` for no level.
         conv_levels: likewise for the temporal convolution.
+        heads: of every layer, whatever its width, as AnimateDiff has 8; ``None``: as many as ``head_dim`` makes.
     """
 
     head_dim: int = 32
     kernel: int = 3
     attention_levels: tuple[int, ...] | None = None
     conv_levels: tuple[int, ...] | None = None
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim < 2:
             raise UserError(f"temporal head_dim is {self.head_dim}; give 2 or more")
+        if self.heads is not None and self.heads < 1:
+            raise UserError(f"temporal heads is {self.heads}; give 1 or more, or null")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"temporal kernel is {self.kernel}; give an odd number of frames")
         for name in ("attention_levels", "conv_levels"):  # JSON and YAML know lists only
@@ -45,6 +49,14 @@ class TemporalConfig:
 
     def has_attention(self, level: int) -> bool:
         return self.attention_levels is None or level in self.attention_levels
+
+    def heads_of(self, channels: int) -> int:
+        """Number of heads for ``channels``. Raises ``UserError`` if they do not split evenly."""
+        if self.heads is None:
+            return head_count(channels, self.head_dim)
+        if channels % self.heads or (channels // self.heads) % 2:
+            raise UserError(f"{channels} channels do not split into {self.heads} temporal heads of one even width")
+        return self.heads
 
     def has_conv(self, level: int) -> bool:
         return self.conv_levels is None or level in self.conv_levels
@@ -95,8 +107,7 @@ class RotaryAttention(Attention):
     the processor of every ``Attention``; here they choose the kernel and no more.
     """
 
-    def __init__(self, channels: int, head_dim: int) -> None:
-        heads = head_count(channels, head_dim)
+    def __init__(self, channels: int, heads: int) -> None:
         super().__init__(channels, heads=heads, dim_head=channels // heads, processor=RotaryProcessor())
 
     def set_processor(self, processor: object) -> None:
@@ -134,7 +145,7 @@ class TemporalBlock(nn.Module):
         self.attention = self.conv = None
         if attention:
             self.attention_norm = nn.LayerNorm(channels)
-            self.attention = RotaryAttention(channels, config.head_dim)
+            self.attention = RotaryAttention(channels, config.heads_of(channels))
         if conv:
             self.conv_norm = nn.LayerNorm(channels)
             self.conv = FrameConv(channels, config.kernel)

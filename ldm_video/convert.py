@@ -1,0 +1,115 @@
+"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.files import atomic_path
+from ldm_video.models.bundle import INDEX, save_bundle
+from ldm_video.models.device import DTYPES
+from ldm_video.models.export import to_pipeline
+from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
+from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
+from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.video_model import VideoModel
+
+
+def main() -> None:
+    """Read the command line, check the place of the result, convert."""
+    arguments = parse_arguments()
+    check_place(arguments.result, arguments.overwrite)
+    commands = {"to-bundle": to_bundle, "to-diffusers": to_diffusers, "add-motion": add_motion}
+    try:
+        lines = commands[arguments.command](arguments)
+    except SafetensorError as error:  # of writing: it wraps the operating system's error and drops its number
+        raise UserError(
+            f"cannot write {arguments.result} ({error}); free some space or choose another folder"
+        ) from error
+    print("\n".join(lines))
+    print(f"wrote {arguments.result}")
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(prog="python -m ldm_video.convert", description="Convert models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    bundle = commands.add_parser("to-bundle", help="Stable Diffusion -> a bundle of ldm-video")
+    bundle.add_argument("model", help="Stable Diffusion folder or file, hub name[@revision], or a bundle")
+    bundle.add_argument("--variant", help="of a folder's weights, such as fp16")
+    bundle.add_argument(
+        "--head-dim",
+        type=int,
+        default=TemporalConfig.head_dim,
+        help="width of a head in the new temporal layers (default %(default)s); 0 for no temporal layers",
+    )
+    bundle.add_argument("--heads", type=int, help="heads of every new temporal layer, instead; AnimateDiff has 8")
+    diffusers = commands.add_parser("to-diffusers", help="a bundle that began as Stable Diffusion -> diffusers folder")
+    diffusers.add_argument("model", help="the bundle")
+    motion = commands.add_parser("add-motion", help="a bundle + an AnimateDiff motion adapter -> a bundle")
+    motion.add_argument("model", help="the bundle, with new temporal layers")
+    motion.add_argument("adapter", type=Path, help="folder of a diffusers MotionAdapter, or .safetensors file")
+    for command in (bundle, diffusers, motion):
+        command.add_argument("result", type=Path, help="folder to write")
+        command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    for command in (bundle, motion):
+        command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
+    return parser.parse_args(words)
+
+
+def check_place(folder: Path, overwrite: bool) -> None:
+    """``UserError`` unless ``folder`` is free, or holds a model and may be replaced."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists; pass --overwrite to replace it, or choose another folder")
+    if not (folder / INDEX).is_file():  # --overwrite may not cost anyone a folder of something else
+        raise UserError(f"{folder} exists and is no model, so it is not replaced; choose another folder")
+
+
+def to_bundle(arguments: argparse.Namespace) -> list[str]:
+    """Write a checkpoint as a bundle; says what it is."""
+    new = TemporalConfig(head_dim=arguments.head_dim or TemporalConfig.head_dim, heads=arguments.heads)
+    temporal = FRAME_BY_FRAME if arguments.head_dim == 0 else new
+    files = find_model(arguments.model, variant=arguments.variant)
+    model = open_model(files, variant=arguments.variant, temporal=temporal)
+    save(model, arguments.result, arguments.dtype)
+    return [
+        f"{sum(p.numel() for p in model.parameters()):,} parameters in {arguments.dtype}, of which "
+        f"{sum(p.numel() for p in model.denoiser.temporal_parameters()):,} are temporal layers"
+    ]
+
+
+def to_diffusers(arguments: argparse.Namespace) -> list[str]:
+    """Write a bundle's spatial part as a diffusers pipeline; says what is left out."""
+    pipeline, left_out = to_pipeline(open_model(arguments.model, temporal=FRAME_BY_FRAME))
+    with atomic_path(arguments.result) as temporary:
+        pipeline.save_pretrained(temporary)
+    return [f"a {type(pipeline).__name__} of diffusers", *(f"left out: {line}" for line in left_out)]
+
+
+def add_motion(arguments: argparse.Namespace) -> list[str]:
+    """Write a bundle with temporal attention that starts from AnimateDiff's; says what was loaded and what was not."""
+    adapter = read_motion_adapter(arguments.adapter)
+    model = open_model(arguments.model)
+    report = load_motion(model.denoiser, adapter)
+    save(model, arguments.result, arguments.dtype)
+    return report.lines()
+
+
+def save(model: VideoModel, folder: Path, dtype: str) -> None:
+    """Write a bundle whose every weight ``dtype`` can hold."""
+    if dtype != "fp32":
+        for name, parameter in model.named_parameters():
+            if not parameter.to(DTYPES[dtype]).isfinite().all():
+                raise UserError(f"weight {name} is too large for {dtype}; use --dtype bf16 or fp32")
+    save_bundle(model, folder, DTYPES[dtype])
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    run_cli(main)
