@@ -6,45 +6,48 @@ import argparse
 import os
 import signal
 import sys
-import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm_video.config import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.device import place
-from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
+from ldm_video.models.lora import open_adapted, read_adapter
+from ldm_video.models.open_model import find_model
 from ldm_video.models.video_model import VideoModel
+from ldm_video.pipeline.batch import (
+    Clip,
+    Report,
+    at_work,
+    find_mask,
+    is_archive,
+    list_clips,
+    own_clips,
+    run_batch,
+    wait_for_others,
+)
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, Part, Watch, compare_path, open_mask, open_writers, run_job
-from ldm_video.pipeline.plan import JOINS, PlanRules, longest_needed
+from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.memory_plan import fit_memory
+from ldm_video.pipeline.plan import PlanRules, longest_needed
+from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
+from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
+from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
+from ldm_video.pipeline.settings import PROPAGATE, find_prompts, read_config
 from ldm_video.pipeline.sizes import output_size, parse_tile
-from ldm_video.pipeline.workers import find_share, own_device
+from ldm_video.pipeline.workers import Share, find_share, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
-from ldm_video.video_io.reader import Deinterlace
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
 DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
-FLAGS = (
-    "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
-    "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
-    "propagate",
-)  # fmt: skip
-INTEGERS = (
-    "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
-)  # fmt: skip
-NUMBERS = ("scale", "guidance", "dilate", "strength")
-PROPAGATE = ("auto", "on", "off")
-NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate")
 
 
 def main() -> None:
@@ -66,40 +69,118 @@ def on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One clip."""
-    info, model, job, restorer, part = prepare(arguments)
+    """One clip, or an archive of them."""
+    if is_archive(Path(arguments.input), Path(arguments.output)):
+        return run_archive(arguments)
+    if arguments.preview:
+        arguments.output = preview_path(Path(arguments.output))
+    info, _, job, restorer, part = prepare(arguments)
+    run_clip(arguments, info, job, restorer, part, shown=part.share.index == 0)
+
+
+def run_clip(
+    arguments: argparse.Namespace, info: VideoInfo, job: Job, restorer: Restorer, part: Part, shown: bool
+) -> Outcome:
+    """Restore it, or say what would be done."""
     if arguments.dry_run:
         open_mask(job, info).close()
         open_writers(job, info)
-        print(plan(info, job, model, restorer.settings))
-        return
-    outcome = run_with_bar(job, restorer, part)
+        print(plan(info, job, restorer))
+        return Outcome(0, 0.0, [])
+    if arguments.preview and part.share.index == 0:
+        outcome = run_with_bar(lambda watch: run_preview(job, restorer, watch), shown)
+    elif arguments.preview:
+        outcome = Outcome(0, 0.0, [], f"share {part.share} has nothing to do: a preview is the first one's")
+    else:
+        outcome = run_with_bar(lambda watch: run_job(job, restorer, watch, part), shown)
     for warning in outcome.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        complain(f"warning: {warning}")
     print(summary(job, outcome))
+    return outcome
+
+
+def run_archive(arguments: argparse.Namespace) -> None:
+    """Every video below a folder, this process's share of them, with one model. ``UserError`` when any failed."""
+    config, target = read_config(arguments, DEFAULTS), Path(arguments.output)
+    share, prompts = find_share(arguments.share, os.environ), find_prompts(config)
+    also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
+    clips, pictures = list_clips(Path(arguments.input), target, config.codec, also)
+    if arguments.preview:
+        clips = [replace(clip, output=preview_path(clip.output)) for clip in clips]
+    own = own_clips(clips, share)
+    passed = f"; {pictures} pictures are passed over" if pictures else ""
+    complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
+    with nullcontext() if arguments.dry_run else at_work(target, share):
+        model, part = load_model(arguments, config)
+        make_settings(config, 1.0, model)  # what is wrong with the command is said once, not with every clip
+
+        def work(clip: Clip) -> Outcome:
+            paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
+            given, info = argparse.Namespace(**vars(arguments) | paths), probe(clip.source)
+            job, restorer = prepare_clip(given, config, info, model, prompts, Share())
+            return run_clip(given, info, job, restorer, replace(part, share=Share()), shown=share.index == 0)
+
+        path = target / ("report.preview.json" if arguments.preview else "report.json")
+        report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
+        states = run_batch(own, report, work, arguments.overwrite or arguments.preview, complain)
+    print(f"{target}: {states['done']} done, {states['skipped']} skipped, {states['failed']} failed")
+    if states["failed"]:
+        if arguments.share is None and not arguments.dry_run:
+            wait_for_others(target, share)
+        told = "" if report is None else f"; {path} says why"
+        raise UserError(f"{states['failed']} of {len(own)} clips failed{told}")
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, Restorer, Part]:
-    """What the command line asks for, checked and ready to run."""
-    config = read_config(arguments)
+    """What the command line asks for of one clip, checked and ready to run."""
+    config = read_config(arguments, DEFAULTS)
+    prompts = find_prompts(config)
     info = probe(arguments.input)
+    model, part = load_model(arguments, config)
+    job, restorer = prepare_clip(arguments, config, info, model, prompts, part.share)
+    return info, model, job, restorer, part
+
+
+def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Part]:
+    """The model, and how this process takes part. A preview's steps are few unless they are given."""
     model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
-    # A published checkpoint without its new temporal layers: untrained, they change nothing.
-    model = open_model(model_files, variant=config.variant, temporal=FRAME_BY_FRAME)
+    adapter = None if config.lora is None else read_adapter(config.lora)
+    model = open_adapted(model_files, adapter, config.variant)
+    if arguments.preview and config.steps is None:
+        config.steps = min(model.sampling.steps, FEW_STEPS)
+    share, lora = find_share(arguments.share, os.environ), None if adapter is None else (adapter.where, adapter.scale)
+    return model, Part(share, arguments.restart, model_files, lora)
+
+
+def prepare_clip(
+    arguments: argparse.Namespace,
+    config: DictConfig,
+    info: VideoInfo,
+    model: VideoModel,
+    prompts: Prompts | None,
+    share: Share,
+) -> tuple[Job, Restorer]:
+    """One clip, with the tile and the segments that ``--memory`` allows."""
     job = make_job(arguments, config, info, model)
-    restorer = make_restorer(config, info, job, model)
-    return info, model, job, restorer, Part(find_share(arguments.share, os.environ), arguments.restart, model_files)
+    restorer = make_restorer(config, info, job, model, prompts)
+    if config.memory is None:
+        return job, restorer
+    job, restorer, line = fit_memory(config.memory, info, job, restorer, share, os.environ)
+    complain(line)
+    return job, restorer
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, help="video, folder of frames, or picture")
+    parser.add_argument("--input", required=True, help="video, folder of frames, picture, or folder of videos")
     parser.add_argument("--output", required=True, help="video, folder for PNG files, or picture")
     parser.add_argument("--mask", type=Path, help="picture, folder or video; white = fill, black = keep")
     parser.add_argument("--box", action="append", default=[], metavar="x,y,w,h", help="fill this box; may repeat")
     parser.add_argument("--prompt", help="what to fill the mask with, and what the clip shows")
+    parser.add_argument("--prompt-file", metavar="FILE", help="lines FRAME: PROMPT, each from its frame on")
     parser.add_argument("--negative-prompt", help="what not to show")
     parser.add_argument("--model", help="bundle, Stable Diffusion folder or file, or hub name[@revision]")
+    parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapter to merge into the model: folder or file")
     parser.add_argument("--config", default=DEFAULTS, help="a YAML file of configs/infer")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
@@ -111,6 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, help="frames that the model sees at once")
     parser.add_argument("--overlap", type=int, help="frames that neighbouring windows share")
     parser.add_argument("--tile", metavar="HxW", help="work in tiles of this size, in output pixels: less memory")
+    parser.add_argument("--memory", metavar="AMOUNT", help="8GB, 900MB or auto: choose tile and segments that fit")
     parser.add_argument("--propagate", choices=PROPAGATE, help="what other frames show inside the mask is taken")
     parser.add_argument("--deinterlace", choices=("auto", "on", "off"))
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
@@ -119,6 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--codec", help="libx264, libx265, libsvtav1, prores_ks, ffv1")
     parser.add_argument("--crf", type=int, help="quality of the output's codec; lower is better")
     parser.add_argument("--compare", action="store_true", help="also write resized input and result side by side")
+    parser.add_argument("--preview", action="store_true", help="a tenth of the frames, in OUTPUT.preview")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--share", metavar="K/N", help="do the K-th of N shares of the clip; others do the rest")
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
@@ -127,55 +210,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def read_config(arguments: argparse.Namespace) -> DictConfig:
-    """The defaults, then the file of ``--config``, then the command line; every key known, every value of its type."""
-    overrides = [*flag_overrides(arguments), *arguments.overrides]
-    config = load_config(arguments.config, overrides, base=DEFAULTS)
-    if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
-        config.deinterlace = "on" if config.deinterlace else "off"
-    if isinstance(config.propagate, bool):
-        config.propagate = "on" if config.propagate else "off"
-    if isinstance(config.cuts, bool):
-        config.cuts = "auto" if config.cuts else "off"
-    check_values(config, load_config(DEFAULTS))
-    return config
-
-
-def flag_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Command-line flags as overrides of the config. Text is quoted, so that YAML takes it as it is."""
-    given = {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
-    return [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
-
-
-def check_values(config: DictConfig, defaults: DictConfig) -> None:
-    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it."""
-    for key in map(str, config):
-        value = config[key]
-        if value is None and defaults[key] is None:
-            continue
-        kinds: tuple[type, ...]
-        kinds, what = (
-            ((int,), "a whole number") if key in INTEGERS
-            else ((int, float), "a number") if key in NUMBERS
-            else ((str,), "text")
-        )  # fmt: skip
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
-        if key in NOT_NEGATIVE and float(value) < 0:
-            raise UserError(f"{key} is {value!r}; give 0 or more")
-
-
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
     output = Path(arguments.output)
-    if config.deinterlace not in get_args(Deinterlace):
-        raise UserError(f"unknown deinterlace '{config.deinterlace}'; use {', '.join(get_args(Deinterlace))}")
     scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
-    if config.join not in JOINS:
-        raise UserError(f"unknown join '{config.join}'; use {', '.join(JOINS)}")
-    if config.cuts not in ("auto", "off"):
-        raise UserError(f"unknown cuts '{config.cuts}'; use auto or off")
-    if config.chain < 1:
-        raise UserError(f"chain is {config.chain}; give 1 or more")
     window = model.sampling.window if config.window is None else config.window
     overlap = model.sampling.overlap if config.overlap is None else config.overlap
     return Job(
@@ -189,24 +226,27 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
         find_cuts=config.cuts == "auto",
         encoding={"codec": config.codec, "crf": config.crf, "preset": config.preset},
         compare=compare_path(output) if arguments.compare else None,
-        overwrite=arguments.overwrite,
+        overwrite=arguments.overwrite or arguments.preview,
     )
 
 
-def make_restorer(config: DictConfig, info: VideoInfo, job: Job, model: VideoModel) -> Restorer:
-    settings = make_settings(config, info, job, model)
+def make_restorer(
+    config: DictConfig, info: VideoInfo, job: Job, model: VideoModel, prompts: Prompts | None
+) -> Restorer:
+    settings = make_settings(config, job.size[0] / info.size[0], model)
     place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
-    if model.text is None and config.prompt is None and not config.negative_prompt:
+    if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)
     if model.text is None:
         raise UserError(
             "this model has no text encoder and takes no prompt; leave --prompt out or choose another --model"
         )
-    embeddings = model.text([config.prompt or "", config.negative_prompt])  # 2 n d
-    return Restorer(model, settings, text=(embeddings[:1], embeddings[1:]))
+    texts = (config.prompt or "",) if prompts is None else prompts.texts
+    embeddings = model.text([*texts, config.negative_prompt])  # k+1 n d
+    return Restorer(model, settings, (embeddings[:-1], embeddings[-1:]), prompts)
 
 
-def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoModel) -> RestoreSettings:
+def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> RestoreSettings:
     """The config's values, the model's own where they are null; checked."""
     own = model.sampling
     settings = RestoreSettings(
@@ -215,13 +255,11 @@ def make_settings(config: DictConfig, info: VideoInfo, job: Job, model: VideoMod
         seed=config.seed,
         tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
         tile_overlap=config.tile_overlap,
-        dilate=round(config.dilate * job.size[0] / info.size[0]),
+        dilate=round(config.dilate * enlargement),
         feather=config.feather,
         colour=config.colour,
         propagate=config.propagate,
     )  # fmt: skip
-    if config.propagate not in PROPAGATE:
-        raise UserError(f"unknown propagate '{config.propagate}'; use {', '.join(PROPAGATE)}")
     if settings.steps < 1:
         raise UserError(f"--steps {settings.steps} is not a positive number")
     if not settings.overlap < settings.window:
@@ -251,55 +289,6 @@ def check_noise(settings: RestoreSettings, model: VideoModel) -> None:
         raise UserError("this model is not told of a noise level; leave --noise-level out")
     if not 0 <= level <= limit:
         raise UserError(f"--noise-level {level} is outside 0 to {limit}, which the model was trained with")
-
-
-def run_with_bar(job: Job, restorer: Restorer, part: Part) -> Outcome:
-    """The first share's process alone shows a bar: there is one terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    console = Console(stderr=True)
-    shown = console.is_terminal and part.share.index == 0
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("", total=None, rate="")
-        stage, began, base = "", 0.0, 0.0
-
-        def progress(what: str, frames: float, total: int | None) -> None:
-            nonlocal stage, began, base
-            if what != stage:
-                stage, began, base = what, time.monotonic(), frames
-                bar.reset(task, description=what, total=total)
-            seconds = time.monotonic() - began
-            rate = f"{(frames - base) / seconds:.2f} frame/s" if seconds > 0 else ""
-            bar.update(task, completed=int(frames), rate=rate)
-
-        return run_job(job, restorer, Watch(progress, say=lambda line: print(line, file=sys.stderr)), part)
-
-
-def plan(info: VideoInfo, job: Job, model: VideoModel, settings: RestoreSettings) -> str:
-    """What would be done, in a few lines."""
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    first = next(model.parameters())
-    return "\n".join(
-        (
-            f"input:    {info.summary()}",
-            f"output:   {job.output} {job.size[1]}x{job.size[0]}",
-            f"model:    {parameters:.1f}M parameters on {first.device} in {str(first.dtype).removeprefix('torch.')}",
-            f"sampling: {settings.steps} steps, guidance {settings.guidance}, seed {settings.seed}",
-            f"windows:  {settings.window} frames, {settings.overlap} shared; tile {settings.tile or 'none'}",
-        )
-    )
-
-
-def summary(job: Job, outcome: Outcome) -> str:
-    if outcome.pending:
-        return outcome.pending
-    rate = outcome.frames / max(outcome.seconds, 1e-9)
-    size = f"{job.size[1]}x{job.size[0]}"
-    line = f"{job.output}: {outcome.frames} frames {size} in {outcome.seconds:.1f} s ({rate:.2f} frame/s)"
-    return line if job.compare is None else f"{line}\n{job.compare}: resized input | result"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''").replace("${", "\\${") + "'"
 
 
 if __name__ == "__main__":

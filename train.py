@@ -17,6 +17,7 @@ from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import save_bundle
+from ldm_video.models.lora import LoRA, adapter_parameters, add_adapters, save_adapter
 from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.checkpoints import full_disk_explained, last_good
@@ -30,8 +31,8 @@ from ldm_video.training.trainer import build_trainer
 log = logging.getLogger("train")
 
 SECTIONS = (
-    "name", "output", "seed", "init_from", "model", "task", "data", "optimizer", "ema", "gradient_checkpointing",
-    "compile", "attention", "trainer", "checkpoint_every", "logger", "watch", "publish",
+    "name", "output", "seed", "init_from", "model", "lora", "task", "data", "optimizer", "ema",
+    "gradient_checkpointing", "compile", "attention", "trainer", "checkpoint_every", "logger", "watch", "publish",
 )  # fmt: skip
 
 
@@ -70,11 +71,14 @@ def main() -> None:
         if task.gathered:  # FSDP left a piece of the weights in this model
             model = build_model(config)
             build_task(config, model).load_state_dict(task.gathered)
-        save_bundle(model, output / "bundle")
-        log.info("model bundle: %s", output / "bundle")
-        log_bundle(trainer.loggers, output / "bundle", config.name)
+        kind, result = "model bundle", output / "bundle"
+        if adapter_parameters(model.denoiser):
+            kind, result = f"LoRA of {config.init_from}, for infer.py --lora", output / "lora"
+        save_result(config, model, result)
+        log.info("%s: %s", kind, result)
+        log_bundle(trainer.loggers, result, config.name)
         if config.publish is not None:
-            save_bundle(model, config.publish, torch.float16)
+            save_result(config, model, config.publish, torch.float16)
             log.info("published in half precision: %s", config.publish)
 
 
@@ -91,13 +95,27 @@ def build_model(config: DictConfig) -> VideoModel:
     """The model of ``config.model``, or what ``config.init_from`` names (bundle, checkpoint, hub): one of them."""
     if (config.get("model") is not None) == (config.init_from is not None):
         raise UserError("give either a model section or init_from=MODEL, and not both")
-    model = build(config.model) if config.init_from is None else open_model(config.init_from)
+    lora = build_lora(config)
+    temporal = None if lora is None else lora.layers
+    model = build(config.model) if config.init_from is None else open_model(config.init_from, temporal=temporal)
+    if lora is not None:
+        add_adapters(model.denoiser, lora)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
     model.denoiser.set_attention(config.get("attention", "auto"))
     if config.get("compile"):
         model.denoiser.compile()  # in place: names of weights and the bundle stay as they are
     return model.requires_grad_(True).train().to(memory_format=torch.channels_last)
+
+
+def build_lora(config: DictConfig) -> LoRA | None:
+    """The adapters of ``config.lora``, where it has a rank."""
+    lora: LoRA | None = None if config.get("lora") is None else build(config.lora)
+    if lora is None or lora.rank is None:
+        return None
+    if config.init_from is None or "codec" in missing_arguments(config.task):
+        raise UserError("lora adapts the denoiser of a trained model: give init_from=MODEL and a stage that trains it")
+    return lora
 
 
 def build_task(config: DictConfig, model: VideoModel) -> Stage:
@@ -131,6 +149,14 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
             loaders[f"{name}_dataloaders"] = loader
     return loaders
+
+
+def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """The model bundle; of a model with adapters, these alone."""
+    if adapter_parameters(model.denoiser):
+        save_adapter(model.denoiser, folder, config.init_from, dtype)
+    else:
+        save_bundle(model, folder, dtype)
 
 
 def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:

@@ -36,6 +36,30 @@ def test_a_file_appears_whole_at_the_end(tmp_path: Path) -> None:
     assert names(target.parent) == ["clip.mp4"]
 
 
+def test_all_that_is_in_a_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def note_sync(handle: int) -> None:
+        done.append(str(os.fstat(handle).st_ino))
+        sync(handle)
+
+    def note_rename(old: Path, new: Path) -> None:
+        done.append("renamed")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    with atomic_path(tmp_path / "frames") as temporary:
+        (temporary / "deep").mkdir(parents=True)
+        for name in ("0.png", "deep/1.png"):
+            (temporary / name).write_bytes(b"picture")
+    inodes = {str(path.stat().st_ino) for path in (tmp_path / "frames", *(tmp_path / "frames").rglob("*"))}
+    assert (set(done[:-1]), done[-1], len(inodes)) == (inodes, "renamed", 4)
+
+
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, UserError])
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "clip.mp4"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import infer
+from ldm_video.pipeline.settings import FLAGS
 from ldm_video.video_io import probe
 from tests.cli_support import call, files_below, read_pixels, spawn, write_tiny_bundle
 from tests.video_io_support import packet_bytes, packet_times, pan, write_clip, yuv_frame
@@ -275,7 +276,7 @@ def test_as_a_user_types_it(bundle: Path, clip: Path, tmp_path: Path) -> None:
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(infer, "--help") == 0
     text = capsys.readouterr().out
-    for option in infer.FLAGS:
+    for option in FLAGS:
         assert f"--{option.replace('_', '-')}" in text
 
 

@@ -81,7 +81,7 @@ def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
         SeamMeter(SeamBorders(_window_borders(plan, settings))),
     )
     frames = []
-    for index, output in enumerate(_outputs(restorer, lowres, plan, rules)):
+    for index, output in enumerate(_outputs(restorer, scale, lowres, plan, rules)):
         for meter in (seams, windows):
             meter.add(output - truth[index])
         away = np.abs(output.mean(axis=(0, 1)) - truth[index].mean(axis=(0, 1))).mean() * 255
@@ -94,10 +94,11 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     """Seam error in space where tiles of ``tile`` x ``tile`` pixels meet, and at the same places without tiles."""
     scale = model.sampling.scale
     lowres = torch.stack([_pixels(shrink(frame, scale, 1.0, 2.0, np.random.default_rng(0))) for frame in truth])
-    hole = torch.zeros(len(truth), 1, *truth.shape[1:3])
-    grid = tiles(*truth.shape[1:3], (tile, tile), (overlap, overlap))
-    rows = {r for t in grid for r in (t.rows.start, t.rows.stop) if 0 < r < truth.shape[1]}
-    columns = {c for t in grid for c in (t.cols.start, t.cols.stop) if 0 < c < truth.shape[2]}
+    height, width = truth.shape[1], truth.shape[2]
+    hole = torch.zeros(len(truth), 1, height, width)
+    grid = tiles(height, width, (tile, tile), (overlap, overlap))
+    rows = {r for t in grid for r in (t.rows.start, t.rows.stop) if 0 < r < height}
+    columns = {c for t in grid for c in (t.cols.start, t.cols.stop) if 0 < c < width}
     errors = []
     for side in (tile, None):
         settings = RestoreSettings(tile=None if side is None else (side, side), tile_overlap=overlap)
@@ -109,17 +110,18 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     return errors[0], errors[1]
 
 
-def _outputs(restorer: Restorer, lowres: np.ndarray, plan: Sequence[Segment], rules: PlanRules) -> Iterator[np.ndarray]:
+def _outputs(
+    restorer: Restorer, scale: int, lowres: np.ndarray, plan: Sequence[Segment], rules: PlanRules
+) -> Iterator[np.ndarray]:
     """Finished frames ``H W 3`` in [0, 1], in order."""
-    scale = restorer.model.sampling.scale
-    hole = torch.zeros(1, lowres.shape[1] * scale, lowres.shape[2] * scale)  # 1 H W
+    empty = torch.zeros(1, lowres.shape[1] * scale, lowres.shape[2] * scale)  # 1 H W
     tail: Tensor | None = None
 
-    def restore(frames: Tensor, holes: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
-        return restorer(frames, holes, indices, before=before)
+    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+        return restorer(frames, hole, indices, before=before)
 
     for segment in plan:
-        pieces = [Piece(_pixels(lowres[i]), hole, i) for i in range(segment.start, segment.stop)]
+        pieces = [Piece(_pixels(lowres[i]), empty, i) for i in range(segment.start, segment.stop)]
         output = restore_segment(segment, pieces, tail, restore, rules)  # t 3 H W
         tail = output[len(output) - rules.overlap :]
         yield from _images(output[segment.first - segment.start : segment.last - segment.start])

@@ -31,7 +31,8 @@ _PLACE = {
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.
 
-    The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced.
+    The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced. What was written
+    is on the disk before it gets its name, so that a power cut leaves no empty file under it.
     Raises ``UserError`` when the place cannot be written or the disk is full.
     """
     path = Path(path)
@@ -39,6 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
         if temporary.is_dir() and path.is_dir():
             _swap(temporary, path)
         else:
@@ -51,6 +53,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # it was never made, and its place cannot hold it; the first error says why
                 temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Wait until the system has written a file, or a folder and all that is in it, to the disk."""
+    if os.name == "nt":  # flushes nothing that is not open for writing
+        return
+    for entry in path.iterdir() if path.is_dir() else ():
+        if not entry.is_symlink():
+            _flush(entry)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap(fresh: Path, path: Path) -> None:

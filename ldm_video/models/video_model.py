@@ -137,7 +137,7 @@ class VideoModel(nn.Module):
 
         Args:
             timestep: the scheduler's, a scalar or one for each clip (b,).
-            text: ``b n d``.
+            text: ``b n d`` for the clip or ``b t n d`` for each frame.
             noise_level: ``(b,)``, the level at which :meth:`noise_lowres` made the evidence noisy; None for none.
             canvas: what :meth:`encode_canvas` gives for this evidence, to spare the work at every step.
         """

@@ -67,11 +67,13 @@ class Part:
         share: of the clip's chains.
         restart: begin anew whatever is kept.
         model: the files of the model, which tell work kept from another model apart.
+        lora: those of the adapter that is merged into it, and its scale.
     """
 
     share: Share = Share()  # noqa: RUF009 (frozen)
     restart: bool = False
     model: Path | None = None
+    lora: tuple[Path, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,14 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
         writer.rehearse()
     if part.restart and journal.exists:
         journal.discard()
-    identity = identify(job, restorer, part.model) if journal.exists else None
+    identity = identify(job, restorer, part) if journal.exists else None
     survey = None if identity is None else journal.survey(identity)
     if survey is None:
         survey = _survey(job, info, watch)
     plan = make_plan(survey.frames, survey.cuts, job.rules)
     pending = ""
     if len(plan) > 1:
-        identity = identity or identify(job, restorer, part.model)
+        identity = identity or identify(job, restorer, part)
         with journal.hold(identity, survey, part.share) as reason:
             if reason:
                 watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
@@ -204,7 +206,7 @@ def read_pieces(job: Job, segments: Sequence[Segment], watch: Watch) -> Generato
             yield piece
 
 
-def identify(job: Job, restorer: Restorer, model: Path | None) -> dict[str, Any]:
+def identify(job: Job, restorer: Restorer, part: Part) -> dict[str, Any]:
     """Everything that changes a pixel or how it is encoded, by name."""
     return {
         "input": file_facts(job.source),
@@ -219,9 +221,11 @@ def identify(job: Job, restorer: Restorer, model: Path | None) -> dict[str, Any]
         **{f"segments: {key}": value for key, value in asdict(job.rules).items()},
         **asdict(restorer.settings),
         "prompt": None if restorer.text is None else hash_tensors(restorer.text),
+        "prompt_file": None if restorer.prompts is None else asdict(restorer.prompts),
         "device": restorer.device.type,
         "dtype": str(restorer.dtype),
-        "model": hash_files(model) if model is not None and model.exists() else str(model),
+        "model": hash_files(part.model) if part.model is not None and part.model.exists() else str(part.model),
+        "lora": None if part.lora is None else [hash_files(part.lora[0]), part.lora[1]],
         "software": f"ldm-video {ldm_video.__version__}, torch {torch.__version__}, PyAV {av.__version__}",
     }
 
@@ -247,7 +251,7 @@ def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: in
         def report(share: float) -> None:
             watch.progress("restoring", start + share * size, total)
 
-        return _explain_memory(lambda: restorer(frames, hole, indices, report, before))
+        return explain_memory(lambda: restorer(frames, hole, indices, report, before))
 
     return restore
 
@@ -263,10 +267,11 @@ def open_mask(job: Job, info: VideoInfo) -> MaskSource:
     return read_mask(job.mask, boxes or None, job.size, info.frames)
 
 
-def open_writers(job: Job, info: VideoInfo, joining: bool = False) -> list[VideoWriter]:
+def open_writers(job: Job, info: VideoInfo, joining: bool = False, sound: bool = True) -> list[VideoWriter]:
     """The result's writer and, where it is asked for, the comparison's.
 
     ``joining``: outputs that exist are this job's own, which was ended while it put them in their places.
+    ``sound``: bring the source's sound and subtitles, and keep its clock.
     """
     overwrite = job.overwrite or joining
     rate = info.rate or DEFAULT_RATE
@@ -274,10 +279,11 @@ def open_writers(job: Job, info: VideoInfo, joining: bool = False) -> list[Video
         for name, given in (("input", job.source), ("mask", job.mask)):
             if given is not None and target.exists() and target.resolve() == given.resolve():
                 raise UserError(f"{target} is the {name}; choose another output")
-    writers = [VideoWriter(job.output, job.size, info, rate, overwrite=overwrite, **job.encoding)]
+    source = info if sound else None
+    writers = [VideoWriter(job.output, job.size, source, rate, overwrite=overwrite, **job.encoding)]
     if job.compare is not None:
         wide = (job.size[0], 2 * job.size[1])
-        writers.append(VideoWriter(job.compare, wide, info, rate, overwrite=overwrite, **job.encoding))
+        writers.append(VideoWriter(job.compare, wide, source, rate, overwrite=overwrite, **job.encoding))
     return writers
 
 
@@ -300,7 +306,8 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_compare{output.suffix}")
 
 
-def _explain_memory(run: Callable[[], Tensor]) -> Tensor:
+def explain_memory(run: Callable[[], Tensor]) -> Tensor:
+    """``run``; memory that is full is a ``UserError`` that says what needs less."""
     try:
         return run()
     except torch.OutOfMemoryError as error:

@@ -56,7 +56,7 @@ class RestorationModel(Protocol):
         noise_level: Tensor | None = None,
         canvas: Tensor | None = None,
     ) -> Tensor:
-        """The denoiser's output for noisy scaled latents ``b t c h w``."""
+        """The denoiser's output for noisy scaled latents ``b t c h w``; text ``b n d``, or ``b t n d`` by frames."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters; the first tells device and type."""

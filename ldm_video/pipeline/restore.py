@@ -26,6 +26,7 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
+from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole
 
 ShareCallback = Callable[[float], None]
@@ -75,14 +76,20 @@ class Restorer:
         model: on its device, in its type.
         settings: see :class:`RestoreSettings`.
         text: prompt and negative prompt embeddings, each ``1 n d``, where the model takes them.
+        prompts: which prompt holds when; the first of ``text`` is then of all its prompts, ``k n d``.
     """
 
     def __init__(
-        self, model: RestorationModel, settings: RestoreSettings, text: tuple[Tensor, Tensor] | None = None
+        self,
+        model: RestorationModel,
+        settings: RestoreSettings,
+        text: tuple[Tensor, Tensor] | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.text = text
+        self.prompts = prompts
         parameter = next(iter(model.parameters()))
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -162,6 +169,13 @@ class Restorer:
         noise = frame_noise(~self.settings.seed, indices, shape, self.model.shared_noise, self.device)[None]
         return self.model.noise_lowres(evidence, level, noise)  # b t 3 h w
 
+    def _text_of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Prompt and negative prompt: each ``1 n d`` for all frames, or ``1 t n d`` where prompts change."""
+        if self.text is None or self.prompts is None or len(self.prompts.texts) == 1:
+            return self.text
+        prompt = self.prompts.text_at(self.text[0], indices)[None]  # 1 t n d
+        return prompt, self.text[1][:, None].expand_as(prompt)
+
     def _denoiser(self, evidence: Evidence, indices: Sequence[int]) -> Denoise:
         """Guidance inside tiles inside windows."""
         factor, settings = self.model.codec.factor, self.settings
@@ -175,16 +189,19 @@ class Restorer:
             part = evidence.crop(region.frames, rows, columns)
             if x.shape[0] != part.guess.shape[0]:  # guidance doubles the batch
                 part = part.map(lambda e: e.expand(x.shape[0], *e.shape[1:]))
+            if text is not None and text.ndim == 4:
+                text = text[:, region.frames]  # b t n d
             seen = None if canvas is None else region.of(canvas).expand_as(x)
             return self.model.predict(x, timestep, part, text, noise_level=level, canvas=seen)
 
-        if self.text is None:
+        text = self._text_of(indices)
+        if text is None:
 
             def inner(x: Tensor, timestep: Tensor | float, region: Region) -> Tensor:
                 return conditional(x, timestep, None, region)
 
         else:
-            inner = classifier_free_batched(conditional, *self.text, settings.guidance)
+            inner = classifier_free_batched(conditional, *text, settings.guidance)
         if settings.tile is not None:
             tile = (settings.tile[0] // factor, settings.tile[1] // factor)
             inner = tiled(inner, tile, (settings.tile_overlap // factor,) * 2)

@@ -16,8 +16,6 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
 
     Raises ``UserError`` when mask and clip differ in length.
     """
-    if info.kind == "image":
-        return Survey(1)
     frames, cuts, warnings = info.frames or 0, list[int](), list[str]()
     if info.kind == "video" or find_cuts:
 
@@ -30,7 +28,6 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
             detector = CutDetector()
             found = [detector.push(frame.pixels) for frame in reader]
             cuts = [cut for cut in (*found, detector.finish()) if cut is not None]
-        if info.kind == "video":
-            frames, warnings = reader.decoded, reader.warnings
+        frames, warnings = reader.decoded, reader.warnings
     mask.finish(frames)
     return Survey(frames, tuple(cuts), tuple(warnings))

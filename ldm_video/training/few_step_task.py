@@ -24,7 +24,8 @@ from ldm_video.training.stage import MakeOptimizer
 
 
 class FewStepTask(ModelStage):
-    """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together.
+    """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together; of a denoiser with adapters,
+    these alone.
 
     Args:
         pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
@@ -52,7 +53,7 @@ class FewStepTask(ModelStage):
         if pixel_from_step > 0 and latent_weight <= 0:
             raise ValueError("until pixel_from_step only latents are judged: latent_weight must be positive")
         for parameter in model.codec.decoder_parameters():
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(not self.adapted)
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss

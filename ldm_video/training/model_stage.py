@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ldm_video.core.evidence import Evidence
 from ldm_video.diffusion.noise import batch_noise
 from ldm_video.diffusion.sampler import sample
+from ldm_video.models.lora import adapter_parameters
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws, batch_evidence
-from ldm_video.training.schedule import Pace
+from ldm_video.training.schedule import FULL, Pace
 from ldm_video.training.stage import MakeOptimizer, Stage
 
 
@@ -78,7 +79,8 @@ class ModelStage(Stage):
         model: the whole model.
         conditioning: how evidence and text are drawn.
         spatial: pace of the layers that the 2-D UNet had; None keeps them frozen. Temporal layers and the first
-            convolution, which may have new evidence channels, train from the first step at the full rate.
+            convolution, which may have new evidence channels, train from the first step at the full rate. A denoiser
+            with adapters trains these alone, from the first step, whatever ``spatial`` says.
         optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
@@ -93,14 +95,17 @@ class ModelStage(Stage):
     ) -> None:
         super().__init__(optimizer, warmup, seed)
         model.requires_grad_(False)
-        model.denoiser.requires_grad_(True)
+        adapters = adapter_parameters(model.denoiser)
+        for parameter in adapters or model.denoiser.parameters():
+            parameter.requires_grad_(True)
         if model.text is not None:
             model.text.eval()  # no dropout in the prompt
         _check_noise_level(model, conditioning.noise_level)
         self.model = model
         self.conditioning = conditioning
-        self.spatial = spatial
-        if spatial is None:
+        self.adapted = bool(adapters)
+        self.spatial = FULL if adapters else spatial
+        if self.spatial is None:
             for parameter in self._spatial_parameters():
                 parameter.requires_grad_(False)
 

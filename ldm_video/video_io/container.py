@@ -16,16 +16,25 @@ from av.video.stream import VideoStream
 
 from ldm_video.core.errors import UserError
 
-# Local files only: a playlist must not make us fetch from the network.
-_OPTIONS = {"protocol_whitelist": "file,crypto,data"}
+# Local files only: a playlist must not make us fetch from the network, or wait until it becomes longer.
+_OPTIONS = {"protocol_whitelist": "file,crypto,data", "max_reload": "0"}
 _NOT_VIDEO_FORMATS = {"tty"}  # FFmpeg renders any .txt or .nfo as ANSI art
 
 
 @dataclass
 class Damage:
-    """How many packets could not be read or decoded."""
+    """How many packets could not be read or decoded, and how many frames came out with holes that the decoder filled.
+
+    Only some formats notice the latter: those with checksums, and decoders that run out of bits.
+    """
 
     errors: int = 0
+    frames: int = 0
+    packets: int = 0  # that the container marks, whatever became of their frames
+
+    @property
+    def concealed(self) -> int:
+        return max(self.frames, self.packets)
 
 
 def file_url(path: Path) -> str:
@@ -67,7 +76,8 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise _not_a_video(path, "it holds no video stream")
         if stream.codec_context is None:
             raise UserError(f"{path}: no decoder for its video codec; convert it with ffmpeg to H.264 first")
-        stream.thread_type = "AUTO"
+        # Threads by frames would lose frames around a damaged one, other ones on machines with more cores.
+        stream.thread_type = "SLICE"
         yield container, stream
 
 
@@ -90,12 +100,20 @@ def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damag
         except av.FFmpegError:
             damage.errors += 1
             continue
-        yield from frames
+        damage.packets += packet.is_corrupt
+        for frame in frames:
+            damage.frames += frame.is_corrupt
+            yield frame
+
+
+def clock_jumps(container: InputContainer) -> bool:
+    """Whether the container is one whose clock begins anywhere and may begin anew: MPEG-TS and -PS."""
+    return bool(container.format.flags & FormatFlags.ts_discont.value)
 
 
 def clock_origin(container: InputContainer) -> Fraction:
-    """Seconds to subtract from time stamps. MPEG-TS and -PS clocks start anywhere; other containers' times are kept."""
-    if not container.format.flags & FormatFlags.ts_discont.value:
+    """Seconds to subtract from time stamps: where MPEG-TS and -PS clocks start; other containers' times are kept."""
+    if not clock_jumps(container):
         return Fraction(0)
     starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None and s.time_base]
     return min(starts, default=Fraction(0))

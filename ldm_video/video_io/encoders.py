@@ -46,6 +46,8 @@ class Encoder:
         return arguments
 
 
+_LARGEST = 16384  # pixels a side; x264 and SVT-AV1 take no more
+
 ENCODERS = {
     encoder.name: encoder
     for encoder in (
@@ -68,10 +70,12 @@ def find_encoder(name: str) -> Encoder:
 
 
 def check_size(encoder: Encoder, size: tuple[int, int]) -> None:
-    """``UserError`` with the nearest possible size when chroma subsampling does not allow ``size``."""
+    """``UserError`` with the nearest possible size when ``size`` is too large or chroma subsampling forbids it."""
     height, width = size
     if height < 1 or width < 1:
         raise UserError(f"output size {width}x{height} is empty; choose at least 2x2")
+    if max(size) > _LARGEST:
+        raise UserError(f"the output would be {width}x{height}, videos hold {_LARGEST}; choose a smaller --scale")
     fit_height, fit_width = height + height % encoder.height_step, width + width % encoder.width_step
     if (fit_height, fit_width) != (height, width):
         raise UserError(

@@ -22,14 +22,14 @@ FieldOrder = Literal["progressive", "tff", "bff", "auto"]  # auto: interlaced, o
 SAMPLES = 3  # places of the clip that detection looks at: titles at the start are often progressive
 FRAMES_PER_SAMPLE = 40
 MAX_INTERLACED_HEIGHT = 1088  # no broadcast standard interlaces above 1080 lines
-_MIN_HEIGHT = 16
+MIN_SIDE = 16  # smaller pictures have no room for the filters
 
 
 def detect_field_order(path: Path) -> FieldOrder:
     """Look at up to ``SAMPLES * FRAMES_PER_SAMPLE`` frames. Telecined film counts as interlaced."""
     counts: Counter[str] = Counter()
     with open_video(path) as (container, stream):
-        if not _MIN_HEIGHT <= stream.height <= MAX_INTERLACED_HEIGHT:
+        if min(stream.height, stream.width) < MIN_SIDE or stream.height > MAX_INTERLACED_HEIGHT:
             return "progressive"
         for place in range(SAMPLES):
             if place and not _seek(container, stream, Fraction(place, SAMPLES)):

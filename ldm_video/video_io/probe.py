@@ -15,13 +15,13 @@ from av.video.stream import VideoStream
 
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.colour import HDR_TRANSFERS, Colour
-from ldm_video.video_io.container import Damage, clock_origin, decoded_frames, open_video
+from ldm_video.video_io.container import Damage, clock_jumps, clock_origin, decoded_frames, open_video
 from ldm_video.video_io.convert import bit_depth, colour_of
 from ldm_video.video_io.orientation import Orientation, orientation_of
 from ldm_video.video_io.stills import is_image, list_frames, read_image
 
 DEFAULT_RATE = Fraction(25)  # for folders of frames, which have no clock
-_MAX_RATE = 1000  # a higher "rate" is a clock, not a frame rate
+MAX_RATE = 1000  # a higher "rate" is a clock, not a frame rate
 _FLAG_FRAMES = 8
 _SANE_ASPECT = (Fraction(1, 4), Fraction(4))
 
@@ -45,6 +45,7 @@ class VideoInfo:
     duration: Fraction | None = None  # seconds
     time_base: Fraction | None = None
     time_origin: Fraction = Fraction(0)  # seconds that reader and writer subtract from the container's clock
+    clock_jumps: bool = False  # the container's clock may begin anew midway
     interlaced: bool | None = None  # what the bitstream says; see interlace.py for what the pixels say
     audio_streams: int = 0
     subtitle_streams: int = 0
@@ -138,6 +139,7 @@ def _video_info(path: Path, container: InputContainer, stream: VideoStream, fram
         duration=duration,
         time_base=stream.time_base,
         time_origin=clock_origin(container),
+        clock_jumps=clock_jumps(container),
         interlaced=any(frame.interlaced_frame for frame in frames),
         audio_streams=len(container.streams.audio),
         subtitle_streams=len(container.streams.subtitles),
@@ -161,7 +163,7 @@ def _pixel_aspect(stream: VideoStream) -> Fraction:
 
 def _frame_rate(stream: VideoStream) -> Fraction | None:
     for rate in (stream.guessed_rate, stream.average_rate):
-        if rate and 0 < rate <= _MAX_RATE:
+        if rate and 0 < rate <= MAX_RATE:
             return rate
     return None
 

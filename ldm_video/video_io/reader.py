@@ -14,14 +14,14 @@ import av
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
+from ldm_video.video_io.clocks import TimedFrame, timed_frames
 from ldm_video.video_io.container import Damage, decoded_frames, open_video
 from ldm_video.video_io.convert import image_to_pixels, to_pixels
-from ldm_video.video_io.interlace import FieldOrder, deinterlace, detect_field_order
+from ldm_video.video_io.interlace import MIN_SIDE, FieldOrder, deinterlace, detect_field_order
 from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
 from ldm_video.video_io.stills import list_frames, read_image, require_size
 
 Deinterlace = Literal["auto", "on", "off"]
-_TimedFrame = tuple[Fraction, av.VideoFrame]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class FrameReader:
     def _field_order(self, deinterlace: Deinterlace) -> FieldOrder:
         if deinterlace not in ("auto", "on", "off"):
             raise UserError(f"deinterlace is {deinterlace!r}; choose auto, on or off")
-        if deinterlace == "off" or self.info.kind != "video":
+        too_small = min(self.info.coded_height, self.info.coded_width) < MIN_SIDE
+        if deinterlace == "off" or self.info.kind != "video" or too_small:
             return "progressive"
         order = detect_field_order(self.info.path)
         return "auto" if deinterlace == "on" and order == "progressive" else order
@@ -92,7 +93,7 @@ class FrameReader:
         count, first, last = 0, Fraction(0), Fraction(0)
         with open_video(info.path) as (container, stream):
             decoded = _uniform(decoded_frames(container, stream, damage), info, self.warnings)
-            timed = _timed(decoded, info, self.warnings)
+            timed = timed_frames(decoded, info, self.warnings)
             if self.deinterlacing:
                 timed = _deinterlaced(timed, self._order)
             width = square_width(info.coded_width, info.sample_aspect_ratio)
@@ -105,18 +106,21 @@ class FrameReader:
                 if count == self._stop:
                     return
         self._require_start(count)
-        self.warnings += _length_warning(info, count, last - first, damage)
+        self.warnings += _damage_warnings(info, count, last - first, damage)
 
     def _read_stills(self) -> Generator[Frame, None, None]:
         files = list_frames(self.info.path) if self.info.kind == "frames" else [self.info.path]
+        damaged: list[str] = []
         for index, file in islice(enumerate(files), self._start, self._stop):
             self.decoded = index + 1
             if not self._wanted(index):
                 continue
-            image = read_image(file)
+            image = read_image(file, damaged)
             require_size(image, self.info.size, file, files[0])
             yield Frame(index, image_to_pixels(image), index / DEFAULT_RATE)
         self._require_start(len(files))
+        if damaged:
+            self.warnings.append(f"{self.info.path}: {len(damaged)} damaged pictures are patched, first {damaged[0]}")
 
     def _require_start(self, count: int) -> None:
         if self._start >= count:
@@ -143,48 +147,7 @@ def _refit(frame: av.VideoFrame, info: VideoInfo, pixel_format: str) -> av.Video
     return fitted
 
 
-def _timed(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[_TimedFrame]:
-    """Exact seconds for each frame; missing or backward time stamps are replaced by the frame rate's step."""
-    step = 1 / (info.rate or DEFAULT_RATE)
-    clock = _storage_clock() if info.container == "avi" else _presentation_clock(info.time_origin)
-    last: Fraction | None = None
-    mended = 0
-    for frame in frames:
-        pts = clock(frame)
-        if pts is None or (last is not None and pts <= last):
-            mended += pts is not None
-            pts = Fraction(0) if last is None else last + step
-        last = pts
-        yield pts, frame
-    if mended:
-        warnings.append(f"{info.path}: {mended} frames had time stamps that run backwards; they follow the frame rate")
-
-
-def _presentation_clock(origin: Fraction) -> Callable[[av.VideoFrame], Fraction | None]:
-    def seconds(frame: av.VideoFrame) -> Fraction | None:
-        return None if frame.pts is None or not frame.time_base else frame.pts * frame.time_base - origin
-
-    return seconds
-
-
-def _storage_clock() -> Callable[[av.VideoFrame], Fraction | None]:
-    """AVI holds no presentation times, and FFmpeg's guesses run backwards with B-frames: count storage slots instead.
-
-    A slot is a frame period; slots without a picture (dropped frames) are counted too, which keeps the sound in sync.
-    """
-    first: int | None = None
-
-    def seconds(frame: av.VideoFrame) -> Fraction | None:
-        nonlocal first
-        if frame.dts is None or not frame.time_base:
-            return None
-        first = frame.dts if first is None else first
-        return (frame.dts - first) * frame.time_base
-
-    return seconds
-
-
-def _deinterlaced(timed: Iterable[_TimedFrame], order: FieldOrder) -> Iterator[_TimedFrame]:
+def _deinterlaced(timed: Iterable[TimedFrame], order: FieldOrder) -> Iterator[TimedFrame]:
     """bwdif gives one frame for each, in order, a frame late: times wait in a queue."""
     times: deque[Fraction] = deque()
 
@@ -198,8 +161,8 @@ def _deinterlaced(timed: Iterable[_TimedFrame], order: FieldOrder) -> Iterator[_
         yield times.popleft(), frame
 
 
-def _length_warning(info: VideoInfo, count: int, span: Fraction, damage: Damage) -> list[str]:
-    """How many frames there were, when the container promised more or some packets were bad.
+def _damage_warnings(info: VideoInfo, count: int, span: Fraction, damage: Damage) -> list[str]:
+    """How many frames there were, when the container promised more or some packets were bad; how many are patched.
 
     ``span``: seconds from the first to the last frame. Fewer frames than announced that still fill the duration are
     no loss: an edit list trims the file, as phones do.
@@ -212,6 +175,9 @@ def _length_warning(info: VideoInfo, count: int, span: Fraction, damage: Damage)
         fault = f"frames; {damage.errors} damaged packets were passed over"
     elif info.frames is None and missing > max(Fraction(1, 2), 2 * step):
         fault = f"frames, which end {float(missing):.2f} s before the file's end; it is probably truncated"
+    elif damage.concealed:
+        fault = "frames"
     else:
         return []
-    return [f"{info.path}: decoded {count} {fault}"]
+    patched = f"; {min(count, damage.concealed)} of them are damaged and patched" if damage.concealed else ""
+    return [f"{info.path}: decoded {count} {fault}{patched}"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,15 +14,22 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 
+from ldm_video.video_io.clocks import JoinedClock
 from ldm_video.video_io.container import open_input
 from ldm_video.video_io.probe import VideoInfo
+
+_LOOKAHEAD = 500  # packets, of all copied streams together, in which the first one of each is looked for
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV tell the number of channels alone
+# What a muxer says of a packet that it does not take, other than of a disk that is full.
+_REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
 
 
 class StreamCopier:
     """Copies audio and subtitle streams of ``source`` into ``output`` in step with the picture.
 
-    Streams that the container cannot hold are left out with a warning each. Time stamps keep their distance to the
-    picture: both lose the same ``source.time_origin``.
+    Streams that the container cannot hold are left out with a warning each, and so are damaged packets: the picture
+    never fails for its sound. Time stamps keep their distance to the picture: both lose the same
+    ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -30,18 +38,22 @@ class StreamCopier:
         self._source = source
         self._warnings = warnings
         self._streams: dict[int, Stream] = {}
+        self._clocks: dict[int, JoinedClock] = {}
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
+        self._left_out = 0  # packets
         if source is None or source.kind != "video" or not source.audio_streams + source.subtitle_streams:
             return
         container = self._stack.enter_context(open_input(source.path))
         templates = [*container.streams.audio, *container.streams.subtitles]
+        first = _first_packets(source.path)
         for template in templates:
-            problem = _why_not(template, output.format.name)
+            problem = _why_not(template, first.get(template.index), output.format.name)
             if problem:
                 warnings.append(_left_out(template, target, problem))
             else:
                 self._streams[template.index] = _add_copy(output, template)
+                self._clocks[template.index] = JoinedClock(source)
         self._copy_chapters(container)
         if self._streams:
             copied = [template for template in templates if template.index in self._streams]
@@ -53,7 +65,13 @@ class StreamCopier:
         while self._waiting is not None and (until is None or self._seconds(self._waiting) <= until):
             packet, self._waiting = self._waiting, self._next()
             packet.stream = self._streams[packet.stream.index]
-            self._output.mux(packet)
+            try:
+                self._output.mux(packet)
+            except _REFUSALS:
+                self._left_out += 1
+        if until is None and self._left_out:
+            self._warnings.append(f"{self._left_out} damaged packets of sound or subtitles are left out")
+            self._left_out = 0
 
     def close(self) -> None:
         """Close the source."""
@@ -70,9 +88,11 @@ class StreamCopier:
 
     def _shifted(self, packet: Packet) -> Packet:
         assert self._source is not None
-        ticks = round(self._source.time_origin / packet.time_base)
         if packet.dts is None:
             packet.dts = packet.pts
+        step = (packet.duration or 0) * packet.time_base
+        seconds = self._clocks[packet.stream.index](packet.dts * packet.time_base - self._source.time_origin, step)
+        ticks = packet.dts - round(seconds / packet.time_base)
         packet.dts -= ticks
         if packet.pts is not None:
             packet.pts -= ticks
@@ -90,15 +110,34 @@ def _add_copy(output: OutputContainer, template: Stream) -> Stream:
     stream = output.add_stream_from_template(template)
     stream.metadata.update({k: v for k, v in template.metadata.items() if k in ("language", "title")})
     stream.disposition = template.disposition
+    if template.type == "audio" and template.layout.name.endswith(" channels"):  # which is which, nobody said
+        stream.layout = _USUAL_LAYOUTS.get(template.layout.nb_channels, template.layout.name)
     return stream
 
 
-def _why_not(template: Stream, container_format: str) -> str | None:
-    """Write a header with this stream alone into memory: only the muxer itself knows what it can hold."""
+def _first_packets(path: Path) -> dict[int, Packet]:
+    """Of each stream of sound or subtitles, where it comes early enough."""
+    found: dict[int, Packet] = {}
+    with open_input(path) as container, suppress(av.FFmpegError):
+        streams = [*container.streams.audio, *container.streams.subtitles]
+        for packet in islice(container.demux(streams), _LOOKAHEAD):
+            if packet.size:
+                found.setdefault(packet.stream.index, packet)
+            if len(found) == len(streams):
+                break
+    return found
+
+
+def _why_not(template: Stream, packet: Packet | None, container_format: str) -> str | None:
+    """Write a file with this stream alone into memory: only the muxer itself knows what it can hold."""
     try:
         with av.open(io.BytesIO(), "w", format=container_format) as trial:
-            _add_copy(trial, template)
+            stream = _add_copy(trial, template)
             trial.start_encoding()
+            if packet is not None:
+                with suppress(*_REFUSALS):  # it is damaged; the next may be whole
+                    packet.stream, packet.pts, packet.dts = stream, 0, 0
+                    trial.mux(packet)
     except (ValueError, av.FFmpegError) as error:
         return str(getattr(error, "strerror", None) or error)
     return None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
@@ -11,6 +16,8 @@ import numpy as np
 from ldm_video.core.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+_one_at_a_time = threading.Lock()
 
 
 def is_image(path: Path) -> bool:
@@ -32,11 +39,16 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(files, key=lambda p: natural_key(p.name))
 
 
-def read_image(path: Path) -> np.ndarray:
-    """``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped."""
+def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
+    """``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped.
+
+    ``damaged``: takes the names of pictures that are damaged, but not altogether, and what is wrong with them.
+    """
+    complaints: list[str] = []
     try:
         data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
+        with _overheard(complaints):
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except OSError as error:
@@ -45,7 +57,25 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read as an image ({error.err})") from error
     if image is None:
         raise UserError(f"{path} cannot be read as an image; it is empty, damaged or of another format")
+    if complaints and damaged is not None:
+        damaged.append(f"{path.name} ({complaints[0]})")
     return image
+
+
+@contextmanager
+def _overheard(complaints: list[str]) -> Iterator[None]:
+    """Take what is printed on standard error: libjpeg and libpng tell of damage there, and nowhere else."""
+    with _one_at_a_time, TemporaryFile() as heard:
+        standard_error = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            heard.seek(0)
+            lines = heard.read().decode(errors="replace").splitlines()
+            complaints += [line for line in lines if "warning" not in line]  # those are of profiles and the like
 
 
 def require_size(image: np.ndarray, size: tuple[int, int], path: Path, first: Path) -> None:

@@ -1,0 +1,306 @@
+"""Speed and memory of sampling, beside diffusers' own pipeline: ``python -m eval.bench.inference``.
+
+Side by side in one process, taking turns, medians; the same random weights, noise, prompt, guidance, noise level and
+steps, in the layout of the SD x4-upscaler:
+
+- ``diffusers``: ``StableDiffusionUpscalePipeline``, called for every frame, as one upscales a clip with it.
+- ``ours, no temporal layers``: :class:`~ldm_video.pipeline.restore.Restorer` on the clip, as ``infer.py`` runs a
+  published checkpoint: frames folded into the batch, the prompt encoded once. The same work, plus the evidence.
+- ``ours``: the same with temporal layers on every level.
+
+The first two must give the same frames: their largest difference is printed, and too large a one is an error. Reading
+and writing video are in none of them. Peak memory is taken in a process for each. On a CPU the seconds are those of its
+cores: what else the machine does hardly changes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import string
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from eval.bench.train_throughput import SCALE, TOKENS, WIDTHS, make_autoencoder, make_scheduler, make_unet, ratio
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.memory import peak_resident
+from ldm_video.diffusion.noise import frame_noise
+from ldm_video.models.device import DTYPES, place
+from ldm_video.models.open_model import FRAME_BY_FRAME
+from ldm_video.models.stable_diffusion import Checkpoint, to_video
+from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.text import TextEncoder
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
+
+PROMPT, NEGATIVE = "a harbour in the morning", "blurry"
+SEED, NOISE_LEVEL, GUIDANCE = 5, 20, 9.0
+TEXT_LAYERS = {"quarter": 6, "full": 23}
+BASELINE, EQUAL, OURS = "diffusers", "ours, no temporal layers", "ours"
+# Largest difference of two pixels in [-1, 1] that is rounding: sums in another order, and in bfloat16 their steps.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
+
+Run = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: ``width`` of the networks, a clip of ``frames`` of ``size x size`` low-res pixels."""
+
+    width: str
+    frames: int
+    size: int
+    steps: int
+    device: str
+    dtype: str
+    compile: bool
+
+    @property
+    def indices(self) -> range:
+        """The frames' numbers in their clip, from which their noise is drawn."""
+        return range(self.frames)
+
+    def clip(self) -> Tensor:
+        """Low-res frames ``t 3 h w`` in [-1, 1]."""
+        return torch.rand(self.frames, 3, self.size, self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class GivenNoise(DDPMScheduler):
+    """The noise of the low-res pixels: what is set before, in place of what the pipeline draws."""
+
+    given: Tensor
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """``1 3 h w`` made noisy."""
+        return super().add_noise(original_samples, self.given.to(noise), timesteps)
+
+
+def make_checkpoint(width: str) -> Checkpoint:
+    """The parts of an SD x4-upscaler with random weights, the same at every call."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        config = _written(make_unet(width, 4 + 3).config)
+    betas = _written(make_scheduler().config)
+    return Checkpoint(
+        unet=UNet2DConditionModel(**config | {"num_class_embeds": 1000}).eval(),
+        autoencoder=make_autoencoder(width).eval(),
+        text=make_text_encoder(width),
+        scheduler=betas | {"_class_name": "DDIMScheduler", "clip_sample": False},
+        lowres_scheduler=betas | {"_class_name": "DDPMScheduler"},
+        noise_limit=350,
+    )
+
+
+def _written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers config without its notes, one of which names the keys that ``from_config`` would overlook."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def make_text_encoder(width: str) -> TextEncoder:
+    """OpenCLIP's text tower as Stable Diffusion 2 has it, with an alphabet for a vocabulary."""
+    letters = list(string.ascii_lowercase)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
+    hidden = WIDTHS[width][2]
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=TEXT_LAYERS[width],
+        num_attention_heads=hidden // 64,
+        hidden_act="gelu",
+        max_position_embeddings=TOKENS,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+    )
+    return TextEncoder(CLIPTextModel(config), tokenizer)
+
+
+def diffusers_run(setting: Setting) -> Run:
+    """Frame by frame through diffusers' pipeline."""
+    diffusers_logging.set_verbosity_error()  # it warns of layers to be kept in float32, and names none
+    parts = make_checkpoint(setting.width)
+    lowres = GivenNoise.from_config(dict(parts.lowres_scheduler or {}))
+    scheduler = DDIMScheduler.from_config(dict(parts.scheduler))
+    pipeline = StableDiffusionUpscalePipeline(
+        parts.autoencoder, parts.text.model, parts.text.tokenizer, parts.unet, lowres, scheduler
+    )
+    pipeline.to(setting.device, DTYPES[setting.dtype])
+    pipeline.set_progress_bar_config(disable=True)
+    if setting.compile:
+        pipeline.unet.compile()
+    frames, grid = setting.clip(), (setting.size, setting.size)
+
+    def run() -> Tensor:
+        made = []
+        for index in setting.indices:
+            lowres.given = frame_noise(~SEED, [index], (3, *grid), device=setting.device)  # as the restorer draws it
+            output = pipeline(
+                PROMPT,
+                negative_prompt=NEGATIVE,
+                image=frames[index : index + 1] / 2 + 0.5,
+                num_inference_steps=setting.steps,
+                guidance_scale=GUIDANCE,
+                noise_level=NOISE_LEVEL,
+                latents=frame_noise(SEED, [index], (4, *grid), device=setting.device, dtype=DTYPES[setting.dtype]),
+                output_type="pt",
+            )
+            made.append(output.images.float().cpu() * 2 - 1)
+        return torch.cat(made)  # t 3 H W
+
+    return run
+
+
+def our_run(setting: Setting, temporal: TemporalConfig) -> Run:
+    """The clip at once, as ``infer.py`` lays it out."""
+    parts = make_checkpoint(setting.width)
+    model = to_video(parts, temporal).eval().requires_grad_(False)
+    place(model, setting.device, setting.dtype)
+    if setting.compile:
+        model.denoiser.compile()
+    settings = RestoreSettings(
+        steps=setting.steps,
+        guidance=GUIDANCE,
+        seed=SEED,
+        window=setting.frames,
+        overlap=0,
+        noise_level=NOISE_LEVEL,
+        colour="none",  # diffusers has none
+    )
+    frames, side = setting.clip(), setting.size * SCALE
+    hole = torch.zeros(setting.frames, 1, side, side)
+
+    def run() -> Tensor:
+        text = parts.text([PROMPT, NEGATIVE])  # the model's own
+        return Restorer(model, settings, (text[:1], text[1:]))(frames, hole, setting.indices)
+
+    return run
+
+
+RUNS: dict[str, Callable[[Setting], Run]] = {
+    BASELINE: diffusers_run,
+    EQUAL: partial(our_run, temporal=FRAME_BY_FRAME),
+    OURS: partial(our_run, temporal=TemporalConfig()),
+}
+
+
+def seconds_of(run: Run, device: str) -> float:
+    """Seconds of one run, to the pixels in main memory: by the clock; on a CPU those of this process's cores."""
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    begin = clock()
+    run()
+    return clock() - begin
+
+
+def alternate(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run: in every round each has one turn, the first in one round is last in the next."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    for index in range(rounds):
+        turn = index % len(order)
+        for name in order[turn:] + order[:turn]:
+            times[name].append(seconds_of(runs[name], device))
+    return times
+
+
+def difference(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference of two pixels in [-1, 1]; ``UserError`` where it is more than rounding, or no number."""
+    largest = (ours - theirs).abs().max().item()
+    if not largest <= TOLERANCE[dtype]:
+        raise UserError(f"our frames are {largest:.2g} from those of diffusers; the timing of such runs says nothing")
+    return largest
+
+
+def _measure_peak(name: str, setting: Setting, threads: int, result: Any) -> None:
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(threads)
+    run = RUNS[name](setting)
+    on_gpu = setting.device.startswith("cuda")
+    if on_gpu:  # without the weights in float32, from which the others were made
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    run()
+    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else peak_resident())
+
+
+def peak_of(name: str, setting: Setting) -> int:
+    """Most bytes of a run: of its tensors on a GPU; on a CPU of its whole process, libraries included."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=_measure_peak, args=(name, setting, torch.get_num_threads(), result))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise UserError(f"'{name}' ended with code {process.exitcode}; take a smaller --width, --size or --frames")
+    return int(result.get())
+
+
+def table(setting: Setting, times: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> str:
+    """Markdown: a row for each run, with its speed beside diffusers'. ``peaks`` in bytes, of what was measured."""
+    lines = ["| sampling | s / frame | spread | diffusers / time | peak GiB |", "| --- | --- | --- | --- | --- |"]
+    for name, values in times.items():
+        each = [value / setting.frames for value in values]
+        cells = [
+            name,
+            f"{statistics.median(each):.3f}",
+            f"{min(each):.3f}-{max(each):.3f}",
+            f"{ratio(times[BASELINE], values):.2f}",
+            f"{peaks[name] / 2**30:.2f}" if name in peaks else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    overhead = ratio(times[OURS], times[EQUAL]) - 1
+    return "\n".join([*lines, "", f"Temporal layers cost {overhead:.0%}. Ratios: median of rounds."])
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> tuple[Setting, int, bool]:
+    """What is measured, in how many rounds, and whether memory is."""
+    on_gpu = torch.cuda.is_available()
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", choices=sorted(WIDTHS), help="of the networks; default: full on a GPU, else quarter")
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: bf16 on a GPU, else fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the UNet, for all")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=64, help="side of the low-res frames, which is the latents' too")
+    parser.add_argument("--steps", type=int, default=2, help="of the sampler")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    arguments = parser.parse_args(given)
+    if arguments.size % 8 or min(arguments.frames, arguments.rounds, arguments.steps, arguments.size) < 1:
+        raise UserError("--size must be a multiple of 8; --frames, --steps and --rounds 1 or more")
+    on_gpu = arguments.device.startswith("cuda")
+    setting = Setting(
+        width=arguments.width or ("full" if on_gpu else "quarter"),
+        frames=arguments.frames,
+        size=arguments.size,
+        steps=arguments.steps,
+        device=arguments.device,
+        dtype=arguments.dtype or ("bf16" if on_gpu else "fp32"),
+        compile=arguments.compile,
+    )
+    return setting, arguments.rounds, arguments.memory
+
+
+def main() -> None:
+    """Measure and print the table."""
+    setting, rounds, memory = parse_arguments()
+    print(setting)
+    peaks = {name: peak_of(name, setting) for name in RUNS} if memory else {}
+    runs = {name: make(setting) for name, make in RUNS.items()}
+    outputs = {name: run() for name, run in runs.items()}  # also the warm-up
+    largest = difference(outputs[EQUAL], outputs[BASELINE], DTYPES[setting.dtype])
+    print(table(setting, alternate(runs, setting.device, rounds), peaks))
+    print(f"Without temporal layers no pixel in [-1, 1] is further than {largest:.1g} from that of diffusers.")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    run_cli(main)

@@ -1,0 +1,272 @@
+"""An archive: every video below a folder, each to its mirrored place; one bad file does not stop the rest.
+
+Processes share an archive by whole clips: they talk through files alone, as those that share one clip do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.files import atomic_path
+from ldm_video.pipeline.job import Outcome
+from ldm_video.pipeline.journal import Journal
+from ldm_video.pipeline.workers import Share, is_held, locked
+from ldm_video.video_io.encoders import find_encoder
+from ldm_video.video_io.stills import is_image, natural_key
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    }
+)  # fmt: skip
+KEPT_SUFFIXES = {
+    "libx264": {".mp4", ".m4v", ".mov", ".mkv"},
+    "libx265": {".mp4", ".mov", ".mkv"},
+    "libsvtav1": {".mp4", ".mkv"},
+    "prores_ks": {".mov", ".mkv"},
+    "ffv1": {".mkv"},
+}
+"""Containers that stay what they are, by the codec that is to be put in; all others become .mkv."""
+
+_WAIT = 1.0  # seconds between looks at the other processes
+
+
+@dataclass(frozen=True)
+class Clip:
+    """``name``: the source below the archive's folder; ``size``: its bytes."""
+
+    name: Path
+    source: Path
+    output: Path
+    size: int
+
+    @property
+    def done(self) -> bool:
+        """Whether the output is there, and not by half: with its comparison, where there is one."""
+        return self.output.exists() and not Journal(self.output).joining
+
+
+def is_archive(source: Path, output: Path) -> bool:
+    """Whether ``source`` is a folder of clips: it holds a video, also in subfolders, and ``output`` is a folder.
+
+    With a file as ``output``, ``source`` is one clip: a folder of frames. ``UserError`` when it has none but videos.
+    """
+    if not source.is_dir():
+        return False
+    video = next(_videos(source, output), None)
+    if video is None or not _names_a_file(output):
+        return video is not None
+    if not any(is_image(path) for path in source.iterdir()):
+        raise UserError(
+            f"{source} is a folder of videos, such as {video.name}; give a folder as --output, not {output}"
+        )
+    return False
+
+
+def list_clips(
+    source: Path, target: Path, codec: str, also: Sequence[Callable[[Path], Path]] = ()
+) -> tuple[list[Clip], int]:
+    """The clips of an archive in the order of their names, and how many pictures beside them are passed over.
+
+    Hidden files and folders, and ``target`` itself, are no part of it. ``also``: from an output's path, that of another
+    file that is written with it. Raises ``UserError`` where two clips would be written to one file.
+    """
+    find_encoder(codec)
+    if target.exists() and (not target.is_dir() or target.resolve() == source.resolve()):
+        raise UserError(f"{target} is {'the input' if target.is_dir() else 'no folder'}; choose another folder")
+    clips, owners = list[Clip](), dict[Path, Path]()
+    for path in sorted(_videos(source, target), key=lambda path: natural_key(str(path))):
+        name = path.relative_to(source)
+        clip = Clip(name, path, target / name.with_suffix(output_suffix(name, codec)), path.stat().st_size)
+        for written in (clip.output, *(make(clip.output) for make in also)):
+            if written in owners:
+                raise UserError(f"{owners[written]} and {name} would both be written to {written}; rename one of them")
+            owners[written] = name
+        clips.append(clip)
+    return clips, sum(is_image(path) for path in _files(source, target))
+
+
+def output_suffix(name: Path, codec: str) -> str:
+    """The source's own where it is one of :data:`KEPT_SUFFIXES`, else ``.mkv``, which holds whatever sound there is."""
+    return name.suffix if name.suffix.lower() in KEPT_SUFFIXES[codec] else ".mkv"
+
+
+def find_mask(masks: Path | None, name: Path) -> Path | None:
+    """The mask of the clip ``name``: ``masks`` itself unless it is a folder, else what has the clip's name in it.
+
+    That is a video or a picture of the same stem, or a folder of frames. ``UserError`` when there is none, or several.
+    """
+    if masks is None or not masks.is_dir():
+        return masks
+    folder = (masks / name).parent
+    found = [path for path in (folder.iterdir() if folder.is_dir() else ()) if _is_mask(path, name.stem)]
+    if len(found) != 1:
+        what = f"{len(found)} masks" if found else "no mask"
+        raise UserError(
+            f"there is {what} for {name} in {masks}; expected one {folder / name.stem}.* or folder of frames"
+        )
+    return found[0]
+
+
+def own_clips(clips: Sequence[Clip], share: Share) -> list[Clip]:
+    """Every N-th clip by falling size: the long ones are spread over the processes. In the order of their names."""
+    by_size = sorted(clips, key=lambda clip: -clip.size)  # stable: clips of one size stay in order
+    own = {clip.name for clip in by_size[share.index :: share.count]}
+    return [clip for clip in clips if clip.name in own]
+
+
+class Report:
+    """``OUTPUT/report.json``: what became of each clip, true at every moment, whatever ends the process.
+
+    One file for all processes. Each writes what it knows of its own clips, under a lock, whole or not at all.
+    """
+
+    def __init__(self, path: Path, clips: Sequence[Clip], own: Sequence[Clip], shared: bool) -> None:
+        self.path, self._shared = path, shared
+        with self._locked():
+            before = self._read()
+            mine = {clip.name for clip in own}
+            self._write(
+                {
+                    str(clip.name): _waiting(clip) if clip.name in mine else before.get(str(clip.name), _waiting(clip))
+                    for clip in clips
+                }
+            )
+
+    def enter(self, clip: Clip, state: str, **facts: Any) -> None:
+        """``state``: ``done``, ``skipped`` or ``failed``."""
+        with self._locked():
+            self._write(self._read() | {str(clip.name): {"state": state, "output": str(clip.output), **facts}})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self._shared:
+            yield
+            return
+        with locked(_meeting_place(self.path.parent) / self.path.stem):
+            yield
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.path.read_text(encoding="utf-8"))["clips"])
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or another program's
+            return {}
+
+    def _write(self, entries: dict[str, Any]) -> None:
+        states = Counter(entry["state"] for entry in entries.values())
+        counts = {state: states[state] for state in ("done", "skipped", "failed", "waiting")}
+        with atomic_path(self.path) as temporary:
+            text = json.dumps(counts | {"clips": entries}, indent=1, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def run_batch(
+    clips: Sequence[Clip],
+    report: Report | None,
+    work: Callable[[Clip], Outcome],
+    redo: bool,
+    complain: Callable[[str], None],
+) -> Counter[str]:
+    """``work`` on every clip, one after the other; returns how many of them came to each state.
+
+    An error ends its clip, and is told and reported; only the end of the process ends the batch. Clips whose output is
+    there are skipped unless ``redo``.
+    """
+    states = Counter[str]()
+    for clip in clips:
+        if clip.done and not redo:
+            state, facts = "skipped", {"why": "the output is there"}
+            complain(f"{clip.name}: skipped, {clip.output} is there")
+        else:
+            state, facts = _attempt(clip, work, complain)
+        if report is not None:
+            report.enter(clip, state, **facts)
+        states[state] += 1
+    return states
+
+
+def _attempt(
+    clip: Clip, work: Callable[[Clip], Outcome], complain: Callable[[str], None]
+) -> tuple[str, dict[str, Any]]:
+    started = time.monotonic()
+    try:
+        outcome = work(clip)
+        if outcome.pending:
+            raise UserError(outcome.pending)
+    except Exception as error:
+        if isinstance(error, UserError):
+            line = str(error)
+        else:  # a fault of the program: its place is of use, and the other clips may not meet it
+            line = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        complain(f"{clip.name}: {line}")
+        return "failed", {"error": line, "seconds": round(time.monotonic() - started, 2)}
+    facts = {"frames": outcome.frames, "seconds": round(outcome.seconds, 2)}
+    return "done", facts | ({"warnings": outcome.warnings} if outcome.warnings else {})
+
+
+@contextmanager
+def at_work(target: Path, share: Share) -> Iterator[None]:
+    """Hold this process's share of the archive, for the others to see. ``UserError`` when another process has it."""
+    if share.count == 1:
+        yield
+        return
+    with locked(_meeting_place(target) / f"share-{share.index}", wait=False) as mine:
+        if not mine:
+            raise UserError(f"another process is at work on share {share} of {target}; wait for it or stop it")
+        yield
+
+
+def wait_for_others(target: Path, share: Share) -> None:
+    """Until no other process is at work: a launcher such as torchrun ends all of them when one ends with an error."""
+    while any(is_held(_meeting_place(target) / f"share-{i}") for i in range(share.count) if i != share.index):
+        time.sleep(_WAIT)
+
+
+def _meeting_place(target: Path) -> Path:
+    folder = target / ".shares"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder} ({error.strerror}); choose another output") from error
+    return folder
+
+
+def _waiting(clip: Clip) -> dict[str, Any]:
+    return {"state": "waiting", "output": str(clip.output)}
+
+
+def _videos(source: Path, target: Path) -> Iterator[Path]:
+    return (path for path in _files(source, target) if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _files(source: Path, target: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(source):
+        here = Path(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _same(here / name, target)]
+        yield from (here / name for name in files if not name.startswith(".") and not _same(here / name, target))
+
+
+def _same(path: Path, target: Path) -> bool:
+    return path.name == target.name and path.resolve() == target.resolve()
+
+
+def _names_a_file(output: Path) -> bool:
+    return not output.is_dir() and (output.suffix.lower() in VIDEO_SUFFIXES or is_image(output))
+
+
+def _is_mask(path: Path, stem: str) -> bool:
+    if path.is_dir():
+        return path.name == stem
+    return path.stem == stem and (is_image(path) or path.suffix.lower() in VIDEO_SUFFIXES)

@@ -1,0 +1,163 @@
+"""What a model takes of memory, measured on two tiny frames, and what there is."""
+
+from __future__ import annotations
+
+import copy
+import re
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import Evidence, build_evidence
+from ldm_video.core.memory import peak_resident
+from ldm_video.pipeline.restore import Restorer
+
+LEAVE = 0.9
+"""The share of what is free that ``auto`` takes."""
+
+_GPU_CONTEXT = 600 * 10**6
+_PROBE_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model takes, in bytes.
+
+    Attributes:
+        base: resident before the first clip.
+        sample, decode: live tensors for an output pixel of one frame of a window, while sampling and decoding.
+        encode: the same while the guess or the canvas is encoded, which happens in whole frames; 0: it is not.
+        at_once: pixels that the codec takes at a time; None: all that it is given.
+    """
+
+    base: int
+    sample: float
+    decode: float
+    encode: float = 0.0
+    at_once: int | None = None
+
+
+@torch.no_grad()
+def measure_costs(restorer: Restorer) -> Costs:
+    """Sample, decode and encode two tiny frames and count the tensors that are alive."""
+    model, settings = restorer.model, restorer.settings
+    side = 2 * model.multiple
+    pixels = _PROBE_FRAMES * side**2
+    evidence = _tiny_evidence(side, restorer.device)
+    dtype = next(iter(model.codec.parameters())).dtype
+    small = with_settings(restorer, steps=min(2, settings.steps), strength=1.0, tile=None)
+    with LiveBytes() as sampling:
+        latents = small._sample(evidence, list(range(_PROBE_FRAMES)), None).to(dtype)
+    with LiveBytes() as decoding:
+        model.codec.decode(latents, evidence)
+    with LiveBytes() as encoding:
+        encodes = model.encode_canvas(evidence) is not None
+        if settings.strength < 1:
+            encodes = model.codec.encode(evidence.guess.to(dtype)) is not None
+    return Costs(
+        base=held_before_work(restorer.device),
+        sample=sampling.peak / pixels,
+        decode=decoding.peak / pixels,
+        encode=encoding.peak / pixels if encodes else 0.0,
+        at_once=getattr(model.codec, "pixels_at_once", None),
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """``with LiveBytes() as live: ...; live.peak``: the most bytes of tensors made inside that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):  # made before; a view of it may come out
+            self._count(tensor.untyped_storage(), 0)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            self._count(storage, storage.nbytes())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = size
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._known.pop(key)
+
+
+@cache
+def held_before_work(device: torch.device) -> int:
+    """Bytes that the process held at most when this was first asked: what clips leave behind, the next one uses."""
+    return peak_resident() if device.type == "cpu" else torch.cuda.memory_reserved(device) + _GPU_CONTEXT
+
+
+def free_memory(device: torch.device, environment: Mapping[str, str]) -> int:
+    """What this process may hold: nine tenths of what is free, beside what it has; shared with torchrun's others."""
+    if device.type == "cuda":
+        return int(LEAVE * torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) + _GPU_CONTEXT
+    try:
+        available = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
+        now = _kilobytes(Path("/proc/self/status"), "VmRSS")
+    except (OSError, ValueError):
+        raise UserError("--memory auto cannot tell what is free on this system; give an amount") from None
+    others = environment.get("LOCAL_WORLD_SIZE", "")
+    processes = int(others) if others.isdecimal() else 1
+    return int(LEAVE * min([available, *_cgroup_room()]) / max(1, processes)) + now
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def with_settings(restorer: Restorer, **changes: Any) -> Restorer:
+    """``restorer`` with other settings."""
+    changed = copy.copy(restorer)
+    changed.settings = replace(restorer.settings, **changes)
+    return changed
+
+
+def _tiny_evidence(side: int, device: torch.device) -> Evidence:
+    hole = torch.zeros(1, _PROBE_FRAMES, 1, side, side, device=device)  # b t 1 H W
+    hole[..., : side // 2, : side // 2] = 1
+    return build_evidence(torch.zeros(1, _PROBE_FRAMES, 3, side // 4, side // 4, device=device), hole)
+
+
+def _kilobytes(path: Path, name: str) -> int:
+    """An entry of one of Linux's tables, in bytes."""
+    found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"no {name}")
+    return int(found[1]) * 1024
+
+
+def _cgroup_room() -> Iterator[int]:
+    """Bytes left below the limits of this process's control groups (version 2), such as a batch system sets."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+    except OSError:
+        return
+    root = Path("/sys/fs/cgroup")
+    for folder in (root / own, *(root / own).parents):
+        if not folder.is_relative_to(root):
+            return
+        try:
+            yield int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+        except (OSError, ValueError):  # none, or "max"
+            continue

@@ -1,0 +1,224 @@
+"""Which tile and which length of segment keep the peak of memory below a limit: ``--memory 8GB``.
+
+The peak is taken for a sum, in bytes, ``H W`` being the output's pixels and ``h w`` the input's:
+
+- what is resident now: libraries and the model, already loaded;
+- ``frames of a segment * (90 H W + 130 h w)``: evidence, results and their temporaries, the segment read ahead and
+  the one that is encoded; more where the sides are padded, and with ``--compare`` or ``join=continue``;
+- ``frames of a window * pixels of a tile * cost``: the model's activations; ``cost`` is measured (:mod:`memory_costs`);
+- ``150 MB + 500 H W``: demuxer, decoder and encoder, which hold dozens of frames.
+
+The constants are those of the shipped model's runs, rounded up (docs/films.md has the figures). Kernels' scratch space
+and a model whose attention is quadratic in space are not foreseen: for other models the sum is an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ldm_video.core.errors import UserError
+from ldm_video.diffusion.windows import split
+from ldm_video.pipeline.job import Job
+from ldm_video.pipeline.journal import Journal
+from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, measure_costs, with_settings
+from ldm_video.pipeline.plan import longest_needed
+from ldm_video.pipeline.restore import Restorer
+from ldm_video.pipeline.workers import Share
+from ldm_video.video_io import VideoInfo
+
+UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
+_FIXED = 150 * 10**6
+_CODING = 500  # bytes for an output pixel: the encoders, measured at medium: 110 (ProRes) to 500 (AV1)
+_PER_OUTPUT, _PER_INPUT, _PADDED, _COMPARED, _CONTINUED = 90, 130, 32, 36, 40  # bytes for a pixel of a segment's frame
+_ROUND = 50 * 10**6  # the least possible is said in such steps: a few MB of what is resident come and go
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job asks for.
+
+    Attributes:
+        size: (height, width) of the output, padded to the model's multiple.
+        window, overlap: of frames.
+        segment: frames held at once, at most; ``least``: at least; ``frames``: of the clip where that is certain.
+        per_frame: bytes for a frame of a segment.
+        fixed: bytes beside segments and model.
+        multiple, tile_overlap: of tiles, in output pixels.
+    """
+
+    size: tuple[int, int]
+    window: int
+    overlap: int
+    segment: int
+    least: int
+    frames: int | None
+    per_frame: float
+    fixed: float
+    multiple: int
+    tile_overlap: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``tile``: (height, width) in output pixels or None for whole frames; ``peak``: bytes expected."""
+
+    tile: tuple[int, int] | None
+    segment: int
+    peak: float
+
+
+def fit_memory(
+    text: str, info: VideoInfo, job: Job, restorer: Restorer, share: Share, environment: Mapping[str, str]
+) -> tuple[Job, Restorer, str]:
+    """``job`` and ``restorer`` with the segment and the tile that keep below ``text``, and a line that says so.
+
+    ``UserError`` when nothing does, when a tile was given too, and for ``auto`` in shares of one clip: each process
+    would find another amount free, and choose otherwise.
+    """
+    if restorer.settings.tile is not None:
+        raise UserError("--memory chooses the tile: leave --tile out, or --memory")
+    if text == "auto" and share.count > 1:
+        raise UserError("--memory auto may differ from process to process; give an amount, such as --memory 8GB")
+    limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
+    demand, costs = demand_of(info, job, restorer), measure_costs(restorer)
+    choice = kept_choice(job.output, limit, costs, demand) if text == "auto" else None
+    choice = choice or choose(limit, costs, demand)
+    job = replace(job, rules=replace(job.rules, segment=choice.segment))
+    fitted = with_settings(restorer, tile=choice.tile)
+    tile = "whole frames" if choice.tile is None else "tile {}x{}".format(*choice.tile)
+    line = (
+        f"memory: about {in_words(choice.peak)} of {in_words(limit)} with {tile}, segments of {choice.segment} frames"
+    )
+    return job, fitted, line
+
+
+def parse_memory(text: str) -> int:
+    """``8GB``, ``7.5 GiB``, ``900MB`` -> bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
+    if not found or not float(found[1]):
+        raise UserError(f"--memory {text} is no amount such as 8GB, 7.5GiB or 900MB, nor auto")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def in_words(amount: float) -> str:
+    """Bytes -> ``1.35GB``, ``900MB``, which :func:`parse_memory` reads."""
+    return f"{amount / 1e9:.2f}GB" if amount >= 1e9 else f"{amount / 1e6:.0f}MB"
+
+
+def choose(limit: int, costs: Costs, demand: Demand) -> Choice:
+    """The least work that stays below ``limit``.
+
+    Work is counted in pixels that the model sees: shared frames and the overlaps of tiles are seen more than once.
+    ``UserError`` with the least that would do.
+    """
+    best: tuple[float, Choice] | None = None
+    least = float("inf")
+    for segment in range(demand.segment, demand.least - 1, -1):
+        for tile in tile_sizes(demand):
+            peak = expected_peak(costs, demand, segment, tile)
+            least = min(least, peak)
+            if peak > limit:
+                continue
+            work = segment / (segment - demand.overlap) * _seen(demand, tile)
+            if best is None or work < best[0]:
+                best = work, Choice(tile, segment, peak)
+    if best is None:
+        needed = (int(least) // _ROUND + 2) * _ROUND
+        height, width = demand.size
+        raise UserError(
+            f"--memory {in_words(limit)} is too little for {width}x{height} with this model; "
+            f"the least is --memory {in_words(needed)}"
+        )
+    return best[1]
+
+
+def expected_peak(costs: Costs, demand: Demand, segment: int, tile: tuple[int, int] | None) -> float:
+    """Bytes, by the sum that this module's first lines tell."""
+    pixels = demand.size[0] * demand.size[1]
+    frames = segment if demand.frames is None else min(segment, demand.frames)
+    part = pixels if tile is None else min(tile[0], demand.size[0]) * min(tile[1], demand.size[1])
+    seen = min(demand.window, frames) * part
+    decoded = seen if costs.at_once is None else min(seen, max(part, costs.at_once))
+    encoded = frames * pixels if costs.at_once is None else min(frames * pixels, max(pixels, costs.at_once))
+    work = max(costs.sample * seen, costs.decode * decoded, costs.encode * encoded)
+    return costs.base + demand.fixed + demand.per_frame * frames + work
+
+
+def tile_sizes(demand: Demand) -> Iterator[tuple[int, int] | None]:
+    """None for whole frames, then of every number of rows and columns the smallest tile.
+
+    No side is less than twice the overlap: below that most of the work is done twice.
+    """
+    rows, columns = (_sides(side, demand) for side in demand.size)
+    for height in rows:
+        for width in columns:
+            whole = height >= demand.size[0] and width >= demand.size[1]
+            yield None if whole else (height, width)
+
+
+def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
+    """What ``job`` asks for, with ``restorer``'s settings."""
+    settings, multiple = restorer.settings, restorer.model.multiple
+    height, width = (side + -side % multiple for side in job.size)
+    output, source = height * width, info.size[0] * info.size[1]
+    extra = (
+        _PADDED * ((height, width) != job.size)
+        + _COMPARED * (job.compare is not None)
+        + _CONTINUED * (job.rules.join == "continue")
+    )
+    on_cpu = restorer.device.type == "cpu"
+    return Demand(
+        size=(height, width),
+        window=settings.window,
+        overlap=job.rules.overlap,
+        segment=job.rules.segment,
+        least=min(job.rules.segment, max(settings.window, longest_needed(job.rules.overlap))),
+        frames=None if info.kind == "video" else info.frames,
+        per_frame=(_PER_OUTPUT + extra) * output + _PER_INPUT * source,
+        fixed=_FIXED + _CODING * output * (3 if job.compare is not None else 1) if on_cpu else 0,
+        multiple=multiple,
+        tile_overlap=settings.tile_overlap,
+    )
+
+
+def kept_choice(output: Path, limit: int, costs: Costs, demand: Demand) -> Choice | None:
+    """What an earlier run chose whose work is kept for ``output``: with another choice it could not go on.
+
+    None where there is none, or where it needs more than all that is free.
+    """
+    try:
+        identity = json.loads((Journal(output).folder / "journal.json").read_text())["identity"]
+        tile = None if identity["tile"] is None else (int(identity["tile"][0]), int(identity["tile"][1]))
+        segment = int(identity["segments: segment"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    choice = Choice(tile, segment, expected_peak(costs, demand, segment, tile))
+    return choice if segment <= demand.segment and choice.peak <= limit / LEAVE else None
+
+
+def _sides(length: int, demand: Demand) -> list[int]:
+    floor = _up(2 * demand.tile_overlap, demand.multiple)
+    sides, count = [length], 1
+    while sides[-1] > floor:
+        count += 1
+        side = _up(-(-(length + (count - 1) * demand.tile_overlap) // count), demand.multiple)
+        sides.append(max(floor, side))
+    return sides
+
+
+def _up(length: int, multiple: int) -> int:
+    return max(multiple, length + -length % multiple)
+
+
+def _seen(demand: Demand, tile: tuple[int, int] | None) -> float:
+    """How often a pixel is seen, by tiles: 1 in whole frames."""
+    if tile is None:
+        return 1.0
+    share = 1.0
+    for length, side in zip(demand.size, tile, strict=True):
+        share *= sum(window.size for window in split(length, side, min(demand.tile_overlap, side - 1))) / length
+    return share

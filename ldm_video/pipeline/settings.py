@@ -1,0 +1,94 @@
+"""What ``infer.py`` is asked to do: defaults, a file and the command line, checked before anything is opened."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from omegaconf import DictConfig
+
+from ldm_video.config import load_config
+from ldm_video.core.errors import UserError
+from ldm_video.pipeline.plan import JOINS
+from ldm_video.pipeline.prompts import Prompts, read_prompts
+from ldm_video.video_io.reader import Deinterlace
+
+FLAGS = (
+    "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
+    "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
+    "propagate", "lora", "prompt_file", "memory",
+)  # fmt: skip
+INTEGERS = (
+    "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
+    "prompt_blend",
+)  # fmt: skip
+NUMBERS = ("scale", "guidance", "dilate", "strength")
+PROPAGATE = ("auto", "on", "off")
+NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend")
+
+
+def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
+    """The file ``defaults``, then that of ``--config``, then the command line: every key known, every value checked."""
+    overrides = [*flag_overrides(arguments), *arguments.overrides]
+    config = load_config(arguments.config, overrides, base=defaults)
+    if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
+        config.deinterlace = "on" if config.deinterlace else "off"
+    if isinstance(config.propagate, bool):
+        config.propagate = "on" if config.propagate else "off"
+    if isinstance(config.cuts, bool):
+        config.cuts = "auto" if config.cuts else "off"
+    check_values(config, load_config(defaults))
+    check_choices(config)
+    return config
+
+
+def flag_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Command-line flags as overrides of the config. Text is quoted, so that YAML takes it as it is."""
+    given = {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
+    return [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
+
+
+def check_values(config: DictConfig, defaults: DictConfig) -> None:
+    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it."""
+    for key in map(str, config):
+        value = config[key]
+        if value is None and defaults[key] is None:
+            continue
+        kinds: tuple[type, ...]
+        kinds, what = (
+            ((int,), "a whole number") if key in INTEGERS
+            else ((int, float), "a number") if key in NUMBERS
+            else ((str,), "text")
+        )  # fmt: skip
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
+        if key in NOT_NEGATIVE and float(value) < 0:
+            raise UserError(f"{key} is {value!r}; give 0 or more")
+
+
+def check_choices(config: DictConfig) -> None:
+    """``UserError`` for a value that is none of those to choose from."""
+    if config.deinterlace not in get_args(Deinterlace):
+        raise UserError(f"unknown deinterlace '{config.deinterlace}'; use {', '.join(get_args(Deinterlace))}")
+    if config.join not in JOINS:
+        raise UserError(f"unknown join '{config.join}'; use {', '.join(JOINS)}")
+    if config.cuts not in ("auto", "off"):
+        raise UserError(f"unknown cuts '{config.cuts}'; use auto or off")
+    if config.chain < 1:
+        raise UserError(f"chain is {config.chain}; give 1 or more")
+    if config.propagate not in PROPAGATE:
+        raise UserError(f"unknown propagate '{config.propagate}'; use {', '.join(PROPAGATE)}")
+
+
+def find_prompts(config: DictConfig) -> Prompts | None:
+    """What ``--prompt-file`` holds."""
+    if config.prompt_file is None:
+        return None
+    if config.prompt is not None:
+        raise UserError("give either --prompt or --prompt-file, and not both")
+    return read_prompts(Path(config.prompt_file), config.prompt_blend)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''").replace("${", "\\${") + "'"
