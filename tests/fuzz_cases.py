@@ -317,16 +317,22 @@ def huge_cases() -> Iterator[Case]:
         "mp4 with 4 billion samples": ("h264.mp4", b"stsz", 12, b"\xff\xff\xff\xff"),
     }
     for what, (name, after, offset, fill) in claims.items():
-        yield Case("huge", what, patched(name, after, offset, fill), -1)
-    eight_k = encode_one(4320, 8190)
-    yield Case("huge", "8K, in truth", eight_k, 0, "the output would be 32760x17280", "hd.mp4")
+        yield Case("huge", what, enlarged(patched(name, after, offset, fill), 4), -1, output="hd.mp4")
+    truly = enlarged(lambda folder: [black(folder / "8k.avi", (4320, 8190))], 4)
+    yield Case("huge", "8K, in truth", truly, 0, "the output would be 32760x17280", "hd.mp4")
 
 
-def encode_one(height: int, width: int) -> Make:
-    """A frame of that size, to be enlarged four times."""
+def enlarged(make: Make, scale: int) -> Make:
+    return lambda folder: [*make(folder), "--scale", scale]
 
-    def make(folder: Path) -> Sequence[object]:
-        made_as = Format("mpeg4", options={"b": "100k"})
-        return [encode(folder / "8k.avi", made_as, sizes=[(height, width)]), "--scale", 4]
 
-    return make
+def black(path: Path, size: tuple[int, int]) -> Path:
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        frame = av.VideoFrame(size[1], size[0], "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path

@@ -178,7 +178,7 @@ def test_a_model_that_decodes_in_batches_says_so(tmp_path: Path) -> None:
     model = small_text_model(tmp_path)
     text = model.text(["a", "b"]) if model.text is not None else torch.empty(0)
     costs = measure_costs(Restorer(model, RestoreSettings(strength=0.5, guidance=3.0), (text[:1], text[1:])))
-    assert costs.at_once == 2**20
+    assert costs.at_once == 2**16  # on a CPU
     assert min(costs.sample, costs.decode, costs.encode) > 12  # at least the pixels themselves
     alone = measure_costs(Restorer(model, RestoreSettings(), (text[:1], text[1:])))
     assert alone.encode == 0

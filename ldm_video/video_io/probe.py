@@ -92,10 +92,12 @@ def probe(path: str | Path) -> VideoInfo:
     if is_image(path):
         return _probe_still(path, "image", path, 1)
     with open_video(path) as (container, stream):
-        frames = list(islice(decoded_frames(container, stream, Damage()), _FLAG_FRAMES))
-        if not frames:
+        frames = islice(decoded_frames(container, stream, Damage()), _FLAG_FRAMES)
+        first = next(frames, None)
+        if first is None:
             raise UserError(f"{path} has no frame that can be decoded; the file is empty or damaged")
-        return _video_info(path, container, stream, frames)
+        interlaced = first.interlaced_frame or any(frame.interlaced_frame for frame in frames)  # one is held at a time
+        return _video_info(path, container, stream, first, interlaced)
 
 
 def _probe_still(path: Path, kind: Literal["frames", "image"], first: Path, frames: int) -> VideoInfo:
@@ -115,8 +117,9 @@ def _probe_still(path: Path, kind: Literal["frames", "image"], first: Path, fram
     )
 
 
-def _video_info(path: Path, container: InputContainer, stream: VideoStream, frames: list[av.VideoFrame]) -> VideoInfo:
-    first = frames[0]
+def _video_info(
+    path: Path, container: InputContainer, stream: VideoStream, first: av.VideoFrame, interlaced: bool
+) -> VideoInfo:
     orientation = orientation_of(first)
     aspect = _pixel_aspect(stream)
     rate, duration = _frame_rate(stream), _duration(container, stream)
@@ -140,7 +143,7 @@ def _video_info(path: Path, container: InputContainer, stream: VideoStream, fram
         time_base=stream.time_base,
         time_origin=clock_origin(container),
         clock_jumps=clock_jumps(container),
-        interlaced=any(frame.interlaced_frame for frame in frames),
+        interlaced=bool(interlaced),
         audio_streams=len(container.streams.audio),
         subtitle_streams=len(container.streams.subtitles),
         codec=stream.codec_context.name,
