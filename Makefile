@@ -35,7 +35,7 @@ strip: demo ## Make the README's picture and animation from the demo's result
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
 		"reference=data/samples/city_reference.mp4" --frame 20 --crop 225,0,480,300 --out docs/strip.png
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
-		--frames 48 --crop 300,60,400,300 --out docs/demo.webp
+		--frames 48 --crop 300,0,400,300 --out docs/demo.webp
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup ## Run the tests (those that need a GPU excepted)
