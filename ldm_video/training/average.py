@@ -18,7 +18,9 @@ class WarmAverage(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            if not averaged.is_floating_point():  # numbers of positions and the like
+                return current
             n = float(count)
-            return torch.lerp(averaged, current, 1 - min(decay, (1 + n) / (WARM_UP + n)))
+            return torch.lerp(averaged, current.to(averaged), 1 - min(decay, (1 + n) / (WARM_UP + n)))
 
         super().__init__(use_buffers=True, avg_fn=average)
