@@ -276,7 +276,7 @@ def size_cases() -> Iterator[Case]:
         yield Case("turned", f"by {angle} degrees", clip("r.mp4", rotation=float(angle)), FRAMES)
 
 
-def image(name: str, picture: np.ndarray, scale: int = 2) -> Make:
+def image(name: str, picture: np.ndarray, scale: int) -> Make:
     def make(folder: Path) -> Sequence[object]:
         cv2.imwrite(str(folder / name), picture)
         return [folder / name, "--scale", scale]
@@ -309,7 +309,7 @@ def huge_cases() -> Iterator[Case]:
         "avi header of 65535": ("huffyuv.avi", b"strf", 12, struct.pack("<ii", 65535, 65535)),
         "avi header of 16384": ("huffyuv.avi", b"strf", 12, struct.pack("<ii", 16384, 16384)),
         "gif of 65535": ("picture.gif", b"GIF89a", 6, b"\xff\xff\xff\xff"),
-        "gif of 8192": ("picture.gif", b"GIF89a", 6, b"\x00\x20\x00\x20"),
+        "gif of 5000": ("picture.gif", b"GIF89a", 6, struct.pack("<HH", 5000, 5000)),
         "mpeg2 of 4095": ("mpeg2.ts", b"\x00\x00\x01\xb3", 4, b"\xff\xff\xff"),
         "mkv of 16383": ("ffv1.mkv", b"\xb0\x81", 1, b"\x82\x3f\xff"),
         "mp4 sample entry of 65535": ("h264.mp4", b"avc1", 28, b"\xff\xff\xff\xff"),

@@ -140,7 +140,7 @@ def decodable(path: Path) -> int:
     """How many frames FFmpeg gets out of a file in one thread, whatever it complains of on the way."""
     frames = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             for packet in container.demux(stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +11,12 @@ import av
 import cv2
 import pytest
 
+from ldm_video.video_io import FrameReader
 from tests.cli_support import files_below, spawn, write_tiny_bundle
 from tests.fuzz_cases import Case, clip_cases
 from tests.fuzz_cases_beside import beside_cases
-from tests.fuzz_support import Crashed, Ended, Runner, decodable
+from tests.fuzz_support import FORMATS, FRAMES, RATE, Crashed, Ended, Runner, decodable, encode, flip_share, whole
+from tests.video_io_support import packet_bytes, packet_times
 
 CASES = [*clip_cases(), *beside_cases()]
 OUTPUTS = ("hd.mp4", "hd.mkv", "hd", "hd.mov")
@@ -88,6 +91,60 @@ def count_strictly(output: Path) -> int:
             times.append(frame.pts)
     assert all(a < b for a, b in pairwise(times)), times
     return len(times)
+
+
+# What damage must not do.
+
+
+def restored(source: Path, output: Path, bundle: Path, runner: Runner) -> Ended:
+    ended = runner.run("--input", source, "--output", output, "--model", bundle, "--scale", 2, "preset=ultrafast")
+    assert ended.code == 0, ended.complaints
+    return ended
+
+
+def test_one_wrong_time_stamp_is_one_wrong_time_stamp(tmp_path: Path) -> None:
+    """A bit of one block's time, set: the frame would come 16 seconds late and all that follow after it."""
+    data = bytearray(whole("ffv1.mkv"))
+    data[data.index(b"\x81" + (600).to_bytes(2, "big")) + 1] ^= 0x40
+    (tmp_path / "clip.mkv").write_bytes(data)
+    with FrameReader(tmp_path / "clip.mkv") as reader:
+        times = [frame.pts_seconds for frame in reader]
+    assert times == [i / RATE for i in range(FRAMES)]
+    assert "1 frames had time stamps out of order" in reader.warnings[0]
+
+
+def test_recordings_behind_one_another_go_on_in_time_with_their_sound(
+    bundle: Path, runner: Runner, tmp_path: Path
+) -> None:
+    late = encode(tmp_path / "late.ts", FORMATS["h264.ts"], container_options={"output_ts_offset": "100"})
+    both = tmp_path / "both.ts"
+    both.write_bytes(late.read_bytes() + whole("h264.ts"))
+    restored(both, tmp_path / "hd.mkv", bundle, runner)
+    pictures, sound = packet_times(tmp_path / "hd.mkv"), packet_bytes(tmp_path / "hd.mkv", "audio")
+    assert len(pictures) == decodable(both) == 2 * FRAMES
+    assert float(pictures[-1] - pictures[0]) == pytest.approx(float((2 * FRAMES - 1) / RATE), abs=0.1)
+    assert len(sound) == 2 * len(packet_bytes(late, "audio"))
+    assert float(sound[-1][0] - pictures[-1]) == pytest.approx(float(1 / RATE), abs=0.15)
+
+
+def test_sound_whose_channels_have_no_names_is_kept(bundle: Path, runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "camera.avi").write_bytes(whole("mjpeg.avi"))  # as AVI always is
+    ended = restored(tmp_path / "camera.avi", tmp_path / "hd.mp4", bundle, runner)
+    assert ended.complaints == ""
+    assert packet_bytes(tmp_path / "hd.mp4", "audio")
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "mpeg2.ts"])
+def test_patched_frames_are_counted(name: str, tmp_path: Path) -> None:
+    source = tmp_path / name
+    source.write_bytes(flip_share(0.003)(whole(name), random.Random(0)))
+    with FrameReader(source) as reader:
+        frames = sum(1 for _ in reader)
+    with av.open(str(source)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        patched = sum(frame.is_corrupt for frame in container.decode(video=0))
+    assert (frames, patched > 0) == (FRAMES, True)
+    assert reader.warnings == [f"{source}: decoded {FRAMES} frames; {patched} of them are damaged and patched"]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -61,10 +61,12 @@ def _in_order(last: Fraction | None, pts: Fraction, after: Fraction | None) -> b
 
 
 def _between(last: Fraction | None, after: Fraction | None, step: Fraction) -> Fraction:
-    """A time after ``last`` and, where there is room, before ``after``."""
+    """A time after ``last`` and, where there is room, half-way to ``after``: damage may have touched the rate too."""
     if last is None:
         return Fraction(0) if after is None else max(Fraction(0), after - step)
-    return min(last + step, (last + after) / 2) if after is not None and after > last else last + step
+    if after is None or after - last < 2 * _SHORTEST:
+        return last + step
+    return (last + after) / 2
 
 
 def _presentation_clock(info: VideoInfo, step: Fraction) -> _Clock:
