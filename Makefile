@@ -31,9 +31,11 @@ demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled
 	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
 		--output outputs/demo/city_hd.mp4 --compare --overwrite
 
-strip: demo ## Make the README's picture strip from the demo's result
+strip: demo ## Make the README's picture and animation from the demo's result
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
 		"reference=data/samples/city_reference.mp4" --frame 20 --crop 225,0,480,300 --out docs/strip.png
+	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
+		--frames 48 --crop 300,0,400,300 --out docs/demo.webp
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: setup ## Run the tests (those that need a GPU excepted)

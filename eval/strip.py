@@ -1,8 +1,9 @@
-"""A picture strip of one frame: input, result, reference. ``python -m eval.strip --help``."""
+"""A strip of one frame, or of a moment as an animation: input, result, reference. ``python -m eval.strip --help``."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,36 +15,56 @@ from torch import Tensor
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.core.files import atomic_path
 from ldm_video.core.tensors import to_bytes
-from ldm_video.video_io import FrameReader, parse_box
+from ldm_video.video_io import FrameReader, parse_box, probe
 from ldm_video.video_io.masks import fill_boxes
+from ldm_video.video_io.probe import DEFAULT_RATE
 
 BAR = 22  # height of the caption bar, in pixels
+WEBP_QUALITY = 70
 
 
 def main() -> None:
-    """Read the command line, write one PNG."""
+    """Read the command line, write one picture or animation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="+", metavar="CAPTION=FILE", help="panels from left to right")
-    parser.add_argument("--frame", type=int, default=0)
+    parser.add_argument("--frame", type=int, default=0, help="the first one shown")
+    parser.add_argument("--frames", type=int, default=1, help="more than 1: an animation, --out ends in .webp")
     parser.add_argument("--crop", help="x,y,w,h in pixels of the largest clip; default: whole frames")
     parser.add_argument("--zoom", type=int, default=1, help="enlarge every panel, pixels stay squares")
-    parser.add_argument("--out", type=Path, required=True, help="a .png file")
+    parser.add_argument("--out", type=Path, required=True, help="a .png file, or .webp for an animation")
     arguments = parser.parse_args()
-    named = [_split(clip) for clip in arguments.clips]
-    frames = {caption: read_frame(path, arguments.frame) for caption, path in named}
-    strip = make_strip(frames, parse_box(arguments.crop) if arguments.crop else None, arguments.zoom)
+    if (arguments.frames > 1) != (arguments.out.suffix == ".webp"):
+        raise UserError(f"{arguments.out}: one frame is a .png, several (--frames N) are a .webp; correct one of them")
+    named = dict(_split(clip) for clip in arguments.clips)
+    crop = parse_box(arguments.crop) if arguments.crop else None
+    clips = [read_frames(path, arguments.frame, arguments.frames) for path in named.values()]
+    strips = [
+        make_strip(dict(zip(named, frames, strict=True)), crop, arguments.zoom) for frames in zip(*clips, strict=True)
+    ]
+    pictures = [cv2.cvtColor(strip, cv2.COLOR_RGB2BGR) for strip in strips]
     with atomic_path(arguments.out) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
+        if len(pictures) == 1:
+            cv2.imwrite(str(temporary), pictures[0])
+        else:
+            _write_animation(temporary, pictures, next(iter(named.values())))
     print(arguments.out)
 
 
-def read_frame(path: Path, index: int) -> Tensor:
-    """Frame ``index`` of a clip, ``3 h w`` in [-1, 1]."""
+def read_frames(path: Path, first: int, count: int) -> list[Tensor]:
+    """Frames ``first`` to ``first + count - 1`` of a clip, each ``3 h w`` in [-1, 1]."""
     with FrameReader(path) as reader:
-        frame = next(islice(reader, index, None), None)
-    if frame is None:
-        raise UserError(f"{path} has no frame {index}; choose a smaller --frame")
-    return frame.pixels
+        frames = [frame.pixels for frame in islice(reader, first, first + count)]
+    if len(frames) < count:
+        raise UserError(f"{path} has no frame {first + len(frames)}; choose smaller --frame or --frames")
+    return frames
+
+
+def _write_animation(path: Path, pictures: Sequence[np.ndarray], clip: Path) -> None:
+    """An endless WebP of pictures ``h w 3`` uint8 BGR at the frame rate of ``clip``."""
+    animation = cv2.Animation()
+    animation.frames = list(pictures)
+    animation.durations = [round(1000 / (probe(clip).rate or DEFAULT_RATE))] * len(pictures)
+    cv2.imwriteanimation(str(path), animation, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
 
 
 def make_strip(frames: dict[str, Tensor], crop: tuple[int, int, int, int] | None = None, zoom: int = 1) -> np.ndarray:

@@ -74,8 +74,7 @@ def small_video_model(**temporal: Any) -> VideoModel:
     layout = EvidenceLayout("space_to_depth", 8)
     unet = unet_config(4 + layout.channels, 4)
     denoiser = VideoUNet.from_config({"unet": unet, "temporal": {"head_dim": 4, **temporal}})
-    codec = VideoCodec(4, (16, 16), (8, 8, 8, 4), (1, 1, 1))
-    codec.latent_mean += 0.3
+    codec = VideoCodec(4, (8, 8, 8, 4), (1, 1, 1))
     codec.latent_std *= 1.7
     model = VideoModel(
         denoiser, codec, FlowMatchEulerDiscreteScheduler(shift=3.0), layout, None, 0.5, SamplingDefaults(steps=3)

@@ -34,7 +34,7 @@ def outputs(model: VideoModel, text: Tensor | None = None) -> list[Tensor]:
     factor, channels = model.codec.factor, model.codec.latent_channels
     latents = randn(1, 2, channels, 16 // factor, 32 // factor)
     predicted = model.predict(latents, torch.tensor(700.0), evidence, text)
-    return [predicted, model.codec.encode(evidence.guess), model.codec.decode(latents, evidence)]
+    return [predicted, model.codec.encode(evidence.guess.flip(-1), evidence), model.codec.decode(latents, evidence)]
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def test_boxes_are_in_pixels_of_the_input(upscale: Callable[..., Path]) -> None:
     plain = read_pixels(upscale("plain.mkv", *LOSSLESS, "--scale", 2, "dilate=0"))
     boxed = read_pixels(upscale("boxed.mkv", *LOSSLESS, "--scale", 2, "--box", "30,4,10,20", "dilate=0"))
     weight = np.abs(plain - boxed).mean((0, 3))  # H W
+    weight = np.where(weight > weight.max() / 2, weight, 0)  # normalisation carries a little of it everywhere
     y, x = np.mgrid[: weight.shape[0], : weight.shape[1]]
     centre = (float((y * weight).sum() / weight.sum()), float((x * weight).sum() / weight.sum()))
     assert centre == pytest.approx((2 * (4 + 10), 2 * (30 + 5)), abs=4)

@@ -52,7 +52,7 @@ class PointwiseCodec(Codec):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(0.2))
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         return space_to_depth(pixels, 4)
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:

@@ -48,9 +48,34 @@ def test_command_writes_the_asked_frame(
     out = tmp_path / "strip.png"
     monkeypatch.setattr(sys, "argv", ["strip", f"clip={tiny_video}", "--frame", "3", "--out", str(out)])
     strip.main()
-    expected = strip.read_frame(Path(str(tiny_video)), 3)
+    (expected,) = strip.read_frames(Path(str(tiny_video)), 3, 1)
     written = cv2.imread(str(out))[strip.BAR :, :, ::-1]
     np.testing.assert_array_equal(written, ((expected + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_several_frames_are_an_animation(tiny_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "moment.webp"
+    clips = [f"a={tiny_video}", f"b={tiny_video}"]
+    monkeypatch.setattr(sys, "argv", ["strip", *clips, "--frame", "1", "--frames", "3", "--out", str(out)])
+    strip.main()
+    read, animation = cv2.imreadanimation(str(out))
+    assert read and len(animation.frames) == 3
+    expected = strip.read_frames(tiny_video, 1, 3)
+    for shown, frame in zip(animation.frames, expected, strict=True):
+        shown, width = shown[strip.BAR :, :, 2::-1].astype(int), frame.shape[2]
+        assert shown.shape[1] == 2 * width and abs(shown[:, :width] - shown[:, width:]).mean() < 3  # lossy
+        assert abs(shown[:, :width] - ((frame + 1) * 127.5).permute(1, 2, 0).numpy()).mean() < 12
+
+
+@pytest.mark.parametrize("options", [["--frames", "2"], ["--frames", "99", "--out", "x.webp"], ["--out", "x.webp"]])
+def test_frames_and_files_that_do_not_fit(
+    options: list[str], tiny_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["strip", f"a={tiny_video}", "--out", "x.png", *options])
+    with pytest.raises(UserError, match=r"has no frame|one frame is a"):
+        strip.main()
+    assert not list(tmp_path.glob("x.*"))
 
 
 @pytest.mark.parametrize("clips", [["no-caption.mp4"], ["a=/nowhere.mp4"]])

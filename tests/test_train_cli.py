@@ -22,7 +22,6 @@ SMALL = {
     "denoiser.config.unet.norm_num_groups": 4,
     "denoiser.config.temporal.head_dim": 8,
     "codec.latent_channels": 4,
-    "codec.encoder_channels": "[16,16]",
     "codec.decoder_channels": "[8,8,8,4]",
     "codec.decoder_blocks": "[1,1,1]",
 }

@@ -275,7 +275,7 @@ def test_the_loss_of_the_latent_phase_is_the_latents_distance() -> None:
     noise = task.noise(batch["hr"], draws)
     # A flow's first timestep is pure noise at sigma 1: x0 = noise - output.
     output = model.predict(noise, torch.tensor(1000.0), condition.evidence)
-    expected = 0.5 * (noise - output - model.codec.encode(batch["hr"])).square().mean()
+    expected = 0.5 * (noise - output - model.codec.encode(batch["hr"], condition.evidence)).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

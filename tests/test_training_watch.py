@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from eval.metrics.backbones import lpips_network
 from eval.metrics.fidelity import psnr
+from ldm_video.training.average import WarmAverage
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss
@@ -93,7 +93,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     """Weights, averaged weights and global random states, bit for bit, with averaging on."""
     results = []
     for watched in (False, True):
-        stage, average = few_step(), EMAWeightAveraging(decay=0.5)
+        stage, average = few_step(), WarmAverage(0.5)
         callbacks: list[pl.Callback] = [average]
         if watched:
             callbacks.append(Pictures(tmp_path / "media", Clips(1), every=1, metrics={"restless": restless}))
@@ -131,7 +131,7 @@ def test_the_averaged_weights_are_shown(tmp_path: Path) -> None:
     stage, trained = few_step(), list[Tensor]()
     pictures = Pictures(tmp_path, Clips(1), every=100, metrics={"remember": remember})
     shown.clear()  # the trial at the start
-    fit(stage, tmp_path, [EMAWeightAveraging(decay=0.5), pictures, Snapshot(trained)])
+    fit(stage, tmp_path, [WarmAverage(0.5), pictures, Snapshot(trained)])
     last = torch.cat([p.detach().flatten() for p in stage.parameters() if p.requires_grad])
     assert not torch.equal(last, trained[-1])  # averaging made a difference
     stage.eval()

@@ -1,8 +1,8 @@
-"""Codecs: high-res pixels -> latents -> high-res pixels, with evidence at the decoder's side.
+"""Codecs: high-res pixels -> latents -> high-res pixels, with evidence at both sides.
 
 A plain autoencoder caps fidelity (KL-f8: 24.2 dB, KL-f4: 27.5 dB on ImageNet, latent-diffusion README), since its
-decoder must draw again what the low-res frames already show. `VideoCodec`'s decoder sees the evidence, so that its
-latents only carry what the evidence does not say.
+decoder must draw again what the low-res frames already show. `VideoCodec`'s latents say what the evidence does not, in
+a fixed basis: nothing of an encoder has to be learned before a denoiser can be, and its decoder sees the evidence.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution, Encoder
 from torch import Tensor, nn
 
 from ldm_video.core.evidence import Evidence, space_to_depth
 from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
+
+_SIGHT = 3 + 1 + 1 + 3  # guess, hole, known, what the draft adds
 
 
 class Codec(nn.Module, ABC):
@@ -35,8 +37,8 @@ class Codec(nn.Module, ABC):
     config: dict
 
     @abstractmethod
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels ``b t 3 H W`` in [-1, 1] -> scaled latents ``b t c H/f W/f`` (the posterior's mean)."""
+    def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
 
     @abstractmethod
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
@@ -63,8 +65,8 @@ class ImageCodec(Codec):
         self.scaling = float(autoencoder.config["scaling_factor"])
         self.shift = float(autoencoder.config.get("shift_factor") or 0.0)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """``b t 3 H W -> b t c H/f W/f``, scaled."""
+    def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """``b t 3 H W -> b t c H/f W/f``, scaled: the posterior's mean."""
         batches = fold_time(pixels).split(self._frames_at_once(pixels.shape[-2:].numel()))  # (b t) 3 H W
         raw = torch.cat([self.autoencoder.encode(batch).latent_dist.mode() for batch in batches])  # (b t) c h w
         return unfold_time((raw - self.shift) * self.scaling, pixels.shape[1])
@@ -91,82 +93,76 @@ class ImageCodec(Codec):
 
 
 class VideoCodec(Codec):
-    """An f8 autoencoder whose decoder has temporal layers and sees the evidence.
+    """What an 8x8 patch has beyond the evidence's guess, in the cosine basis; a decoder that sees the evidence.
+
+    ``pixels = guess + basis^T latents`` is the *draft*, a linear map: what the denoiser changes in the latents changes
+    the pixels from the first step of training on. The decoder corrects the draft: what the basis leaves out, the
+    borders of patches, what neighbouring frames know.
 
     Args:
-        latent_channels: channels of the latent.
-        encoder_channels: widths of the diffusers ``Encoder`` on the f4 and the f8 grid.
+        latent_channels: components of the basis, see :func:`~ldm_video.models.patch_basis.patch_basis`.
         decoder_channels: widths of the decoder on the f8, f4, f2 grids and at full size.
         decoder_blocks: residual blocks on the f8, f4 and f2 grids.
     """
 
     factor = 8
-    latent_mean: Tensor
+    basis: Tensor
     latent_std: Tensor
 
     def __init__(
         self,
-        latent_channels: int = 16,
-        encoder_channels: tuple[int, int] = (64, 128),
+        latent_channels: int = 32,
         decoder_channels: tuple[int, int, int, int] = (128, 64, 32, 12),
         decoder_blocks: tuple[int, int, int] = (2, 4, 2),
     ) -> None:
         super().__init__()
         self.config = {
             "latent_channels": latent_channels,
-            "encoder_channels": list(encoder_channels),
             "decoder_channels": list(decoder_channels),
             "decoder_blocks": list(decoder_blocks),
         }
         self.latent_channels = latent_channels
-        self.encoder = Encoder(
-            in_channels=3 * 4**2,  # pixels arrive space-to-depth by 4: the encoder's work starts on the f4 grid
-            out_channels=latent_channels,
-            down_block_types=("DownEncoderBlock2D",) * len(encoder_channels),
-            block_out_channels=tuple(encoder_channels),
-            layers_per_block=2,
-            norm_num_groups=16,
-            mid_block_add_attention=False,
-        )
         self.decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
-        # Latents are scaled to zero mean and unit variance per channel, as the diffusion process supposes.
-        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("basis", patch_basis(latent_channels, self.factor), persistent=False)
+        # Latents are scaled to unit variance per channel, as the diffusion process supposes; their mean is near zero.
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
-    def posterior(self, pixels: Tensor) -> DiagonalGaussianDistribution:
-        """``b t 3 H W`` in [-1, 1] -> Gaussian over *raw* latents ``(b t) c H/8 W/8``."""
-        cells = fold_time(space_to_depth(pixels, 4))  # (b t) 48 H/4 W/4
-        return DiagonalGaussianDistribution(self.encoder(cells))
+    def project(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """Pixels ``b t 3 H W`` less the evidence's guess -> raw latents ``b t c H/8 W/8``."""
+        residual = fold_time(pixels - evidence.guess.to(pixels))  # (b t) 3 H W
+        return unfold_time(F.conv2d(residual, self.basis.to(residual), stride=self.factor), pixels.shape[1])
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """``b t 3 H W -> b t c H/8 W/8``, scaled."""
-        return self.scale(unfold_time(self.posterior(pixels).mode(), pixels.shape[1]))
+        raw = self.project(pixels, evidence)
+        return raw / self.latent_std.to(raw).view(-1, 1, 1)
+
+    def draft(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        """``b t c h w`` (scaled) -> pixels ``b t 3 (8 h) (8 w)``: the guess and what the latents say beyond it."""
+        raw = fold_time(latents * self.latent_std.to(latents).view(-1, 1, 1))  # (b t) c h w
+        beyond = F.conv_transpose2d(raw, self.basis.to(raw), stride=self.factor)  # (b t) 3 8h 8w
+        return evidence.guess + unfold_time(beyond, latents.shape[1]).to(evidence.guess)
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
-        return self.decoder(latents, evidence)
+        return self.decoder(latents, evidence, self.draft(latents, evidence))
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The evidence-aware decoder."""
+        """The evidence-aware decoder: all that a codec can learn."""
         return self.decoder.parameters()
-
-    def scale(self, raw: Tensor) -> Tensor:
-        """Raw -> scaled latents, ``b t c h w``."""
-        return (raw - self.latent_mean.view(-1, 1, 1)) / self.latent_std.view(-1, 1, 1)
 
     @torch.no_grad()
     def track_scale(self, raw: Tensor, momentum: float = 0.02) -> None:
-        """Move the latents' mean and standard deviation towards those of a batch of raw latents ``b t c h w``."""
-        mean, std = raw.mean(dim=(0, 1, 3, 4)), raw.std(dim=(0, 1, 3, 4))
-        self.latent_mean.lerp_(mean.to(self.latent_mean), momentum)
-        self.latent_std.lerp_(std.clamp(min=1e-3).to(self.latent_std), momentum)
+        """Move the latents' standard deviation towards that of a batch of raw latents ``b t c h w``."""
+        deviation = raw.square().mean(dim=(0, 1, 3, 4)).sqrt()  # about zero: of pictures without a hole, the mean
+        self.latent_std.lerp_(deviation.clamp(min=1e-3).to(self.latent_std), momentum)
 
 
 class EvidenceDecoder(nn.Module):
-    """Latents on the f8 grid -> a correction of the evidence's guess, growing through the f4 and f2 grids.
+    """Latents on the f8 grid -> a correction of their draft, growing through the f4 and f2 grids.
 
     No normalisation layer: the output does not depend on far-away pixels, so that tiles agree where they overlap,
-    and colours are not shifted. The evidence enters again on every grid, space to depth.
+    and colours are not shifted. Evidence and draft enter again on every grid, space to depth.
     """
 
     def __init__(self, latent_channels: int, channels: tuple[int, int, int, int], blocks: tuple[int, int, int]) -> None:
@@ -175,10 +171,10 @@ class EvidenceDecoder(nn.Module):
         self.enter8 = nn.Conv2d(latent_channels, wide, 3, padding=1)
         self.body8 = nn.ModuleList(_stage(wide, blocks[0]))
         self.up4 = nn.Conv2d(wide, middle * 4, 3, padding=1)
-        self.evidence4 = nn.Conv2d(5 * 4**2, middle, 3, padding=1)
+        self.evidence4 = nn.Conv2d(_SIGHT * 4**2, middle, 3, padding=1)
         self.body4 = nn.ModuleList(_stage(middle, blocks[1]))
         self.up2 = nn.Conv2d(middle, narrow * 4, 3, padding=1)
-        self.evidence2 = nn.Conv2d(5 * 2**2, narrow, 3, padding=1)
+        self.evidence2 = nn.Conv2d(_SIGHT * 2**2, narrow, 3, padding=1)
         self.body2 = nn.ModuleList(_stage(narrow, blocks[2], temporal=False))
         self.up1 = nn.Conv2d(narrow, fine * 4, 3, padding=1)
         self.exit = nn.Conv2d(fine, 3, 3, padding=1)
@@ -186,10 +182,11 @@ class EvidenceDecoder(nn.Module):
             _repeat_over_shuffle(conv)
         _start_at_zero(self.exit)
 
-    def forward(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """``b t c h w``, evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
+    def forward(self, latents: Tensor, evidence: Evidence, draft: Tensor) -> Tensor:
+        """``b t c h w``, evidence and draft ``b t 3 H W`` of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
         frames = latents.shape[1]
-        sight = torch.cat([evidence.guess, evidence.hole, evidence.known], dim=2).to(latents)  # b t 5 H W
+        seen = [evidence.guess, evidence.hole, evidence.known, draft - evidence.guess]
+        sight = torch.cat(seen, dim=2).to(latents)  # b t 8 H W
         x = self.enter8(fold_time(latents))  # (b t) wide h w
         x = _run(self.body8, x, frames)
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
@@ -200,7 +197,7 @@ class EvidenceDecoder(nn.Module):
         x = _run(self.body2, x, frames)
         x = F.pixel_shuffle(self.up1(x), 2)  # (b t) fine 8h 8w
         # Added in the evidence's type: in bfloat16 the sum would be rounded to visible steps.
-        return evidence.guess + unfold_time(self.exit(F.silu(x)), frames).to(evidence.guess)  # b t 3 8h 8w
+        return draft + unfold_time(self.exit(F.silu(x)), frames).to(draft)  # b t 3 8h 8w
 
 
 class ResidualBlock(nn.Module):

@@ -119,10 +119,10 @@ class VideoModel(nn.Module):
 
     @torch.no_grad()
     def encode_canvas(self, evidence: Evidence) -> Tensor | None:
-        """The canvas in scaled latents ``b t c H/f W/f`` (the posterior's mean), where the denoiser reads it."""
+        """The canvas in scaled latents ``b t c H/f W/f``, where the denoiser reads it."""
         if not self.sees_canvas:
             return None
-        return self.codec.encode(evidence.canvas.to(next(self.codec.parameters()).dtype))
+        return self.codec.encode(evidence.canvas.to(next(self.codec.parameters()).dtype), evidence)
 
     def predict(
         self,

@@ -62,7 +62,7 @@ def measure_costs(restorer: Restorer) -> Costs:
     with LiveBytes() as encoding:
         encodes = model.encode_canvas(evidence) is not None
         if settings.strength < 1:
-            encodes = model.codec.encode(evidence.guess.to(dtype)) is not None
+            encodes = model.codec.encode(evidence.guess.to(dtype), evidence) is not None
     return Costs(
         base=held_before_work(restorer.device),
         sample=sampling.peak / pixels,

@@ -17,8 +17,8 @@ class PixelCodec(Protocol):
     factor: int
     latent_channels: int
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels ``b t 3 H W`` in [-1, 1] -> scaled latents ``b t c H/f W/f``."""
+    def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``."""

@@ -150,10 +150,13 @@ class Restorer:
             self.model.scheduler,
             noise,
             settings.steps,
-            start=self.model.codec.encode(evidence.guess.to(self._codec_dtype)) if settings.strength < 1 else None,
+            start=self._encode_guess(evidence) if settings.strength < 1 else None,
             strength=settings.strength,
             callback=report,
         )
+
+    def _encode_guess(self, evidence: Evidence) -> Tensor:
+        return self.model.codec.encode(evidence.guess.to(self._codec_dtype), evidence)
 
     @property
     def _codec_dtype(self) -> torch.dtype:

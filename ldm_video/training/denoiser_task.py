@@ -56,7 +56,7 @@ class DenoiserTask(ModelStage):
     def _loss(self, batch: Mapping[str, Tensor], condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
         """Weighted loss per clip (b,) and its timestep indices (b,)."""
         with torch.no_grad():
-            latents = self.model.codec.encode(batch["hr"])  # b t c h w
+            latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
         noise = self.noise(batch["hr"], draws).to(latents)
         t = draws.each(lambda generator: self.objective.sample_timesteps(1, generator)).to(latents.device)  # b
         noisy = self.objective.process.noisy(latents, noise, t)

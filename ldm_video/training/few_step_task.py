@@ -79,7 +79,7 @@ class FewStepTask(ModelStage):
             terms = self.pixel_loss(self.model.codec.decode(clean, condition.evidence), batch["hr"], draws.step)
         if self.latent_weight:
             with torch.no_grad():
-                latents = self.model.codec.encode(batch["hr"])  # b t c h w
+                latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
             terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
         loss = torch.stack(list(terms.values())).sum()
         if self.global_step < self.pixel_from_step:

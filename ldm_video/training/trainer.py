@@ -9,10 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 from ldm_video.config import build
 from ldm_video.core.errors import UserError
+from ldm_video.training.average import WarmAverage
 from ldm_video.training.checkpoints import AtomicCheckpointIO
 from ldm_video.training.loggers import build_loggers, git_revision
 from ldm_video.training.preemption import Preemption
@@ -36,7 +37,7 @@ def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callba
         Speed(),
     ]
     if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+        callbacks.append(WarmAverage(config.ema))
     callbacks += [*watchers, Preemption()]
     loggers = build_loggers(config.logger, config.name, output)
     try:
