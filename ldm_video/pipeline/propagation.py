@@ -43,9 +43,8 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         hole: ``t 1 h w`` in {0, 1}, on the same grid; it must cover everything that is not to be believed.
 
     Returns ``filled`` ``t 3 h w`` in [-1, 1] and ``confidence`` ``t 1 h w`` in [0, 1]: 1 outside the hole, 0 where no
-    frame shows the place; there ``filled`` is ``frames``. Nothing is looked for in
-    frames of less than 16 pixels, and nothing is carried over between frames that have nothing
-    in common, as across a cut.
+    frame shows the place; there ``filled`` is ``frames``. Nothing is looked for in frames of less than 16 pixels, and
+    nothing is carried over between frames that have nothing in common, as across a cut.
     """
     confidence = 1 - hole.float()
     ever = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
