@@ -57,7 +57,9 @@ def test_all_that_is_in_a_folder_is_on_the_disk_before_it_has_its_name(
         for name in ("0.png", "deep/1.png"):
             (temporary / name).write_bytes(b"picture")
     inodes = {str(path.stat().st_ino) for path in (tmp_path / "frames", *(tmp_path / "frames").rglob("*"))}
-    assert (set(done[:-1]), done[-1], len(inodes)) == (inodes, "renamed", 4)
+    *written, renamed, last = done
+    assert (set(written), renamed, len(inodes)) == (inodes, "renamed", 4)
+    assert last == str(tmp_path.stat().st_ino)  # and then its name
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, UserError])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eval.bench.propagation import measure, table
 from eval.degradations import shrink
+from eval.framewise import to_image
 from eval.holes import still_logo
 from eval.inputs import Track, build_inputs
 from eval.metrics.fidelity import psnr
@@ -20,6 +21,7 @@ from ldm_video.core.evidence import build_evidence, push_pull
 from ldm_video.pipeline.flow import clip_flows, fit_camera, spread
 from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole, won_share
 from ldm_video.video_io import FrameReader
+from tests.cli_support import tiny_model
 
 SIZE = (72, 112)
 
@@ -262,3 +264,20 @@ def test_the_benchmark_measures_what_is_there(tmp_path: Path) -> None:
     assert row.gain == 0
     assert "| hole | grey | 0.00 |" in table([row])
     assert "1 with a still camera: +0.00 dB" in table([row])
+    assert row.restored is None and "after the model" not in table([row])
+
+
+def test_the_benchmark_restores_with_and_without(tmp_path: Path) -> None:
+    """A picture that moves past a box: the model, which is not trained, is given more to go by."""
+    frames = [(to_image(frame)) for frame in pan(6, 8.0)]
+    (tmp_path / "clips" / "pan").mkdir(parents=True)
+    for index, frame in enumerate(frames):
+        large = cv2.resize(frame, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / "clips" / "pan" / f"{index:05d}.png"), large[..., ::-1])
+    track = Track("box", hole="box", hole_area=0.02)
+    (given,) = build_inputs(tmp_path / "clips", tmp_path / "work", track, 4, seed=0)
+    row = measure(given, track, 4, tiny_model())
+    assert row.restored is not None and row.final_gain == row.restored[1] - row.restored[0]
+    assert row.won > 0.2 and row.restored[0] != row.restored[1]
+    assert f"| box | pan | {row.restored[0]:.2f} | {row.restored[1]:.2f} |" in table([row])
+    assert "after the model" in table([row])

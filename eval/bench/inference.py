@@ -16,7 +16,6 @@ cores: what else the machine does hardly changes them.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import string
 import time
@@ -31,9 +30,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from eval.bench.peaks import peak_of
 from eval.bench.train_throughput import SCALE, TOKENS, WIDTHS, make_autoencoder, make_scheduler, make_unet, ratio
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
-from ldm_video.core.memory import peak_resident
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.models.device import DTYPES, place
 from ldm_video.models.open_model import FRAME_BY_FRAME
@@ -220,27 +219,14 @@ def difference(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> float:
     return largest
 
 
-def _measure_peak(name: str, setting: Setting, threads: int, result: Any) -> None:
+def _prepare(name: str, setting: Setting) -> Run:
+    """A run, in a process of its own."""
     torch.set_grad_enabled(False)
-    torch.set_num_threads(threads)
-    run = RUNS[name](setting)
-    on_gpu = setting.device.startswith("cuda")
-    if on_gpu:  # without the weights in float32, from which the others were made
-        torch.cuda.reset_peak_memory_stats(setting.device)
-    run()
-    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else peak_resident())
+    return RUNS[name](setting)
 
 
-def peak_of(name: str, setting: Setting) -> int:
-    """Most bytes of a run: of its tensors on a GPU; on a CPU of its whole process, libraries included."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=_measure_peak, args=(name, setting, torch.get_num_threads(), result))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise UserError(f"'{name}' ended with code {process.exitcode}; take a smaller --width, --size or --frames")
-    return int(result.get())
+def _peak(name: str, setting: Setting) -> int:
+    return peak_of(partial(_prepare, name, setting), setting.device, name, "take a smaller --width, --size or --frames")
 
 
 def table(setting: Setting, times: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> str:
@@ -293,7 +279,7 @@ def main() -> None:
     """Measure and print the table."""
     setting, rounds, memory = parse_arguments()
     print(setting)
-    peaks = {name: peak_of(name, setting) for name in RUNS} if memory else {}
+    peaks = {name: _peak(name, setting) for name in RUNS} if memory else {}
     runs = {name: make(setting) for name, make in RUNS.items()}
     outputs = {name: run() for name, run in runs.items()}  # also the warm-up
     largest = difference(outputs[EQUAL], outputs[BASELINE], DTYPES[setting.dtype])

@@ -15,7 +15,6 @@ On a CPU the seconds are those of its cores: what else the machine does hardly c
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import time
 import warnings
@@ -31,9 +30,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from eval.bench.peaks import peak_of
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import EvidenceLayout
-from ldm_video.core.memory import peak_resident
 from ldm_video.core.tensors import fold_time
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.codec import ImageCodec
@@ -226,25 +225,19 @@ def flops_of(name: str, setting: Setting) -> int:
     return counter.get_total_flops()
 
 
-def _measure_peak(name: str, setting: Setting, threads: int, result: Any) -> None:
-    torch.set_num_threads(threads)
+def _prepare(name: str, setting: Setting) -> Callable[[], None]:
+    """A variant's training steps, in a process of its own."""
     step = STEPS[name](setting)
-    for index in range(2):  # the optimizer's memory is there from the second on
-        step(index)
-    on_gpu = setting.device.startswith("cuda")
-    result.put(torch.cuda.max_memory_allocated(setting.device) if on_gpu else peak_resident())
+
+    def twice() -> None:  # the optimizer's memory is there from the second on
+        step(0)
+        step(1)
+
+    return twice
 
 
-def peak_of(name: str, setting: Setting) -> int:
-    """Most bytes of a variant: of its tensors on a GPU; on a CPU of its whole process, libraries included."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=_measure_peak, args=(name, setting, torch.get_num_threads(), result))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise UserError(f"'{name}' ended with code {process.exitcode}; take a smaller --width, --size or --batch")
-    return int(result.get())
+def _peak(name: str, setting: Setting) -> int:
+    return peak_of(partial(_prepare, name, setting), setting.device, name, "take a smaller --width, --size or --batch")
 
 
 def bf16_peak(device: str) -> float | None:
@@ -276,7 +269,7 @@ def table(setting: Setting, times: Mapping[str, Sequence[float]], memory: bool) 
             f"{setting.batch / median[name]:.2f}",
             f"{ratio(values, times[BASELINE]):.2f}",
             f"{flops / 1e12:.3f}",
-            f"{peak_of(name, setting) / 2**30:.2f}" if memory else "-",
+            f"{_peak(name, setting) / 2**30:.2f}" if memory else "-",
             share,
         ]
         lines.append(f"| {' | '.join(cells)} |")

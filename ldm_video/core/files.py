@@ -45,6 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             _swap(temporary, path)
         else:
             os.replace(temporary, path)
+        _sync(path.parent)  # the name itself
     except OSError as error:
         raise _explain(error, path) from error
     finally:
@@ -57,11 +58,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _flush(path: Path) -> None:
     """Wait until the system has written a file, or a folder and all that is in it, to the disk."""
-    if os.name == "nt":  # flushes nothing that is not open for writing
-        return
     for entry in path.iterdir() if path.is_dir() else ():
         if not entry.is_symlink():
             _flush(entry)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """The same for a file, or for the names in a folder."""
+    if os.name == "nt":  # flushes nothing that is not open for writing
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -115,7 +115,9 @@ def _load_part(folder: Path, name: str) -> Any:
         part = BUILDERS[name](config)
     except (KeyError, TypeError, ValueError) as error:
         where = folder / "config.json"
-        raise UserError(f"{where} does not describe a {name} ({error}); copy the bundle again") from error
+        raise UserError(
+            f"{where} does not describe a {name} of this version ({error}); copy the bundle again, or take a newer one"
+        ) from error
     weights = folder / "model.safetensors"
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(weights).items()}
     load_strict(part, state, weights)

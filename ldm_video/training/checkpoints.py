@@ -16,7 +16,6 @@ What is guaranteed, on a local file system and on NFS as far as it keeps POSIX's
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -50,8 +49,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Without a buffer the system's error comes out of torch.save and not out of the file's closing.
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
             _save(checkpoint, file)
-            os.fsync(file.fileno())
-        _sync_folder(path.parent)
 
 
 def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -105,12 +102,3 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"the check sum of {bad} is wrong")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

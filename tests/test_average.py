@@ -1,0 +1,51 @@
+"""The moving average of the weights: its memory grows with the run, up to the decay that is asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ldm_video.training.average import WarmAverage
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+
+
+def averaged(decay: float, values: list[float]) -> AveragedModel:
+    model = Counter()
+    average = AveragedModel(model, avg_fn=WarmAverage(decay)._kwargs["avg_fn"], use_buffers=True)
+    for step, value in enumerate(values):
+        model.weight.data.fill_(value)
+        model.steps.fill_(step)
+        average.update_parameters(model)
+    return average
+
+
+def test_the_first_steps_by_hand() -> None:
+    average = averaged(0.998, [5.0, 1.0, 2.0])
+    expected = 5.0  # the first is taken as it is
+    for n, value in ((1, 1.0), (2, 2.0)):
+        decay = (1 + n) / (10 + n)
+        expected = decay * expected + (1 - decay) * value
+    assert torch.isclose(average.module.weight, torch.tensor(expected)).all()
+
+
+def test_the_beginning_of_a_short_run_is_forgotten() -> None:
+    """With a constant decay of 0.998, 0.55 of the first step would be left after 300."""
+    left = averaged(0.998, [1.0] + [0.0] * 300).module.weight.item()
+    assert 0 < left < 1e-6
+    assert averaged(0.9, [1.0] + [0.0] * 2000).module.weight.item() < 1e-12
+
+
+def test_the_decay_that_is_asked_for_is_the_limit() -> None:
+    values = [0.0] * 2000 + [1.0]
+    assert torch.isclose(averaged(0.9, values).module.weight, torch.tensor(0.1)).all()
+
+
+def test_whole_numbers_are_taken_as_they_are() -> None:
+    assert averaged(0.5, [0.0] * 5).module.steps.item() == 4
