@@ -10,7 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; read when to
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,6 +44,17 @@ def _seed() -> None:
     np.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_stays() -> Iterator[None]:
+    """A training run with DDP in this process leaves its port open and named in the environment: the next run, and the
+    processes that a test starts, would meet there."""
+    yield
+    if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
