@@ -37,6 +37,7 @@ from infer import SHIPPED
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.windows import split, tiles
 from ldm_video.models.bundle import load_bundle
+from ldm_video.models.device import place
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.plan import JOINS, PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192, help="of the crop, in output pixels")
     parser.add_argument("--tile", type=int, default=128, help="side of a tile, in output pixels")
     arguments = parser.parse_args()
-    model = load_bundle(arguments.model).to(memory_format=torch.channels_last)
+    model = place(load_bundle(arguments.model))
     source = np.stack(list(islice(frames_of(arguments.clip), 60)))  # t H W 3
     clip = there_and_back(_crop(source, arguments.size, model.multiple), arguments.frames)
     table = Table(title=f"{len(clip)} frames, first / last {min(ENDS, len(clip) // 2)}")

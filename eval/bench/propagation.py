@@ -45,6 +45,7 @@ from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.core.evidence import push_pull
 from ldm_video.models.bundle import load_bundle
+from ldm_video.models.device import place
 from ldm_video.pipeline.composite import dilate
 from ldm_video.pipeline.model import RestorationModel
 from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole, won_share
@@ -204,7 +205,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     suite = read_suite(load_config(args.suite, args.overrides))
     cv2.setNumThreads(1)
-    model = None if args.model is None else load_bundle(args.model).to(memory_format=torch.channels_last)
+    model = None if args.model is None else place(load_bundle(args.model))
     if model is None:
         torch.set_num_threads(1)
     rows = []
