@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import FSDPStrategy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from data.scales import SeveralScales
 from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
@@ -60,6 +61,7 @@ def main() -> None:
     trainer = build_trainer(config, output, build_watchers(config, output))
     if config.ema and isinstance(trainer.strategy, FSDPStrategy):
         raise UserError("there is no moving average under FSDP; set ema=null, or trainer.strategy=ddp")
+    check_scales(loaders["train_dataloaders"].dataset, config.data.batch * trainer.world_size)
     save_config(config, output / "config.yaml")
     if resume:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
@@ -149,6 +151,14 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
             loaders[f"{name}_dataloaders"] = loader
     return loaders
+
+
+def check_scales(dataset: Dataset[Any], clips: int) -> None:
+    """``UserError`` when the clips of a step could have low-res frames of several sizes."""
+    if isinstance(dataset, SeveralScales) and dataset.together % clips:
+        raise UserError(
+            f"data.train.together={dataset.together} is no multiple of the {clips} clips of a step; set it to {clips}"
+        )
 
 
 def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:

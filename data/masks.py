@@ -45,7 +45,7 @@ def check_weights(weights: Mapping[str, float], families: Mapping[str, Family] |
     families = FAMILIES if families is None else families
     unknown = sorted(set(weights) - set(families))
     if unknown:
-        hint = "; `object` needs a folder of masks, data.train.objects" if "object" in unknown else ""
+        hint = "; `object` needs a folder of masks, the data set's option `objects`" if "object" in unknown else ""
         raise UserError(f"unknown mask families {unknown}; use some of {sorted(families)}{hint}")
     if any(w < 0 for w in weights.values()) or not sum(weights.values()) > 0:
         raise UserError("mask weights must not be negative and must have a positive sum")

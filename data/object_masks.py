@@ -38,7 +38,7 @@ class ObjectMasks:
     def __post_init__(self) -> None:
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise UserError(f"folder of object masks {root} does not exist; set data.train.objects to one")
+            raise UserError(f"folder of object masks {root} does not exist; set the data set's option `objects` to one")
         clips = [sorted(folder.glob("*.png")) for folder in sorted(root.iterdir()) if folder.is_dir()]
         clips = [files for files in clips if files]
         if not clips:

@@ -195,7 +195,7 @@ def test_objects_are_a_family_like_the_others(silhouettes: Path) -> None:
     drawn = sample_mask(np.random.default_rng(3), 30, SIZE, {"object": 1.0}, families)  # longer than the clip
     assert drawn.any()
     assert np.array_equal(drawn, sample_mask(np.random.default_rng(3), 30, SIZE, {"object": 1.0}, {"object": again}))
-    with pytest.raises(UserError, match=r"data\.train\.objects"):
+    with pytest.raises(UserError, match=r"option `objects`"):
         sample_mask(np.random.default_rng(0), 2, SIZE, {"object": 1.0})
 
 

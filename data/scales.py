@@ -1,0 +1,51 @@
+"""Clips of several scales in one stream: a model that has seen only one enlargement over-sharpens at a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from data.clips import ClipStream, Item
+from ldm_video.core.errors import UserError
+
+
+class SeveralScales(Dataset[Item]):
+    """Items of one of several data sets that differ in scale, a pure function of (``seed``, index) as theirs are.
+
+    Low-res frames of one batch must be of one size, so items in a row have one scale.
+
+    Args:
+        clips: makes the data set of one scale: ``clips(scale=2.0)``.
+        scales: high-res pixels for one low-res pixel.
+        weights: how often each scale is drawn, of any sum.
+        together: items in a row that have one scale: a multiple of the clips of all processes at one step.
+        seed: of the draw.
+
+    Raises ``UserError`` for scales and weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        clips: Callable[..., ClipStream],
+        scales: Sequence[float],
+        weights: Sequence[float],
+        together: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if len(scales) != len(weights) or min(weights, default=0) <= 0:
+            raise UserError(f"scales {list(scales)} with weights {list(weights)}: give each scale a positive weight")
+        if together < 1:
+            raise UserError(f"together is {together}; give 1 or more")
+        self.sets = [clips(scale=scale) for scale in scales]
+        self.weights = np.array(weights, dtype=np.float64) / sum(weights)
+        self.together, self.seed = together, seed
+
+    def __len__(self) -> int:
+        return len(self.sets[0])
+
+    def __getitem__(self, index: int) -> Item:
+        # Another stream than the items' own, which are drawn from (seed, index).
+        rng = np.random.default_rng([self.seed, index // self.together, len(self.sets)])
+        return self.sets[rng.choice(len(self.sets), p=self.weights)][index]
