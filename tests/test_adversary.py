@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_video.training.adversary import Adversary
@@ -99,17 +98,32 @@ def test_the_critic_judges_one_frame_of_each_clip_by_hand() -> None:
     def features(clips: Tensor) -> list[Tensor]:
         frames = torch.stack([clip[t] for clip, t in zip(clips, picked, strict=True)])
         first = backbone()[:2](((frames + 1) / 2 - mean) / std)
-        return [F.normalize(x, dim=1, eps=1e-3) for x in (first, backbone()[2:5](first))]
+        return [first, backbone()[2:5](first)]
 
-    made, real = features(output), features(target)
-    distance = sum((a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)) / 2
+    real = features(target)
+    scales = [x.square().mean().sqrt() for x in real]
+    real, made = ([x / s for x, s in zip(taps, scales, strict=True)] for taps in (real, features(output)))
+    distance = sum((a - b).abs().mean() for a, b in zip(made, real, strict=True)) / 2
     torch.testing.assert_close(terms["features"], 2.0 * distance)
-    verdicts = [head(m * m.shape[1] ** 0.5) for head, m in zip(judge.heads, made, strict=True)]
+    verdicts = [head(m) for head, m in zip(judge.heads, made, strict=True)]
     torch.testing.assert_close(terms["adversary"], -0.5 * (verdicts[0].mean() + verdicts[1].mean()) / 2)
     (terms["adversary"] + terms["features"]).backward()
     untouched = [t for t in range(3) if t != int(picked[0])]
     assert output.grad is not None and output.grad[0, int(picked[0])].any() and not output.grad[0, untouched].any()
     assert all(p.grad is None or not p.grad.any() for p in judge.parameters())  # the model's terms leave it alone
+
+
+def test_a_weaker_texture_is_at_a_distance() -> None:
+    """Half of the contrast has features of nearly the same direction: the distance has to see their length."""
+    judge, texture = (
+        critic(distance_weight=1.0),
+        torch.rand(2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(3)),
+    )
+    distances = [
+        float(judge(texture * contrast, texture, torch.Generator())["features"]) for contrast in (1.0, 0.75, 0.5)
+    ]
+    assert distances[0] == 0
+    assert distances[2] > 1.8 * distances[1] > 0.05
 
 
 def test_the_critics_own_term_leaves_the_model_alone() -> None:

@@ -3,6 +3,9 @@
 Small heads on fixed features learn to tell real from made in a few hundred steps, where a discriminator that begins
 from nothing needs many thousands (Projected GANs, arXiv:2111.01007). The same features give a perceptual distance
 (arXiv:1603.08155), so that the network runs once for both.
+
+Features keep their length. Brought to unit length at every point, as LPIPS does, they tell neither the critic nor the
+distance how strong an edge or a texture is: blur is then hardly seen.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class FeatureCritic(nn.Module):
         super().__init__()
         if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(backbone):
             raise ValueError(f"taps {list(taps)} must rise and be layers of a backbone of {len(backbone)}")
-        self.backbone = backbone[: taps[-1] + 1].requires_grad_(False).eval()
+        self.backbone = backbone[: taps[-1] + 1].requires_grad_(False).eval().to(memory_format=torch.channels_last)
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # a tap may stand before it
@@ -62,27 +65,29 @@ class FeatureCritic(nn.Module):
         made = self._features(output[rows, picked])  # taps of b c h w
         with torch.no_grad():
             real = self._features(target[rows, picked])
+        scales = [_rms(r) for r in real]  # one number for each tap, the same for both
+        made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
         if self.distance_weight:
-            distances = [(a - b).square().sum(dim=1).mean() for a, b in zip(made, real, strict=True)]
+            distances = [F.l1_loss(a, b) for a, b in zip(made, real, strict=True)]
             terms["features"] = self.distance_weight * torch.stack(distances).mean()
-        verdicts = [_fixed(head, _whitened(m)).mean() for head, m in zip(self.heads, made, strict=True)]
+        verdicts = [_fixed(head, m).mean() for head, m in zip(self.heads, made, strict=True)]
         terms["adversary"] = -self.weight * torch.stack(verdicts).mean()
         own = [
-            (F.relu(1 - head(_whitened(r))).mean() + F.relu(1 + head(_whitened(m.detach()))).mean()) / 2
+            (F.relu(1 - head(r)).mean() + F.relu(1 + head(m.detach())).mean()) / 2
             for head, r, m in zip(self.heads, real, made, strict=True)
         ]
         terms["discriminator"] = torch.stack(own).mean()
         return terms
 
     def _features(self, frames: Tensor) -> list[Tensor]:
-        """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``, of unit length at every point."""
+        """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``."""
         x = ((frames + 1) / 2 - self.mean) / self.std
         found = []
         for number, layer in enumerate(self.backbone):
             x = layer(x)
             if number in self.taps:
-                found.append(F.normalize(x, dim=1, eps=1e-3))
+                found.append(x)
         return found
 
     @torch.no_grad()
@@ -114,9 +119,9 @@ def _head(width: int, channels: int) -> nn.Sequential:
     return layers
 
 
-def _whitened(features: Tensor) -> Tensor:
-    """Unit-length features ``b c h w`` -> about unit variance in each channel."""
-    return features * features.shape[1] ** 0.5
+def _rms(features: Tensor) -> Tensor:
+    """Root of the mean square over everything, a scalar; summed in float32."""
+    return features.float().square().mean().sqrt().clamp(min=1e-6).to(features)
 
 
 def _fixed(head: nn.Module, features: Tensor) -> Tensor:

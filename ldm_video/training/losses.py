@@ -46,7 +46,9 @@ class PixelLoss(nn.Module):
         adversary: Adversary | FeatureCritic | None = None,
     ) -> None:
         super().__init__()
-        self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
+        self.perceptual = perceptual
+        if perceptual is not None:
+            perceptual.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.perceptual_weight = perceptual_weight
         self.motion_weight = motion_weight
         self.shift = shift
