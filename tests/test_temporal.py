@@ -87,7 +87,10 @@ def test_frame_conv_is_conv1d_with_replicated_edges(kernel: int, frames: int) ->
     reference = nn.Conv1d(4, 4, kernel, padding=kernel // 2, padding_mode="replicate")
     reference.weight.data = conv.weight.data.view(4, kernel, 4).transpose(1, 2)
     reference.bias.data = conv.bias.data
-    torch.testing.assert_close(conv(x), reference(x.transpose(1, 2)).transpose(1, 2))
+    expected = reference(x.transpose(1, 2)).transpose(1, 2)  # n t c
+    torch.testing.assert_close(conv(x), expected)
+    clips = x.view(3, 1, 1, frames, 4).permute(0, 3, 1, 2, 4)  # b t h w c
+    torch.testing.assert_close(conv(clips), expected.view(3, frames, 1, 1, 4))
 
 
 @pytest.mark.parametrize(("attention", "conv"), [(True, True), (True, False), (False, True)])

@@ -44,5 +44,5 @@ def computes_bf16() -> bool:
 
     Elsewhere torch emulates them, slower than float32. A torch that cannot tell counts as a no.
     """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))

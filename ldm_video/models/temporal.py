@@ -117,10 +117,11 @@ class RotaryAttention(Attention):
 
 
 class FrameConv(nn.Linear):
-    """Convolution along time, ``n t c -> n t c``; the first and last frame are repeated at the edges.
+    """Convolution along time, ``b t ... c -> b t ... c``; the first and last frame are repeated at the edges.
 
-    One matrix product over the stacked taps: on this layout about 1.5 times as fast as ``nn.Conv1d`` on a CPU.
-    ``weight`` is ``(c, kernel * c)``, earliest frame first.
+    One matrix product for each tap, added up: with time outside, a tap is a piece of memory as it lies. On a CPU that
+    is faster than ``nn.Conv1d``, and than ``nn.Conv3d`` in float32. ``weight`` is ``(c, kernel * c)``, earliest frame
+    first.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -128,10 +129,13 @@ class FrameConv(nn.Linear):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        frames, radius = x.shape[1], self.kernel // 2
-        padded = torch.cat([x[:, :1]] * radius + [x] + [x[:, -1:]] * radius, dim=1)  # n (t + 2 radius) c
-        taps = [padded[:, first : first + frames] for first in range(self.kernel)]
-        return super().forward(torch.cat(taps, dim=-1))  # n t (kernel c) -> n t c
+        frames, channels, radius = x.shape[1], x.shape[-1], self.kernel // 2
+        padded = torch.cat([x[:, :1]] * radius + [x] + [x[:, -1:]] * radius, dim=1)  # b (t + 2 radius) ... c
+        total: Tensor = self.bias
+        for first, weight in enumerate(self.weight.split(channels, dim=1)):
+            tap = padded[:, first : first + frames].reshape(-1, channels)  # (b t ...) c
+            total = torch.addmm(total, tap, weight.T)
+        return total.view(x.shape)
 
 
 class TemporalBlock(nn.Module):
@@ -161,13 +165,13 @@ class TemporalBlock(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """``(b t) c h w -> (b t) c h w`` with ``t = frames``."""
         height, width = x.shape[-2:]
-        # One copy into the layout of all that follows, instead of a strided read in each step.
-        pixels = rearrange(x, "(b t) c h w -> (b h w) t c", t=frames).contiguous()
-        changes = []
+        # Changes are added to x itself, whose memory layout and therefore convolution kernels stay as they were.
         if self.attention is not None:
-            changes.append(self.attention(self.attention_norm(pixels)))
-            pixels = pixels + changes[0]
+            pixels = rearrange(x, "(b t) c h w -> (b h w) t c", t=frames).contiguous()  # each pixel is a sequence
+            change = self.attention(self.attention_norm(pixels))
+            x = x + rearrange(change, "(b h w) t c -> (b t) c h w", h=height, w=width)
         if self.conv is not None:
-            changes.append(self.conv(F.silu(self.conv_norm(pixels))))
-        # The change is added to x itself, whose memory layout and therefore convolution kernels stay as they were.
-        return x + rearrange(sum(changes[1:], changes[0]), "(b h w) t c -> (b t) c h w", h=height, w=width)
+            clips = rearrange(x, "(b t) c h w -> b t h w c", t=frames)  # where channels lie last, no copy
+            change = self.conv(F.silu(self.conv_norm(clips)))
+            x = x + rearrange(change, "b t h w c -> (b t) c h w")
+        return x
