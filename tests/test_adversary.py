@@ -88,7 +88,7 @@ def test_what_an_adversary_cannot_be() -> None:
 
 
 def test_the_critic_judges_one_frame_of_each_clip_by_hand() -> None:
-    judge = critic(weight=0.5, distance_weight=2.0)
+    judge = critic(weight=0.5, distance_weight=2.0, shift=0)
     target = torch.rand(2, 3, 3, 16, 16) * 2 - 1
     output = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
     terms = judge(output, target, torch.Generator().manual_seed(4))
@@ -111,6 +111,15 @@ def test_the_critic_judges_one_frame_of_each_clip_by_hand() -> None:
     untouched = [t for t in range(3) if t != int(picked[0])]
     assert output.grad is not None and output.grad[0, int(picked[0])].any() and not output.grad[0, untouched].any()
     assert all(p.grad is None or not p.grad.any() for p in judge.parameters())  # the model's terms leave it alone
+
+
+def test_the_critic_sees_no_fixed_grid() -> None:
+    """Both frames are shifted alike, by another amount from step to step."""
+    clip = torch.rand(1, 1, 3, 24, 24, generator=torch.Generator().manual_seed(5))
+    judge, other = critic(shift=8), clip.roll(1, dims=-1)
+    assert float(judge(clip, clip, torch.Generator().manual_seed(1))["features"]) == 0
+    distances = {round(float(judge(other, clip, torch.Generator().manual_seed(s))["features"]), 6) for s in range(6)}
+    assert len(distances) > 3
 
 
 def test_a_weaker_texture_is_at_a_distance() -> None:

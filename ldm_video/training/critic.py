@@ -32,6 +32,8 @@ class FeatureCritic(nn.Module):
         weight: of the model's adversarial term.
         distance_weight: of the feature distance; 0 leaves it out.
         channels: width of the heads.
+        shift: the largest random shift in pixels. Pooling reads a grid of fixed phase: without one, dots of its period
+            are found to be texture and spread over grass and leaves.
     """
 
     mean: Tensor
@@ -44,6 +46,7 @@ class FeatureCritic(nn.Module):
         weight: float = 0.05,
         distance_weight: float = 1.0,
         channels: int = 64,
+        shift: int = 8,
     ) -> None:
         super().__init__()
         if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(backbone):
@@ -52,7 +55,7 @@ class FeatureCritic(nn.Module):
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # a tap may stand before it
-        self.taps, self.weight, self.distance_weight = tuple(taps), weight, distance_weight
+        self.taps, self.weight, self.distance_weight, self.shift = tuple(taps), weight, distance_weight, shift
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         widths = self._widths()
@@ -62,9 +65,10 @@ class FeatureCritic(nn.Module):
         """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``."""
         picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
         rows = torch.arange(len(output), device=output.device)
-        made = self._features(output[rows, picked])  # taps of b c h w
+        dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
+        made = self._features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
         with torch.no_grad():
-            real = self._features(target[rows, picked])
+            real = self._features(target[rows, picked, :, dy:, dx:])
         scales = [_rms(r) for r in real]  # one number for each tap, the same for both
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
