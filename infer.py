@@ -181,7 +181,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--negative-prompt", help="what not to show")
     parser.add_argument("--model", help="bundle, Stable Diffusion folder or file, or hub name[@revision]")
     parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapter to merge into the model: folder or file")
-    parser.add_argument("--config", default=DEFAULTS, help="a YAML file of configs/infer")
+    parser.add_argument("--config", default=DEFAULTS, type=find_config, help="fast, quality, or a YAML file like them")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
     parser.add_argument("--steps", type=int, help="sampling steps")
@@ -208,6 +208,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args()
+
+
+def find_config(text: str) -> Path:
+    """A file, or one of ``configs/infer`` by its name."""
+    named = DEFAULTS.with_name(f"{text}.yaml")
+    return named if named.parent == DEFAULTS.parent and named.exists() and not Path(text).exists() else Path(text)
 
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:

@@ -266,6 +266,21 @@ def test_a_config_file_is_taken_and_flags_win(upscale: Callable[..., Path], tmp_
     assert probe(upscale("b.mkv", "--config", config, "--scale", 1)).size == SIZE
 
 
+@pytest.mark.parametrize(("name", "steps"), [("fast", 1), ("quality", 4)])
+def test_a_preset_goes_by_its_name(
+    name: str, steps: int, bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", name, "--dry-run"]
+    assert call(infer, "--input", clip, "--output", tmp_path / "hd.mp4", "--model", bundle, *options) == 0
+    assert f"{steps} step" in capsys.readouterr().out
+
+
+def test_no_preset_of_that_name(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(infer, "--input", clip, "--output", tmp_path / "hd.mp4", "--config", "fastest") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fastest" in line
+
+
 def test_as_a_user_types_it(bundle: Path, clip: Path, tmp_path: Path) -> None:
     done = spawn("infer.py", "--input", clip, "--output", tmp_path / "hd.mp4", "--model", bundle)
     assert (done.returncode, done.stderr) == (0, "")
