@@ -212,8 +212,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def find_config(text: str) -> Path:
     """A file, or one of ``configs/infer`` by its name."""
-    named = DEFAULTS.with_name(f"{text}.yaml")
-    return named if named.parent == DEFAULTS.parent and named.exists() and not Path(text).exists() else Path(text)
+    given, named = Path(text), DEFAULTS.parent / f"{text}.yaml"
+    return named if given.name == text and named.exists() and not given.exists() else given
 
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
