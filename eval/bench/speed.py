@@ -1,0 +1,104 @@
+"""Seconds a frame of ours beside peers, in turns: ``python -m eval.bench.speed --input LOWRES_CLIP``.
+
+Every method enlarges the clip's first frames by 4 as a user would run it, from file to file. Two runs of different
+length are taken each time and their difference divided by the frames between them: starting and loading cancel out.
+Printed are medians over the rounds and, as machines are shared, the ratio of each round's times to ours.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from eval.framewise import open_frames, open_output
+from eval.methods import Method, Settings, find_methods
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+
+SCALE = 4
+OURS = "ours"
+SHORT = {OURS: 12}  # frames of the shorter run; of a method that works frame by frame, one
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Frames of the shorter and the longer run."""
+
+    short: int
+    long: int
+
+
+def cut(source: Path, frames: int, target: Path) -> Path:
+    """The first ``frames`` frames of ``source`` in a lossless codec. Raises ``UserError`` when there are fewer."""
+    with open_frames(source) as reader, open_output(source, 1, target) as writer:
+        count = 0
+        for frame in islice(reader, frames):
+            writer.write(frame.pixels)
+            count += 1
+        if count < frames:
+            raise UserError(f"{source} has {count} frames and {frames} are needed; give a longer one or fewer --frames")
+    return target
+
+
+def seconds_a_frame(method: Method, clips: tuple[Path, Path], lengths: Lengths, folder: Path) -> float:
+    """What the frames beyond the shorter clip's cost each."""
+    times = []
+    for clip in clips:
+        started = time.perf_counter()
+        method(clip, None, SCALE, folder / "output.mkv")
+        times.append(time.perf_counter() - started)
+    return (times[1] - times[0]) / (lengths.long - lengths.short)
+
+
+def measure(source: Path, methods: Sequence[Method], more: int, more_peers: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds a frame by method, one for each round; every round runs all methods."""
+    found: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        runs = {}
+        for method in methods:
+            short = SHORT.get(method.name, 1)
+            lengths = Lengths(short, short + (more if method.name == OURS else more_peers))
+            names = [(frames, folder / f"{frames}.mkv") for frames in (lengths.short, lengths.long)]
+            runs[method.name] = lengths, tuple(cut(source, frames, name) for frames, name in names)
+        for _ in range(rounds):
+            for method in methods:
+                lengths, (first, second) = runs[method.name]
+                found[method.name].append(seconds_a_frame(method, (first, second), lengths, folder))
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--input", type=Path, required=True, help="a low-res clip")
+    parser.add_argument("--peers", default="real_esrgan_x4plus", help="methods of the benchmark, comma-separated")
+    parser.add_argument("--model", help="a bundle; default: the shipped one")
+    parser.add_argument("--frames", type=int, default=24, help="of ours that are timed")
+    parser.add_argument("--peer-frames", type=int, default=2, help="of each peer that are timed")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if min(arguments.frames, arguments.peer_frames, arguments.rounds) < 1:
+        raise UserError("--frames, --peer-frames and --rounds must be 1 or more")
+    methods = find_methods([OURS, *arguments.peers.split(",")], Settings(model=arguments.model))
+    for method in methods:
+        if reason := method.missing(SCALE):
+            raise UserError(reason)
+    found = measure(arguments.input, methods, arguments.frames, arguments.peer_frames, arguments.rounds)
+    table = Table("method", "seconds a frame", "beside ours, by round", title=f"{arguments.input.name}, x{SCALE}")
+    for name, seconds in found.items():
+        ratios = [f"{own / ours:.1f}" for own, ours in zip(seconds, found[OURS], strict=True)]
+        table.add_row(name, f"{statistics.median(seconds):.2f}", ", ".join(ratios))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_cli(main)

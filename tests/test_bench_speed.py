@@ -1,0 +1,60 @@
+"""The benchmark of speed: clips of the right length, differences of two runs, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from eval.bench import speed
+from ldm_video.core.errors import UserError
+from ldm_video.video_io import FrameReader
+from tests.cli_support import call
+from tests.video_io_support import pan, write_clip
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "sd.mp4", pan(8, 32, 48))
+
+
+@dataclass
+class Slow:
+    """Takes a while to start and 10 ms a frame."""
+
+    name: str
+    fills: bool = False
+
+    def identity(self) -> str:
+        return self.name
+
+    def missing(self, scale: int) -> str | None:
+        return None
+
+    def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
+        with FrameReader(lowres) as reader:
+            time.sleep(0.05 + 0.01 * sum(1 for _ in reader))
+
+
+def test_a_clip_is_cut(clip: Path, tmp_path: Path) -> None:
+    with FrameReader(clip) as whole, FrameReader(speed.cut(clip, 3, tmp_path / "three.mkv")) as three:
+        frames = list(three)
+        assert len(frames) == 3
+        assert all((a.pixels - b.pixels).abs().mean() < 0.01 for a, b in zip(frames, whole, strict=False))
+    with pytest.raises(UserError, match="has 8 frames and 9 are needed"):
+        speed.cut(clip, 9, tmp_path / "nine.mkv")
+
+
+def test_every_round_times_every_method(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SHORT", {"ours": 2})
+    found = speed.measure(clip, [Slow("ours"), Slow("peer")], more=6, more_peers=4, rounds=2)
+    assert {name: len(seconds) for name, seconds in found.items()} == {"ours": 2, "peer": 2}
+    assert all(seconds > 0 for times in found.values() for seconds in times)
+
+
+def test_a_method_that_is_not_there_is_named(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(speed, "--input", clip, "--peers", "real_esrgan_x5") == 2
+    assert "real_esrgan_x5" in capsys.readouterr().err
+    assert call(speed, "--input", clip, "--rounds", 0) == 2
