@@ -21,6 +21,8 @@ from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
 _SIGHT = 3 + 1 + 1 + 3  # guess, hole, known, what the draft adds
+_MIXED = 2  # modules of a temporal stage up to the one that mixes frames
+_CPU_PIXELS = 2**20  # of frames that are finished at once
 
 
 class Codec(nn.Module, ABC):
@@ -191,13 +193,22 @@ class EvidenceDecoder(nn.Module):
         x = _run(self.body8, x, frames)
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
         x = x + self.evidence4(fold_time(space_to_depth(sight, 4)))
-        x = _run(self.body4, x, frames)
-        x = F.pixel_shuffle(self.up2(x), 2)  # (b t) narrow 4h 4w
-        x = x + self.evidence2(fold_time(space_to_depth(sight, 2)))
-        x = _run(self.body2, x, frames)
-        x = F.pixel_shuffle(self.up1(x), 2)  # (b t) fine 8h 8w
+        x = _run(self.body4[:_MIXED], x, frames)
+        # From here on no frame needs another one: what a few of them take stays in a CPU's cache.
+        few = _frames_at_once(sight)
+        parts = zip(x.split(few), fold_time(sight).split(few), strict=True)
+        correction = torch.cat([self._finish(*part) for part in parts])  # (b t) 3 8h 8w
         # Added in the evidence's type: in bfloat16 the sum would be rounded to visible steps.
-        return draft + unfold_time(self.exit(F.silu(x)), frames).to(draft)  # b t 3 8h 8w
+        return draft + unfold_time(correction, frames).to(draft)  # b t 3 8h 8w
+
+    def _finish(self, x: Tensor, sight: Tensor) -> Tensor:
+        """``n middle 2h 2w``, what is seen of these frames ``n 8 8h 8w`` -> ``n 3 8h 8w``."""
+        x = _run(self.body4[_MIXED:], x, len(x))
+        x = F.pixel_shuffle(self.up2(x), 2)  # n narrow 4h 4w
+        x = x + self.evidence2(space_to_depth(sight[None], 2)[0])
+        x = _run(self.body2, x, len(x))
+        x = F.pixel_shuffle(self.up1(x), 2)  # n fine 8h 8w
+        return self.exit(F.silu(x))
 
 
 class ResidualBlock(nn.Module):
@@ -218,8 +229,15 @@ def _stage(channels: int, blocks: int, *, temporal: bool = True) -> list[nn.Modu
     """Residual blocks with one temporal convolution after the first of them."""
     modules: list[nn.Module] = [ResidualBlock(channels) for _ in range(blocks)]
     if temporal:
-        modules.insert(1, TemporalBlock(channels, TemporalConfig(), attention=False))
+        modules.insert(_MIXED - 1, TemporalBlock(channels, TemporalConfig(), attention=False))
     return modules
+
+
+def _frames_at_once(clip: Tensor) -> int:
+    """Of a clip ``b t c H W``: about a megapixel on a CPU, all of them on a GPU, which many fill better."""
+    if clip.device.type != "cpu":
+        return clip.shape[0] * clip.shape[1]
+    return max(1, _CPU_PIXELS // (clip.shape[-2] * clip.shape[-1]))
 
 
 def _run(modules: nn.ModuleList, x: Tensor, frames: int) -> Tensor:
