@@ -229,7 +229,7 @@ def test_scale_box_at_whole_factors() -> None:
 def test_place_on_the_cpu() -> None:
     model = small_video_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert place(model, "cpu", "auto") is model
+    assert place(model, "cpu", "fp32") is model
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     place(model, "cpu", "bf16")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
