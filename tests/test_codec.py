@@ -157,6 +157,17 @@ def test_a_tile_with_enough_overlap_decodes_as_the_whole_does() -> None:
     assert difference[..., :4].max() > 1e-3  # at the cut itself the tile cannot know better
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_frames_that_are_finished_apart_are_those_of_the_whole_clip(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, evidence = small_codec(), clip_evidence(5, (8, 12))
+    latents = latents_for(evidence, codec)
+    whole = codec.decode(latents, evidence)
+    monkeypatch.setattr("ldm_video.models.codec._CPU_PIXELS", at_once * 32 * 48)
+    torch.testing.assert_close(codec.decode(latents, evidence), whole)
+
+
 def test_residual_blocks_start_as_the_identity() -> None:
     x = randn(2, 8, 5, 5)
     assert torch.equal(ResidualBlock(8)(x), x)
