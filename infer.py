@@ -257,7 +257,7 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
     own = model.sampling
     settings = RestoreSettings(
         **{name: getattr(own, name) if config[name] is None else config[name]
-           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength")},
+           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength", "average")},
         seed=config.seed,
         tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
         tile_overlap=config.tile_overlap,

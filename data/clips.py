@@ -22,6 +22,8 @@ from data.object_masks import ObjectMasks
 from data.paint import paint_hole
 from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import to_signed
+from ldm_video.pipeline.motion_average import average_along_motion
+from ldm_video.pipeline.propagation import lay_on_grid
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Sampling:
         candidates: crops that are drawn; the most detailed one is taken with probability ``prefer_detail``.
         max_frames: of a file that are decoded into the cache, from its start; 0 is all. Long films are better
             split into shots first, by :mod:`data.prepare`. Shards are not cached and have no such limit.
+        average: low-res frames are averaged along the motion with 0 to this many neighbours on each side, as they will
+            be when a model is used whose ``sampling.average`` is set.
     """
 
     max_stride: int = 2
@@ -55,6 +59,7 @@ class Sampling:
     candidates: int = 3
     prefer_detail: float = 0.7
     max_frames: int = 64
+    average: int = 0
 
 
 class ClipStream(Dataset[Item]):
@@ -122,7 +127,14 @@ class ClipStream(Dataset[Item]):
         mask = sample_mask(rng, self.frames, self.size, self.masks, self.families)  # t 1 H W
         # A copy, not `ascontiguousarray`: one frame reversed counts as contiguous, with a stride that torch refuses.
         pair = make_pair(clip.copy(), mask, self.margin, self.scale, self.degrade, rng)
-        return {**pair, "name": name, "caption": caption}
+        return {**pair, "lr": self.average(pair["lr"], pair["hole"], rng), "name": name, "caption": caption}
+
+    def average(self, lr: torch.Tensor, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """Low-res frames ``t 3 h w`` under a hole ``t 1 H W``, averaged along the motion with a reach that is drawn."""
+        if not self.sampling.average:
+            return lr
+        reach = int(rng.integers(self.sampling.average + 1))
+        return average_along_motion(lr, lay_on_grid(hole, (lr.shape[-2], lr.shape[-1])), reach)
 
     def draw_times(self, length: int, rng: np.random.Generator) -> slice:
         """The frames of a clip, evenly spaced, in a source of ``length`` frames."""

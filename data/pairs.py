@@ -87,10 +87,12 @@ class PairDataset(ClipStream):
         if rng.random() < 0.5:
             crops = [crop[::-1] for crop in crops]
         hr_crop, lr_crop, hole = (crop.copy() for crop in crops)
+        mask = torch.from_numpy(rearrange(hole, "t h w -> t 1 h w"))
+        lowres = to_signed(torch.from_numpy(rearrange(lr_crop, "t h w c -> t c h w"))).contiguous()
         return {
             "hr": to_signed(torch.from_numpy(rearrange(hr_crop, "t h w c -> t c h w"))).contiguous(),
-            "lr": to_signed(torch.from_numpy(rearrange(lr_crop, "t h w c -> t c h w"))).contiguous(),
-            "hole": torch.from_numpy(rearrange(hole, "t h w -> t 1 h w")),
+            "lr": self.average(lowres, mask, rng),
+            "hole": mask,
             "name": pair.hr.name,
             "caption": read_caption(pair.hr),
         }

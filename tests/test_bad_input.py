@@ -184,6 +184,7 @@ def test_bad_box(refused: Callable[..., str], box: str, message: str) -> None:
         (["window=2.5"], "window is 2.5"),
         (["model=null"], "model is None"),
         (["feather=-1"], "feather is -1"),
+        (["average=-1"], "average is -1"),
         (["--scale", "nan"], "scale is 'nan'"),
         (["--scale", "99"], "outside 1 to 8"),
         (["--scale", "0.5"], "outside 1 to 8"),

@@ -105,6 +105,18 @@ def test_workers_do_not_change_items(folder: Path) -> None:
     assert all(same(a, b) for a, b in zip(alone, loader, strict=True))
 
 
+def test_low_res_frames_may_be_averaged_along_the_motion(folder: Path) -> None:
+    plain, averaged = (dataset(folder, size=96, masks={"blob": 1}, average=average) for average in (0, 3))
+    changed = 0
+    for one, two in ((plain[i], averaged[i]) for i in range(12)):
+        assert all(torch.equal(one[key], two[key]) for key in ("hr", "hole"))
+        under = torch.nn.functional.adaptive_max_pool2d(one["hole"], one["lr"].shape[-2:]).bool().expand_as(one["lr"])
+        assert torch.equal(one["lr"][under], two["lr"][under])
+        changed += not torch.equal(one["lr"], two["lr"])
+        assert (one["lr"] - two["lr"]).abs().mean() < 0.05
+    assert 4 <= changed < 12  # a reach of 0 is drawn as well
+
+
 def test_nothing_in_the_hole_reaches_the_low_res_clip() -> None:
     """Two clips that differ in the hole alone, and wildly, give the same low-res clip; the hole touches the rim."""
     rng = np.random.default_rng(0)

@@ -89,6 +89,14 @@ def test_an_item_is_a_function_of_seed_and_index_with_any_workers(tmp_path: Path
     assert not any(same(a, dataset(tmp_path, seed=1)[i]) for i, a in enumerate(alone))
 
 
+def test_low_res_frames_of_pairs_may_be_averaged_too(tmp_path: Path) -> None:
+    root = make_root(tmp_path, scale=2)
+    plain, averaged = (dataset(root, scale=2, average=average) for average in (0, 2))
+    pairs = [(plain[i], averaged[i]) for i in range(8)]
+    assert all(torch.equal(one["hr"], two["hr"]) and torch.equal(one["hole"], two["hole"]) for one, two in pairs)
+    assert any(not torch.equal(one["lr"], two["lr"]) for one, two in pairs)
+
+
 @pytest.mark.parametrize("size", ["hr", "lr"])
 def test_a_given_mask_is_cropped_with_the_frames_and_paints_nothing(size: str, tmp_path: Path) -> None:
     """The hole is where the picture is pure red, so that each crop tells where its hole must be."""

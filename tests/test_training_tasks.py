@@ -19,7 +19,7 @@ from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss, psnr
+from ldm_video.training.losses import PixelLoss, lattice, psnr
 from ldm_video.training.schedule import warmup_cosine
 from tests.cli_support import tiny_model
 from tests.train_support import conditioned
@@ -165,6 +165,37 @@ def test_l1_and_motion_by_hand() -> None:
     assert float(terms["l1"]) == pytest.approx((0.1 + 0.4 + 0.2) / 3)
     assert float(terms["motion"]) == pytest.approx(0.5 * (0.3 + 0.6) / 2)
     assert set(PixelLoss(None)(output[:, :1], target[:, :1], torch.Generator())) == {"l1"}
+
+
+def dots(period: int, size: int = 48) -> Tensor:
+    """A dot of 1 every ``period`` pixels, ``1 3 H W``."""
+    frame = torch.zeros(1, 3, size, size)
+    frame[..., 1::period, 2::period] = 1
+    return frame
+
+
+def test_a_lattice_is_dots_on_its_period_and_no_other_texture() -> None:
+    grey, noise = torch.zeros(1, 3, 48, 48), torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert lattice(grey).shape == (1, 5, 5)  # 12 x 12 periods, windows of 8 x 8
+    assert lattice(dots(4)).sub((1 / 16 * 15 / 16) ** 0.5).abs().max() < 1e-3  # the deviation of one 1 among sixteen
+    assert lattice(dots(4)).min() > 4 * lattice(dots(3)).max()
+    assert lattice(noise * dots(4).std()).max() < 0.3 * lattice(dots(4)).min()
+    torch.testing.assert_close(lattice(dots(4).roll((1, 3), dims=(-2, -1))), lattice(dots(4)))  # at any phase
+
+
+def test_only_the_lattice_beyond_the_target_s_is_punished() -> None:
+    loss = PixelLoss(None, lattice_weight=2.0)
+
+    def term(output: Tensor, target: Tensor) -> float:
+        return float(loss(output[None], target[None], torch.Generator())["lattice"])
+
+    grey = torch.zeros(1, 3, 48, 48)
+    beyond = float((lattice(dots(4)) - lattice(grey)).mean())
+    assert term(dots(4), grey) == pytest.approx(2 * beyond)
+    assert term(dots(4), dots(4)) == term(grey, dots(4)) == 0
+    flat = grey[None].clone().requires_grad_()
+    loss(flat, grey[None], torch.Generator())["lattice"].backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
 
 
 class _Judge(nn.Module):

@@ -72,7 +72,8 @@ def there_and_back(clip: np.ndarray, frames: int) -> np.ndarray:
 
 def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
     """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment."""
-    scale, settings = model.sampling.scale, RestoreSettings(window=model.sampling.window, overlap=rules.overlap)
+    own = model.sampling
+    scale, settings = own.scale, RestoreSettings(window=own.window, overlap=rules.overlap, average=own.average)
     restorer = Restorer(model, settings)
     rng = np.random.default_rng(0)
     lowres = np.stack([shrink(frame, scale, 1.0, 2.0, rng) for frame in truth])  # t h w 3
@@ -102,7 +103,9 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     columns = {c for t in grid for c in (t.cols.start, t.cols.stop) if 0 < c < width}
     errors = []
     for side in (tile, None):
-        settings = RestoreSettings(tile=None if side is None else (side, side), tile_overlap=overlap)
+        settings = RestoreSettings(
+            tile=None if side is None else (side, side), tile_overlap=overlap, average=model.sampling.average
+        )
         output = _images(Restorer(model, settings)(lowres, hole, range(len(truth))))
         meter = SeamMeter(SeamBorders(rows=rows, columns=columns))
         for t in range(len(truth)):

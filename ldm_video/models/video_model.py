@@ -30,6 +30,8 @@ class SamplingDefaults:
         strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
         noise_level: how noisy the low-res pixels are made, in a model that is told of it; None in others.
         noise_limit: the highest noise level that it was trained with.
+        average: neighbours on each side with which a low-res frame is averaged along the motion first, see
+            :func:`ldm_video.pipeline.motion_average.average_along_motion`; 0 leaves it as it is.
     """
 
     steps: int = 20
@@ -40,6 +42,7 @@ class SamplingDefaults:
     strength: float = 1.0
     noise_level: int | None = None
     noise_limit: int | None = None
+    average: int = 0
 
 
 class VideoModel(nn.Module):

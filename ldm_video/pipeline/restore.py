@@ -26,6 +26,7 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
+from ldm_video.pipeline.motion_average import average_along_motion
 from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole
 
@@ -52,6 +53,8 @@ class RestoreSettings:
         noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
         propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then:
             ``auto``, where hole or camera move, ``on``, or ``off``.
+        average: neighbours on each side with which a low-res frame is averaged along the motion; 0 leaves it as it is.
+            Where inpainting alone is asked for, no frame is averaged.
     """
 
     steps: int = 1
@@ -67,6 +70,7 @@ class RestoreSettings:
     strength: float = 1.0
     noise_level: int | None = None
     propagate: str = "auto"
+    average: int = 0
 
 
 class Restorer:
@@ -118,6 +122,8 @@ class Restorer:
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
         hole = dilate(hole, settings.dilate)
+        if lowres.shape[-2:] != hole.shape[-2:]:
+            lowres = average_along_motion(lowres[0], lay_on_grid(hole[0], _size(lowres)), settings.average)[None]
         if settings.propagate != "off":
             lowres, hole = _carried_over(lowres, hole, always=settings.propagate == "on")
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
@@ -243,9 +249,13 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
 def _carried_over(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
     """Low-res frames ``b t 3 h w`` with what other frames show, and the hole ``b t 1 H W`` that is left."""
     frames = lowres[0]
-    hidden = lay_on_grid(hole[0], (frames.shape[-2], frames.shape[-1]))  # t 1 h w
+    hidden = lay_on_grid(hole[0], _size(frames))  # t 1 h w
     if not always and not may_show_more(frames, hidden):
         return lowres, hole
     filled, confidence = propagate(frames, hidden)
     frames, left = reduce_hole(frames, hole[0], filled, confidence)
     return frames[None], left[None]
+
+
+def _size(frames: Tensor) -> tuple[int, int]:
+    return frames.shape[-2], frames.shape[-1]

@@ -51,6 +51,7 @@ def plan(info: VideoInfo, job: Job, restorer: Restorer) -> str:
             f"model:    {parameters:.1f}M parameters on {first.device} in {str(first.dtype).removeprefix('torch.')}",
             f"sampling: {settings.steps} steps, guidance {settings.guidance}, seed {settings.seed}",
             f"windows:  {settings.window} frames, {settings.overlap} shared; tile {settings.tile or 'none'}",
+            f"average:  {settings.average or 'no'} neighbours on each side, along the motion",
         )
     )
 

@@ -21,11 +21,11 @@ FLAGS = (
 )  # fmt: skip
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
-    "prompt_blend",
+    "prompt_blend", "average",
 )  # fmt: skip
 NUMBERS = ("scale", "guidance", "dilate", "strength")
 PROPAGATE = ("auto", "on", "off")
-NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend")
+NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average")
 
 
 def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:

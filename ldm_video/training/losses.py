@@ -24,13 +24,27 @@ def nothing_of(parameters: Iterable[nn.Parameter]) -> Tensor:
     return torch.stack([parameter.float().sum() for parameter in parameters]).sum() * 0.0
 
 
+def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
+    """How strongly frames ``n c H W`` repeat themselves every ``period`` pixels: ``n h w``, in the frames' units.
+
+    In windows of ``cells`` x ``cells`` periods: the standard deviation of what pixels of one phase have in common.
+    Texture without a period averages out, dots on a grid do not. A decoder whose f4 grid is given nothing to tell one
+    cell of grass from the next draws the same dots in each.
+    """
+    phases = F.pixel_unshuffle(frames.float(), period)  # n (c p p) H/p W/p
+    common = F.avg_pool2d(phases, cells, stride=1).unflatten(1, (-1, period**2))  # n c (p p) h w
+    variance = (common - common.mean(dim=2, keepdim=True)).square().mean(dim=(1, 2))  # n h w
+    return (variance + 1e-6).sqrt()  # a root has no slope at zero
+
+
 class PixelLoss(nn.Module):
-    """L1 + perceptual + frame difference (+ adversary), on clips ``b t 3 H W`` in [-1, 1].
+    """L1 + perceptual + frame difference (+ lattice, + adversary), on clips ``b t 3 H W`` in [-1, 1].
 
     Args:
         perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
         perceptual_weight, motion_weight: weights beside L1's 1. ``motion`` is the L1 distance of frame differences:
             flicker that L1 alone would not punish more than noise.
+        lattice_weight: of the :func:`lattice` of the output that goes beyond the target's; 0 leaves it out.
         shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
         adversary: a discriminator that is trained beside the model, ``(output, target, generator) -> terms``;
@@ -44,6 +58,7 @@ class PixelLoss(nn.Module):
         motion_weight: float = 0.5,
         shift: int = 8,
         adversary: Adversary | FeatureCritic | None = None,
+        lattice_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual
@@ -51,6 +66,7 @@ class PixelLoss(nn.Module):
             perceptual.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.perceptual_weight = perceptual_weight
         self.motion_weight = motion_weight
+        self.lattice_weight = lattice_weight
         self.shift = shift
         self.adversary = adversary
 
@@ -63,6 +79,9 @@ class PixelLoss(nn.Module):
         terms = {"l1": F.l1_loss(output, target)}
         if self.motion_weight and output.shape[1] > 1:
             terms["motion"] = self.motion_weight * F.l1_loss(output.diff(dim=1), target.diff(dim=1))
+        if self.lattice_weight:
+            excess = lattice(fold_time(output)) - lattice(fold_time(target))  # (b t) h w
+            terms["lattice"] = self.lattice_weight * F.relu(excess).mean()
         if self.perceptual is not None:
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx

@@ -1,0 +1,88 @@
+"""Low-res frames averaged with their neighbours along the motion.
+
+Noise and compression change from frame to frame, what was filmed does not. A model draws detail after what it is
+shown: detail that comes and goes is flicker, on a grid several times as fine. Neighbours are aligned by dense inverse
+search (Kroeger et al. 2016, arXiv:1603.03590) and weighted as in non-local means (Buades et al. 2005): by how near
+their patches are, beside how near those of the clip usually are.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ldm_video.pipeline.flow import at, positions
+
+_PATCH = 1.0  # standard deviation in pixels of the window in which patches are compared
+_SLACK = 3.0  # a distance that is as many times the usual one still counts as equal
+_FALL = 0.3  # what the logarithm of the weight loses for each further usual distance
+_SMALLEST = 16  # pixels to a side from which optical flow is searched
+_PAIRS = 8  # of neighbours that tell the usual distance
+
+
+def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
+    """Average every frame with up to ``reach`` neighbours on each side.
+
+    Args:
+        frames: low-res ``t 3 h w`` in [-1, 1].
+        hidden: ``t 1 h w`` in {0, 1}; 1 = not to be read, nor changed.
+
+    Returns frames of the same shape, range, type and device. Where no neighbour agrees, a pixel stays as it is; so
+    does every frame of a clip of one, and of one too small to search for motion.
+    """
+    if reach < 1 or len(frames) < 2 or min(frames.shape[-2:]) < _SMALLEST:
+        return frames
+    clip = rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
+    seen = 1 - hidden[:, 0].float().cpu().numpy()  # t h w
+    align = _Aligner(clip)
+    usual = _usual_distance(clip, align)
+    averaged = np.empty_like(clip)
+    for t, frame in enumerate(clip):
+        total, mass = frame.copy(), np.ones_like(seen[t])  # h w c, h w
+        for other in range(max(0, t - reach), min(len(clip), t + reach + 1)):
+            if other == t:
+                continue
+            target = align(t, other)
+            aligned = at(clip[other], target, cv2.INTER_CUBIC)
+            shown = np.abs(at(seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3  # none that was read is hidden
+            weight = _weight(_distance(frame, aligned), usual) * shown
+            total += weight[..., None] * aligned
+            mass += weight
+        averaged[t] = np.where(seen[t][..., None] > 0, total / mass[..., None], frame)
+    result = rearrange(torch.from_numpy(averaged), "t h w c -> t c h w").clamp(-1, 1)
+    return result.to(frames.device, frames.dtype).contiguous()
+
+
+class _Aligner:
+    """Where the pixels of a clip's frame are found in another one."""
+
+    def __init__(self, clip: np.ndarray) -> None:
+        levels = ((clip + 1) * 127.5).round().astype(np.uint8)
+        self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]
+        self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._search.setFinestScale(0)  # of its own accord it stops at half size or below: too coarse to average at
+
+    def __call__(self, frame: int, other: int) -> np.ndarray:
+        """``h w 2``, x and y in ``other``."""
+        return positions(self._search.calc(self._grey[frame], self._grey[other], None))
+
+
+def _distance(frame: np.ndarray, aligned: np.ndarray) -> np.ndarray:
+    """Mean squared difference of the patches around each pixel, ``h w c -> h w``."""
+    return cv2.GaussianBlur(np.square(frame - aligned).mean(axis=-1), (0, 0), _PATCH)
+
+
+def _usual_distance(clip: np.ndarray, align: _Aligner) -> float:
+    """The median of the medians between neighbours: twice the variance of the noise, where alignment is good."""
+    firsts = np.unique(np.linspace(0, len(clip) - 2, _PAIRS).round().astype(int))
+    medians = [np.median(_distance(clip[t], at(clip[t + 1], align(t, t + 1), cv2.INTER_CUBIC))) for t in firsts]
+    return float(np.median(medians))
+
+
+def _weight(distance: np.ndarray, usual: float) -> np.ndarray:
+    """``h w`` in [0, 1]. Of a pair that agrees better than usual, its own median is what is usual."""
+    unit = min(usual, float(np.median(distance))) + 1e-7
+    return np.exp(-_FALL * np.maximum(distance / unit - _SLACK, 0))

@@ -1,0 +1,107 @@
+"""Averaging along the motion: what it removes, what it leaves alone, where it is used."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ldm_video.pipeline.motion_average import average_along_motion
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
+from tests.model_support import rand_pixels, small_video_model
+
+FRAMES, SIZE, STEP = 5, (48, 64), 3  # pixels that the picture moves from frame to frame
+
+
+def scene(seed: int = 0, step: int = STEP) -> Tensor:
+    """A texture that moves sideways, ``t 3 h w`` in [-0.8, 0.8]."""
+    height, width = SIZE
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((height // 4, (width + FRAMES * abs(step)) // 4, 3)).astype(np.float32)
+    wide = cv2.resize(coarse, (width + FRAMES * abs(step), height), interpolation=cv2.INTER_CUBIC) * 1.6 - 0.8
+    return torch.from_numpy(
+        np.stack([wide[:, t * step : t * step + width].transpose(2, 0, 1) for t in range(FRAMES)])
+    ).clamp(-0.8, 0.8)
+
+
+def noisy(clip: Tensor, sigma: float = 0.05) -> Tensor:
+    return clip + sigma * torch.randn(clip.shape, generator=torch.Generator().manual_seed(1))
+
+
+def nothing(clip: Tensor) -> Tensor:
+    return torch.zeros(len(clip), 1, *clip.shape[-2:])
+
+
+def decibels(a: Tensor, b: Tensor) -> float:
+    inner = (..., slice(4, -4), slice(4, -20))  # what neighbours show as well
+    return -10 * math.log10((a[inner] - b[inner]).square().mean().item() / 4)
+
+
+def test_noise_is_averaged_away_under_motion() -> None:
+    clip = scene()
+    given = noisy(clip)
+    near, far = (decibels(average_along_motion(given, nothing(given), reach), clip) for reach in (1, 2))
+    assert far > near > decibels(given, clip) + 2
+
+
+def test_a_clean_clip_stays_sharp() -> None:
+    clip = scene()
+    assert decibels(average_along_motion(clip, nothing(clip), 2), clip) > 40
+
+
+def test_equal_frames_come_back() -> None:
+    clip = scene(step=0)
+    torch.testing.assert_close(average_along_motion(clip, nothing(clip), 2), clip, atol=1e-5, rtol=0)
+
+
+def test_a_cut_is_not_mixed_across() -> None:
+    before, after = scene(0), scene(9)
+    clip = noisy(torch.cat([before, after]), 0.02)
+    apart = torch.cat([average_along_motion(half, nothing(half), 2) for half in clip.split(FRAMES)])
+    together = average_along_motion(clip, nothing(clip), 2)
+    assert (together - apart).abs().mean() < 0.1 * (clip[FRAMES - 1] - clip[FRAMES]).abs().mean()
+    assert decibels(together, torch.cat([before, after])) > decibels(clip, torch.cat([before, after]))
+
+
+def test_what_is_hidden_is_neither_read_nor_changed() -> None:
+    clip = noisy(scene())
+    hidden = nothing(clip)
+    hidden[..., 10:20, 20:34] = 1  # a logo that stands still
+    clip = torch.where(hidden.bool(), torch.ones(()), clip)
+    averaged = average_along_motion(clip, hidden, 2)
+    assert torch.equal(averaged[hidden.expand_as(clip).bool()], clip[hidden.expand_as(clip).bool()])
+    outside = (1 - hidden).expand_as(clip).bool()
+    assert averaged[outside].max() <= clip[outside].max() + 0.02  # nothing of its white
+
+
+@pytest.mark.parametrize(
+    ("shape", "reach"), [((1, 3, 32, 32), 2), ((4, 3, 15, 40), 2), ((4, 3, 40, 8), 2), ((4, 3, 32, 32), 0)]
+)
+def test_what_cannot_be_averaged_is_returned(shape: tuple[int, ...], reach: int) -> None:
+    clip = rand_pixels(*shape)
+    assert average_along_motion(clip, nothing(clip), reach) is clip
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 90), (17, 23)])
+def test_small_frames_and_half_types_are_taken(size: tuple[int, int]) -> None:
+    clip = rand_pixels(3, 3, *size).bfloat16()
+    averaged = average_along_motion(clip, nothing(clip), 2)
+    assert averaged.shape == clip.shape and averaged.dtype == clip.dtype and averaged.abs().max() <= 1
+
+
+def test_a_restorer_averages_where_it_enlarges_and_nowhere_else() -> None:
+    model, clip = small_video_model(), noisy(scene()).clamp(-1, 1)
+
+    def restored(scale: int, average: int) -> Tensor:
+        hole = torch.zeros(FRAMES, 1, SIZE[0] * scale, SIZE[1] * scale)
+        return Restorer(model, RestoreSettings(average=average))(clip, hole, range(FRAMES))
+
+    assert not torch.equal(restored(2, 0), restored(2, 2))
+    assert torch.equal(restored(1, 0), restored(1, 2))
+    averaged = average_along_motion(clip, nothing(clip), 2)
+    hole = torch.zeros(FRAMES, 1, SIZE[0] * 2, SIZE[1] * 2)
+    assert torch.equal(restored(2, 2), Restorer(model, RestoreSettings())(averaged, hole, range(FRAMES)))
