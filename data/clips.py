@@ -21,9 +21,9 @@ from data.motion import photo_clip
 from data.object_masks import ObjectMasks
 from data.paint import paint_hole
 from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import lay_on_grid
+from ldm_video.core.motion_average import average_along_motion
 from ldm_video.core.tensors import to_signed
-from ldm_video.pipeline.motion_average import average_along_motion
-from ldm_video.pipeline.propagation import lay_on_grid
 
 log = logging.getLogger(__name__)
 

@@ -43,12 +43,12 @@ from eval.metrics.fidelity import psnr
 from eval.metrics.flow import DisFlow
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
-from ldm_video.core.evidence import push_pull
+from ldm_video.core.evidence import lay_on_grid, push_pull
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
 from ldm_video.pipeline.composite import dilate
 from ldm_video.pipeline.model import RestorationModel
-from ldm_video.pipeline.propagation import lay_on_grid, propagate, reduce_hole, won_share
+from ldm_video.pipeline.propagation import propagate, reduce_hole, won_share
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.video_io.masks import read_mask
 

@@ -79,7 +79,7 @@ def build_evidence(
     size = (hole.shape[-2], hole.shape[-1])
     # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole. So does one under
     # known pixels that were painted into the hole.
-    low_hole = F.adaptive_max_pool2d(fold_time(hole), tuple(lowres.shape[-2:]))  # (b t) 1 h w
+    low_hole = lay_on_grid(fold_time(hole), (lowres.shape[-2], lowres.shape[-1]))  # (b t) 1 h w
     known = torch.zeros_like(hole) if known is None else known
     hole = hole * (1 - known)
     low_filled = push_pull(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
@@ -88,6 +88,11 @@ def build_evidence(
     if known_pixels is not None:
         guess = torch.where(known.bool(), known_pixels, guess)
     return Evidence(guess=guess, hole=hole, known=known, lowres=low_filled)
+
+
+def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:
+    """The hole ``t 1 H W`` on the low-res grid: ``t 1 h w``, 1 where it touches a low-res pixel at all."""
+    return F.adaptive_max_pool2d(hole, size)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ldm_video.core.warp import at, positions
+
 _REACH = 4  # pixels around a hole whose flow its filling may bend
 _SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture is a matter of scale
 _TEXTURE = 2e-3  # smaller eigenvalue of the structure tensor at which a vector is half trusted; grey in [0, 1]
@@ -164,17 +166,6 @@ def spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:
     """``h w`` bool, larger by ``radius`` pixels (a square)."""
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)) > 0
-
-
-def positions(flow: np.ndarray) -> np.ndarray:
-    """Where the vectors ``h w 2`` point: ``h w 2``, x and y."""
-    y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
-    return np.stack([x, y], axis=-1) + flow[..., :2]
-
-
-def at(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """``image`` ``h w [c]`` read at ``points`` ``a b 2`` (x, y): ``a b [c]``. Beyond the border its edge goes on."""
-    return cv2.remap(image, points[..., 0], points[..., 1], interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _squared_norm(vectors: np.ndarray) -> np.ndarray:

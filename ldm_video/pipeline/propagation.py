@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_video.core.evidence import push_pull
-from ldm_video.pipeline.flow import FlowPair, at, clip_flows, grow, spread
+from ldm_video.core.warp import at
+from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
 
 THRESHOLD = 0.5  # confidence from which a pixel is evidence
 
@@ -89,11 +90,6 @@ def may_show_more(frames: Tensor, hole: Tensor) -> bool:
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     moved = [np.hypot(*np.moveaxis(flow.calc(seen[0], other, None), -1, 0)) for other in seen[1:]]
     return any(float(np.quantile(m[around], 0.75)) > _STILL for m in moved) if around.any() else False
-
-
-def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:
-    """The hole ``t 1 H W`` on the low-res grid: ``t 1 h w``, 1 where it touches a low-res pixel at all."""
-    return F.adaptive_max_pool2d(hole, size)
 
 
 def reduce_hole(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_video.core.evidence import Evidence, build_evidence, pad_evidence
+from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence
+from ldm_video.core.motion_average import average_along_motion
 from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.diffusion.sampler import sample
@@ -26,9 +27,8 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
-from ldm_video.pipeline.motion_average import average_along_motion
 from ldm_video.pipeline.prompts import Prompts
-from ldm_video.pipeline.propagation import lay_on_grid, may_show_more, propagate, reduce_hole
+from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole
 
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""

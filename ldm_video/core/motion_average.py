@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm_video.pipeline.flow import at, positions
+from ldm_video.core.warp import at, positions
 
 _PATCH = 1.0  # standard deviation in pixels of the window in which patches are compared
 _SLACK = 3.0  # a distance that is as many times the usual one still counts as equal
