@@ -3,7 +3,8 @@
 Noise and compression change from frame to frame, what was filmed does not. A model draws detail after what it is
 shown: detail that comes and goes is flicker, on a grid several times as fine. Neighbours are aligned by dense inverse
 search (Kroeger et al. 2016, arXiv:1603.03590) and weighted as in non-local means (Buades et al. 2005): by how near
-their patches are, beside how near those of the clip usually are.
+their patches are, beside how near those of the clip usually are, and how far a small error of the alignment puts them apart
+where the picture is steep.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ldm_video.core.warp import at, positions
 _PATCH = 1.0  # standard deviation in pixels of the window in which patches are compared
 _SLACK = 3.0  # a distance that is as many times the usual one still counts as equal
 _FALL = 0.3  # what the logarithm of the weight loses for each further usual distance
+_ASTRAY = 0.02  # squared pixels by which alignment is off even where it is right: a distance, times the squared slope
 _SMALLEST = 16  # pixels to a side from which optical flow is searched
 _PAIRS = 8  # of neighbours that tell the usual distance
 
@@ -42,13 +44,14 @@ def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
     averaged = np.empty_like(clip)
     for t, frame in enumerate(clip):
         total, mass = frame.copy(), np.ones_like(seen[t])  # h w c, h w
+        excused = _ASTRAY * _squared_slope(frame)
         for other in range(max(0, t - reach), min(len(clip), t + reach + 1)):
             if other == t:
                 continue
             target = align(t, other)
             aligned = at(clip[other], target, cv2.INTER_CUBIC)
             shown = np.abs(at(seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3  # none that was read is hidden
-            weight = _weight(_distance(frame, aligned), usual) * shown
+            weight = _weight(_distance(frame, aligned), usual, excused) * shown
             total += weight[..., None] * aligned
             mass += weight
         averaged[t] = np.where(seen[t][..., None] > 0, total / mass[..., None], frame)
@@ -82,7 +85,13 @@ def _usual_distance(clip: np.ndarray, align: _Aligner) -> float:
     return float(np.median(medians))
 
 
-def _weight(distance: np.ndarray, usual: float) -> np.ndarray:
+def _squared_slope(frame: np.ndarray) -> np.ndarray:
+    """Mean squared gradient around each pixel, ``h w c -> h w``, for each pixel of distance."""
+    across, down = (cv2.Sobel(frame, cv2.CV_32F, dx, 1 - dx, ksize=1, scale=0.5) for dx in (1, 0))
+    return cv2.GaussianBlur((across**2 + down**2).mean(axis=-1), (0, 0), _PATCH)
+
+
+def _weight(distance: np.ndarray, usual: float, excused: np.ndarray) -> np.ndarray:
     """``h w`` in [0, 1]. Of a pair that agrees better than usual, its own median is what is usual."""
-    unit = min(usual, float(np.median(distance))) + 1e-7
+    unit = min(usual, float(np.median(distance))) + excused + 1e-7
     return np.exp(-_FALL * np.maximum(distance / unit - _SLACK, 0))
