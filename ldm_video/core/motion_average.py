@@ -3,8 +3,8 @@
 Noise and compression change from frame to frame, what was filmed does not. A model draws detail after what it is
 shown: detail that comes and goes is flicker, on a grid several times as fine. Neighbours are aligned by dense inverse
 search (Kroeger et al. 2016, arXiv:1603.03590) and weighted as in non-local means (Buades et al. 2005): by how near
-their patches are, beside how near those of the clip usually are, and how far a small error of the alignment puts them apart
-where the picture is steep.
+their patches are, beside how near those of the clip usually are and how far apart a small error of the alignment puts
+them where the picture is steep.
 """
 
 from __future__ import annotations
