@@ -137,6 +137,26 @@ def test_a_lost_tail_is_made_again(tmp_path: Path, rules: PlanRules) -> None:
     np.testing.assert_allclose(film.levels(), values().numpy(), atol=1.5 / 255)
 
 
+def test_a_kill_while_the_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of the folder counts as nothing: its cross-fades could not be made again from its parts."""
+
+    def killed(folder: Path, ignore_errors: bool) -> None:
+        faded = list(folder.glob("*.fade.*"))
+        assert faded
+        for path in faded:
+            path.unlink()
+        raise KeyboardInterrupt
+
+    film = Film(tmp_path, PlanRules(segment=7, overlap=2, chain=3))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ldm_video.pipeline.journal.shutil.rmtree", killed)
+        film.work()
+    film.output.unlink()
+    assert film.work() == ""
+    np.testing.assert_allclose(film.levels(), values().numpy(), atol=1.5 / 255)
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
 def test_chains_of_a_shot_fade_and_nothing_bleeds_over_a_cut(tmp_path: Path) -> None:
     film = Film(tmp_path, PlanRules(segment=7, overlap=2, chain=1))
     film.work(restore=numbered)

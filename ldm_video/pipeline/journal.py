@@ -60,7 +60,7 @@ class Journal:
     @property
     def joining(self) -> bool:
         """Whether the outputs were being put together: one that exists is this journal's own."""
-        return (self.folder / "joining").exists()
+        return self.exists and (self.folder / "joining").exists()
 
     def survey(self, identity: Mapping[str, Any]) -> Survey | None:
         """The kept survey, where it is of the same job."""
@@ -141,6 +141,9 @@ class Journal:
         self.remove()
 
     def remove(self) -> None:
+        """Ended on the way, this leaves a folder without ``journal.json``: what is in it counts as nothing."""
+        with suppress(OSError):
+            (self.folder / "journal.json").unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begin(self, identity: Mapping[str, Any], survey: Survey) -> str:
