@@ -12,6 +12,10 @@ from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic
 
+# Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
+# diagonal). What repeats every 2 pixels repeats every 4.
+_LATTICES = ((4, 8), (8, 4))
+
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of clips ``b t 3 H W`` in [-1, 1]: one for each clip, then their mean."""
@@ -29,7 +33,7 @@ def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
 
     In windows of ``cells`` x ``cells`` periods: the standard deviation of what pixels of one phase have in common.
     Texture without a period averages out, dots on a grid do not. A decoder whose f4 grid is given nothing to tell one
-    cell of grass from the next draws the same dots in each.
+    cell of grass from the next draws the same dots in each. Windows hang over no edge: frames are at least that large.
     """
     phases = F.pixel_unshuffle(frames.float(), period)  # n (c p p) H/p W/p
     common = F.avg_pool2d(phases, cells, stride=1).unflatten(1, (-1, period**2))  # n c (p p) h w
@@ -80,8 +84,9 @@ class PixelLoss(nn.Module):
         if self.motion_weight and output.shape[1] > 1:
             terms["motion"] = self.motion_weight * F.l1_loss(output.diff(dim=1), target.diff(dim=1))
         if self.lattice_weight:
-            excess = lattice(fold_time(output)) - lattice(fold_time(target))  # (b t) h w
-            terms["lattice"] = self.lattice_weight * F.relu(excess).mean()
+            a, b = fold_time(output), fold_time(target)  # (b t) 3 H W
+            excess = [F.relu(lattice(a, *scale) - lattice(b, *scale)).mean() for scale in _LATTICES]
+            terms["lattice"] = self.lattice_weight * torch.stack(excess).sum()
         if self.perceptual is not None:
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
