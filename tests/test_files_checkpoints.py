@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +138,21 @@ def test_weights_round_trip_in_full_and_in_half(tmp_path: Path) -> None:
     for key, value in net.state_dict().items():
         assert torch.equal(full[key], value)
         assert torch.equal(half[key], value.half() if value.is_floating_point() else value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
+@pytest.mark.parametrize("umask", ["022", "007", "077"])
+def test_weights_may_be_read_by_whom_the_umask_allows(tmp_path: Path, umask: str) -> None:
+    """``save_file`` makes files for their owner alone, whatever the umask says."""
+    code = (
+        "import sys, pathlib, torch; from ldm_video.core.checkpoints import save_weights; "
+        "save_weights(torch.nn.Linear(2, 2), pathlib.Path(sys.argv[1])); open(sys.argv[2], 'w')"
+    )
+    saved, usual = tmp_path / "w.safetensors", tmp_path / "usual"
+    subprocess.run(
+        ["sh", "-c", f'umask {umask}; exec "$@"', "sh", sys.executable, "-c", code, saved, usual], check=True
+    )
+    assert saved.stat().st_mode == usual.stat().st_mode
 
 
 def test_strided_weights_are_saved_as_they_read(tmp_path: Path) -> None:

@@ -27,12 +27,18 @@ _PLACE = {
 }
 
 
+_umask = os.umask(0)  # can only be read by being set; at import, before there are threads
+os.umask(_umask)
+_USUAL = 0o666 & ~_umask  # rights of a new file
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.
 
     The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced. What was written
-    is on the disk before it gets its name, so that a power cut leaves no empty file under it.
+    is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read by
+    whom the umask allows, however they were made: safetensors makes its own for their owner alone.
     Raises ``UserError`` when the place cannot be written or the disk is full.
     """
     path = Path(path)
@@ -40,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
+        _finish(temporary)
         if temporary.is_dir() and path.is_dir():
             _swap(temporary, path)
         else:
@@ -56,11 +62,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def _flush(path: Path) -> None:
-    """Wait until the system has written a file, or a folder and all that is in it, to the disk."""
+def _finish(path: Path) -> None:
+    """Of a file, or of a folder and all that is in it: usual rights, and wait until it is written to the disk."""
     for entry in path.iterdir() if path.is_dir() else ():
         if not entry.is_symlink():
-            _flush(entry)
+            _finish(entry)
+    if path.is_file():
+        rights = path.stat().st_mode & 0o777
+        if rights | _USUAL != rights:
+            path.chmod(rights | _USUAL)
     _sync(path)
 
 
