@@ -19,7 +19,7 @@ from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss, lattice, psnr
+from ldm_video.training.losses import PixelLoss, colour_difference, lattice, psnr
 from ldm_video.training.schedule import warmup_cosine
 from tests.cli_support import tiny_model
 from tests.train_support import conditioned
@@ -165,6 +165,20 @@ def test_l1_and_motion_by_hand() -> None:
     assert float(terms["l1"]) == pytest.approx((0.1 + 0.4 + 0.2) / 3)
     assert float(terms["motion"]) == pytest.approx(0.5 * (0.3 + 0.6) / 2)
     assert set(PixelLoss(None)(output[:, :1], target[:, :1], torch.Generator())) == {"l1"}
+
+
+def test_a_fringe_is_a_colour_that_the_target_lacks() -> None:
+    """Grey is no colour, however bright; of red, three tenths are luma."""
+    loss = PixelLoss(None, motion_weight=0.0, colour_weight=2.0)
+    grey = torch.rand(2, 1, 1, 8, 8).expand(2, 1, 3, 8, 8)
+
+    def term(output: Tensor, target: Tensor) -> float:
+        return float(loss(output, target, torch.Generator())["colour"])
+
+    assert term(grey, -grey) == pytest.approx(0, abs=1e-6)
+    red = grey + 0.1 * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    assert term(red, grey) == pytest.approx(2 * (0.0701 + 0.0299) / 2, abs=1e-6)
+    assert colour_difference(red).shape == (2, 1, 2, 8, 8)
 
 
 def dots(period: int, size: int = 48) -> Tensor:

@@ -31,7 +31,6 @@ class FeatureCritic(nn.Module):
         taps: numbers of the layers whose output is judged, rising.
         weight: of the model's adversarial term.
         distance_weight: of the feature distance; 0 leaves it out.
-        distance_shares: of the taps in the feature distance, one each; they are brought to a sum of 1. None: equal.
         channels: width of the heads.
         shift: the largest random shift in pixels. Pooling reads a grid of fixed phase: without one, dots of its period
             are found to be texture and spread over grass and leaves.
@@ -48,15 +47,10 @@ class FeatureCritic(nn.Module):
         distance_weight: float = 1.0,
         channels: int = 64,
         shift: int = 8,
-        distance_shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(backbone):
             raise ValueError(f"taps {list(taps)} must rise and be layers of a backbone of {len(backbone)}")
-        shares = [1.0] * len(taps) if distance_shares is None else list(distance_shares)
-        if len(shares) != len(taps) or min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError(f"distance_shares {shares}: one for each of {len(taps)} taps, none negative, not all 0")
-        self.distance_shares = [share / sum(shares) for share in shares]
         self.backbone = backbone[: taps[-1] + 1].requires_grad_(False).eval().to(memory_format=torch.channels_last)
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
@@ -79,8 +73,8 @@ class FeatureCritic(nn.Module):
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
         if self.distance_weight:
-            pairs = zip(self.distance_shares, made, real, strict=True)
-            terms["features"] = self.distance_weight * torch.stack([s * F.l1_loss(a, b) for s, a, b in pairs]).sum()
+            distances = [F.l1_loss(a, b) for a, b in zip(made, real, strict=True)]
+            terms["features"] = self.distance_weight * torch.stack(distances).mean()
         verdicts = [_fixed(head, m).mean() for head, m in zip(self.heads, made, strict=True)]
         terms["adversary"] = -self.weight * torch.stack(verdicts).mean()
         own = [

@@ -41,13 +41,22 @@ def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
     return (variance + 1e-6).sqrt()  # a root has no slope at zero
 
 
+def colour_difference(frames: Tensor) -> Tensor:
+    """``... 3 H W`` -> red and blue less luma (BT.601), ``... 2 H W``: zero where a picture is grey."""
+    red, green, blue = frames.unbind(-3)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    return torch.stack([red - luma, blue - luma], dim=-3)
+
+
 class PixelLoss(nn.Module):
-    """L1 + perceptual + frame difference (+ lattice, + adversary), on clips ``b t 3 H W`` in [-1, 1].
+    """L1 + perceptual + frame difference (+ colour, + lattice, + adversary), on clips ``b t 3 H W`` in [-1, 1].
 
     Args:
         perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
         perceptual_weight, motion_weight: weights beside L1's 1. ``motion`` is the L1 distance of frame differences:
             flicker that L1 alone would not punish more than noise.
+        colour_weight: of the L1 distance of :func:`colour_difference`. Perceptual networks and critics hardly see fine
+            colour, nor does the eye: without this term, sharpened lines get fringes. 0 leaves it out.
         lattice_weight: of the :func:`lattice` of the output that goes beyond the target's; 0 leaves it out.
         shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
@@ -63,6 +72,7 @@ class PixelLoss(nn.Module):
         shift: int = 8,
         adversary: Adversary | FeatureCritic | None = None,
         lattice_weight: float = 0.0,
+        colour_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual
@@ -71,6 +81,7 @@ class PixelLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.motion_weight = motion_weight
         self.lattice_weight = lattice_weight
+        self.colour_weight = colour_weight
         self.shift = shift
         self.adversary = adversary
 
@@ -83,6 +94,9 @@ class PixelLoss(nn.Module):
         terms = {"l1": F.l1_loss(output, target)}
         if self.motion_weight and output.shape[1] > 1:
             terms["motion"] = self.motion_weight * F.l1_loss(output.diff(dim=1), target.diff(dim=1))
+        if self.colour_weight:
+            distance = F.l1_loss(colour_difference(output), colour_difference(target))
+            terms["colour"] = self.colour_weight * distance
         if self.lattice_weight:
             a, b = fold_time(output), fold_time(target)  # (b t) 3 H W
             excess = [F.relu(lattice(a, *scale) - lattice(b, *scale)).mean() for scale in _LATTICES]
