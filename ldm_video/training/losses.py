@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic
+from ldm_video.video_io.colour import LUMA_WEIGHTS
 
 # Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
 # diagonal). What repeats every 2 pixels repeats every 4.
@@ -44,7 +45,8 @@ def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
 def colour_difference(frames: Tensor) -> Tensor:
     """``... 3 H W`` -> red and blue less luma (BT.601), ``... 2 H W``: zero where a picture is grey."""
     red, green, blue = frames.unbind(-3)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    kr, kb = LUMA_WEIGHTS["bt601"]
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
     return torch.stack([red - luma, blue - luma], dim=-3)
 
 
