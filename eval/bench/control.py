@@ -1,10 +1,12 @@
-"""The control of the shipped model: ``python -m eval.bench.control BUNDLE``.
+"""The control of the shipped model: ``python -m eval.bench.control FOLDER``.
 
 A plain convolutional network of the same cost, to learn what the diffusion part earns: the shipped architecture with
-latents that are always zero, so that everything is left to a wider decoder that sees the evidence. It is a bundle, so
-it is trained by the same stage on the same clips with the same pixel losses, and measured like any model.
+latents that are always zero, so that everything is left to a wider decoder that sees the evidence. Beside it, the
+shipped architecture with fresh weights. Both are bundles, so the same stage trains them for the same steps on the same
+clips with the same pixel losses, and they are measured like any model.
 
-Printed: parameters and floating-point operations of both, and the command that trains the control.
+Written: ``FOLDER/control`` and ``FOLDER/diffusion``. Printed: parameters and floating-point operations of both, and the
+commands that train them.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from infer import SHIPPED
 from ldm_video.config import build, load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import build_evidence
-from ldm_video.models.bundle import save_bundle
+from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
 
 SMALL = Path(__file__).resolve().parents[2] / "configs" / "model" / "small.yaml"
 WIDTHS = (96, 79, 24, 12)  # of the decoder's grids: the cost of denoiser and decoder together
 TRAIN = (
-    "python train.py --config configs/train/tiny/few_step.yaml data.root=FOLDER name=control init_from={bundle}"
-    " task.spatial=null task.latent_weight=0 task.step_shares=[1]"
+    "python train.py --config configs/train/tiny/few_step.yaml data.root=VIDEOS name={name} init_from={bundle}"
+    " task.step_shares=[1]{extra}"
 )
+FROZEN = " task.spatial=null task.latent_weight=0"  # the control's denoiser stays what it is: none
 
 
 def control_config(config: DictConfig) -> DictConfig:
@@ -50,6 +54,13 @@ def build_control(config: DictConfig) -> VideoModel:
     return model
 
 
+def build_diffusion(config: DictConfig) -> VideoModel:
+    """The shipped architecture, fresh but for the scale of the latents, which is a fact of the clips."""
+    model: VideoModel = build(config)
+    model.codec.latent_std.copy_(load_bundle(SHIPPED).codec.latent_std)
+    return model
+
+
 @torch.no_grad()
 def operations(model: VideoModel, side: int = 128, frames: int = 2) -> float:
     """Floating-point operations of one step and of decoding, for one output pixel of one frame."""
@@ -63,20 +74,21 @@ def operations(model: VideoModel, side: int = 128, frames: int = 2) -> float:
 
 
 def main() -> None:
-    """Write the control and print what both cost."""
+    """Write both and print what they cost."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path, help="folder that is written")
+    parser.add_argument("folder", type=Path, help="folder that is written")
     arguments = parser.parse_args()
-    if arguments.bundle.exists():
-        raise UserError(f"{arguments.bundle} exists; remove it or give another folder")
-    torch.manual_seed(0)
+    if arguments.folder.exists():
+        raise UserError(f"{arguments.folder} exists; remove it or give another folder")
     config = load_config(SMALL)
-    models = {"shipped": build(config), "control": build_control(config)}
-    for name, model in models.items():
+    for name, make, extra in (("control", build_control, FROZEN), ("diffusion", build_diffusion, "")):
+        torch.manual_seed(0)
+        model = make(config)
         parameters = sum(p.numel() for p in model.parameters())
         print(f"{name}: {parameters / 1e6:.2f}M parameters, {operations(model) / 1e3:.0f} kFLOP for an output pixel")
-    save_bundle(models["control"], arguments.bundle)
-    print(TRAIN.format(bundle=arguments.bundle))
+        bundle = arguments.folder / name
+        save_bundle(model, bundle)
+        print(TRAIN.format(name=name, bundle=bundle, extra=extra))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class FewStepTask(ModelStage):
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
-        self.step_shares = torch.tensor(step_shares)
+        self.step_shares = torch.tensor(step_shares, dtype=torch.float32)  # [1] is as good as [1.0]
         self.latent_weight = latent_weight
         self.pixel_from_step = pixel_from_step
 
