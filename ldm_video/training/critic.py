@@ -2,8 +2,7 @@
 
 Small heads on fixed features learn to tell real from made in a few hundred steps, where a discriminator that begins
 from nothing needs many thousands (Projected GANs, arXiv:2111.01007). The same features give a perceptual distance
-(arXiv:1603.08155), and which features go together in a small window describes its texture, wherever in it that lies
-(arXiv:1612.07919). The network runs once for all three.
+(arXiv:1603.08155), so that the network runs once for both.
 
 Features keep their length. Brought to unit length at every point, as LPIPS does, they tell neither the critic nor the
 distance how strong an edge or a texture is: blur is then hardly seen.
@@ -15,20 +14,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import register_parametrization
-
-_WINDOW = 16  # pixels to a side in which texture is compared
-_CELLS = 4  # points to a side of a window that a layer must have to be asked for its texture
-_PROBE = 32  # pixels to a side of the picture that tells the layers' sizes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FeatureCritic(nn.Module):
-    """Distance, texture and hinge losses on the features of one random frame of each clip.
+    """Distance and hinge losses on the features of one random frame of each clip.
 
     As with :class:`~ldm_video.training.adversary.Adversary`, one backward pass serves both players.
 
@@ -37,9 +31,6 @@ class FeatureCritic(nn.Module):
         taps: numbers of the layers whose output is judged, rising.
         weight: of the model's adversarial term.
         distance_weight: of the feature distance; 0 leaves it out.
-        texture_weight: of the distance of Gram matrices (:func:`gram`); 0 leaves it out. The distance of features at
-            each point is least for the mean of all that may be there, which is blur; this one asks for the right
-            texture at no place in particular. Asked of the layers that see a window as 4 x 4 points or more.
         channels: width of the heads.
         shift: the largest random shift in pixels. Pooling reads a grid of fixed phase: without one, dots of its period
             are found to be texture and spread over grass and leaves.
@@ -54,7 +45,6 @@ class FeatureCritic(nn.Module):
         taps: Sequence[int] = (3, 8, 15, 22),
         weight: float = 0.05,
         distance_weight: float = 1.0,
-        texture_weight: float = 0.0,
         channels: int = 64,
         shift: int = 8,
     ) -> None:
@@ -65,18 +55,14 @@ class FeatureCritic(nn.Module):
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # a tap may stand before it
-        self.taps, self.weight, self.shift = tuple(taps), weight, shift
-        self.distance_weight, self.texture_weight = distance_weight, texture_weight
+        self.taps, self.weight, self.distance_weight, self.shift = tuple(taps), weight, distance_weight, shift
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        blank = self._features(torch.zeros(1, 3, _PROBE, _PROBE))
-        self.cells = [_WINDOW * features.shape[-1] // _PROBE for features in blank]
-        if texture_weight and max(self.cells) < _CELLS:
-            raise ValueError(f"no layer of taps {list(taps)} sees {_WINDOW} pixels as {_CELLS} points or more")
-        self.heads = nn.ModuleList(_head(features.shape[1], channels) for features in blank)
+        widths = self._widths()
+        self.heads = nn.ModuleList(_head(width, channels) for width in widths)
 
     def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Clips ``b t 3 H W`` -> weighted ``features``, ``texture``, ``adversary`` (the model's), ``discriminator``."""
+        """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``."""
         picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
         rows = torch.arange(len(output), device=output.device)
         dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
@@ -89,10 +75,6 @@ class FeatureCritic(nn.Module):
         if self.distance_weight:
             distances = [F.l1_loss(a, b) for a, b in zip(made, real, strict=True)]
             terms["features"] = self.distance_weight * torch.stack(distances).mean()
-        if self.texture_weight:
-            fine = [taps for taps in zip(made, real, self.cells, strict=True) if taps[-1] >= _CELLS]
-            textures = [F.l1_loss(gram(m, cells), gram(r, cells)) for m, r, cells in fine]
-            terms["texture"] = self.texture_weight * torch.stack(textures).mean()
         verdicts = [_fixed(head, m).mean() for head, m in zip(self.heads, made, strict=True)]
         terms["adversary"] = -self.weight * torch.stack(verdicts).mean()
         own = [
@@ -112,18 +94,9 @@ class FeatureCritic(nn.Module):
                 found.append(x)
         return found
 
-
-def gram(features: Tensor, cells: int) -> Tensor:
-    """Which features go together in each window of ``cells`` x ``cells``: ``b c h w -> b n c c``, in float32.
-
-    Second moments of channels over the window's points (Gatys et al. 2016; in windows: arXiv:1612.07919, eq. 4). What
-    hangs over the right and bottom edges is left out.
-    """
-    height, width = (side // cells * cells for side in features.shape[-2:])
-    whole = features[..., :height, :width].float()
-    windows = rearrange(whole, "b c (h y) (w x) -> b (h w) (y x) c", y=cells, x=cells)
-    with torch.autocast(features.device.type, enabled=False):
-        return windows.mT @ windows / cells**2  # b n c c
+    @torch.no_grad()
+    def _widths(self) -> list[int]:
+        return [features.shape[1] for features in self._features(torch.zeros(1, 3, 32, 32))]
 
 
 class SpectralNorm(nn.Module):
