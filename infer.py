@@ -184,7 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", default=DEFAULTS, type=find_config, help="fast, quality, or a YAML file like them")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
-    parser.add_argument("--steps", type=int, help="sampling steps")
+    parser.add_argument("--steps", type=int, help="sampling steps; 0: the decoder alone, if it sees the clip")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     parser.add_argument("--noise-level", type=int, help="of the low-res pixels, for the SD x4-upscaler")
     parser.add_argument("--strength", type=float, help="share of the steps to run, from the resized input")
@@ -266,8 +266,7 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
         colour=config.colour,
         propagate=config.propagate,
     )  # fmt: skip
-    if settings.steps < 1:
-        raise UserError(f"--steps {settings.steps} is not a positive number")
+    check_steps(settings, model)
     if not settings.overlap < settings.window:
         raise UserError(
             f"--overlap {settings.overlap} must be less than --window {settings.window}; change one of them"
@@ -277,11 +276,26 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
     check_noise(settings, model)
     if settings.guidance != 1 and model.text is None:
         raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")
-    try:
-        sampling_timesteps(model.scheduler, settings.steps)
-    except ValueError as error:
-        raise UserError(f"--steps {settings.steps} does not suit this model's scheduler: {error}") from error
     return settings
+
+
+def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
+    """``UserError`` for a number of steps that the model cannot be sampled in."""
+    if settings.steps < 0:
+        raise UserError(f"--steps {settings.steps} is below 0")
+    if settings.steps > 0:
+        try:
+            sampling_timesteps(model.scheduler, settings.steps)
+        except ValueError as error:
+            raise UserError(f"--steps {settings.steps} does not suit this model's scheduler: {error}") from error
+    elif not model.codec.sees_evidence:
+        raise UserError(
+            "--steps 0 leaves all to a decoder that sees the clip, this model's does not; give 1 or more"
+        )
+    elif settings.strength < 1:
+        raise UserError(
+            f"--strength {settings.strength} is a share of steps, and --steps 0 has none; leave one out"
+        )
 
 
 def check_noise(settings: RestoreSettings, model: VideoModel) -> None:

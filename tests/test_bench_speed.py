@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from eval.bench import speed
+from eval.methods import Method
 from ldm_video.core.errors import UserError
 from ldm_video.video_io import FrameReader
 from tests.cli_support import call
@@ -48,10 +49,28 @@ def test_a_clip_is_cut(clip: Path, tmp_path: Path) -> None:
 
 
 def test_every_round_times_every_method(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "SHORT", {"ours": 2})
-    found = speed.measure(clip, [Slow("ours"), Slow("peer")], more=6, more_peers=4, rounds=2)
-    assert {name: len(seconds) for name, seconds in found.items()} == {"ours": 2, "peer": 2}
+    monkeypatch.setattr(speed, "SHORT", 2)
+    names = ["ours", "ours --steps 0", "peer"]
+    found = speed.measure(clip, [Slow(name) for name in names], more=6, more_peers=4, rounds=2)
+    assert {name: len(seconds) for name, seconds in found.items()} == dict.fromkeys(names, 2)
     assert all(seconds > 0 for times in found.values() for seconds in times)
+
+
+def test_ours_is_timed_with_other_options_as_well(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = []
+
+    def measure(source: Path, methods: list[Method], *_: int) -> dict[str, list[float]]:
+        timed.extend(methods)
+        return {method.name: [0.5] for method in methods}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    assert call(speed, "--input", clip, "--peers", "bicubic", "--also=--steps 0") == 0
+    assert [(method.name, getattr(method, "options", ())) for method in timed] == [
+        ("ours", ()), ("bicubic", ()), ("ours --steps 0", ("--steps", "0")),
+    ]  # fmt: skip
+    assert "ours --steps 0" in capsys.readouterr().out
 
 
 def test_a_method_that_is_not_there_is_named(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,14 @@ def test_one_call_is_the_sampler_and_the_decoder_by_hand(model: VideoModel) -> N
     torch.testing.assert_close(Restorer(model, PLAIN)(frames, hole, indices), expected, atol=1e-5, rtol=0)
 
 
+def test_no_steps_are_the_decoder_with_latents_of_zero(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, hole, indices = clip(2, (8, 8))
+    expected = model.codec.decode(torch.zeros(1, 2, 4, 4, 4), build_evidence(frames[None], hole[None]))
+    monkeypatch.setattr(VideoModel, "predict", None)  # nobody asks for it
+    result = Restorer(model, replace(PLAIN, steps=0))(frames, hole, indices)
+    torch.testing.assert_close(result, expected.clamp(-1, 1)[0], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("tile", [(32, 48), (64, 64), (512, 512)])
 def test_a_tile_that_covers_the_frame_changes_nothing(model: VideoModel, tile: tuple[int, int]) -> None:
     frames, hole, indices = clip(3, (8, 12))

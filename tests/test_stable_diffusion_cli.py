@@ -85,6 +85,7 @@ def test_a_single_file_of_stable_diffusion_starts_from_the_input(
         ("x4-upscaler", ("--noise-level", 351), "outside 0 to 350"),
         ("x4-upscaler", ("--noise-level", -1), "outside 0 to 350"),
         ("x4-upscaler", ("--strength", 0), "--strength"),
+        ("x4-upscaler", ("--steps", 0), "--steps 0 leaves all to a decoder that sees the clip"),
         ("x4-upscaler", ("variant=bf16",), "variant"),
         ("sd15-inpainting", ("--noise-level", 20), "leave --noise-level out"),
         ("none.ckpt", (), "make it a .safetensors file with: python -c"),

@@ -57,7 +57,8 @@ def build_control(config: DictConfig) -> VideoModel:
 def build_diffusion(config: DictConfig) -> VideoModel:
     """The shipped architecture, fresh but for the scale of the latents, which is a fact of the clips."""
     model: VideoModel = build(config)
-    model.codec.latent_std.copy_(load_bundle(SHIPPED).codec.latent_std)
+    scale = load_bundle(SHIPPED).codec.state_dict()["latent_std"]
+    model.codec.load_state_dict({"latent_std": scale}, strict=False)
     return model
 
 

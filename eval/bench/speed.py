@@ -7,6 +7,7 @@ Printed are medians over the rounds and, as machines are shared, the ratio of ea
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import tempfile
 import time
@@ -20,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.framewise import open_frames, open_output
-from eval.methods import Method, Settings, find_methods
+from eval.methods import Method, Ours, Settings, find_methods
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 SCALE = 4
 OURS = "ours"
-SHORT = {OURS: 12}  # frames of the shorter run; of a method that works frame by frame, one
+SHORT = 12  # frames of the shorter run of ours; of a method that works frame by frame, one
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def measure(source: Path, methods: Sequence[Method], more: int, more_peers: int,
         folder = Path(temporary)
         runs = {}
         for method in methods:
-            short = SHORT.get(method.name, 1)
-            lengths = Lengths(short, short + (more if method.name == OURS else more_peers))
+            own = method.name.split()[0] == OURS
+            lengths = Lengths(SHORT, SHORT + more) if own else Lengths(1, 1 + more_peers)
             names = [(frames, folder / f"{frames}.mkv") for frames in (lengths.short, lengths.long)]
             runs[method.name] = lengths, tuple(cut(source, frames, name) for frames, name in names)
         for _ in range(rounds):
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="a low-res clip")
     parser.add_argument("--peers", default="real_esrgan_x4plus", help="methods of the benchmark, comma-separated")
     parser.add_argument("--model", help="a bundle; default: the shipped one")
+    parser.add_argument("--also", metavar="OPTIONS", help='time ours with these options as well, such as "--steps 0"')
     parser.add_argument("--frames", type=int, default=24, help="of ours that are timed")
     parser.add_argument("--peer-frames", type=int, default=2, help="of each peer that are timed")
     parser.add_argument("--rounds", type=int, default=3)
@@ -89,6 +91,8 @@ def main() -> None:
     if min(arguments.frames, arguments.peer_frames, arguments.rounds) < 1:
         raise UserError("--frames, --peer-frames and --rounds must be 1 or more")
     methods = find_methods([OURS, *arguments.peers.split(",")], Settings(model=arguments.model))
+    if arguments.also:
+        methods = [*methods, Ours(arguments.model, tuple(shlex.split(arguments.also)), f"{OURS} {arguments.also}")]
     for method in methods:
         if reason := method.missing(SCALE):
             raise UserError(reason)

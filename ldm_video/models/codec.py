@@ -31,11 +31,13 @@ class Codec(nn.Module, ABC):
     Attributes:
         factor: output pixels to a side of a latent cell.
         latent_channels: channels of a latent.
+        sees_evidence: whether decoding looks at the evidence, so that latents of zero still give a picture.
         config: plain data that rebuilds it.
     """
 
     factor: int
     latent_channels: int
+    sees_evidence: bool
     config: dict
 
     @abstractmethod
@@ -57,6 +59,8 @@ class ImageCodec(Codec):
     The scaling factor and the factor of the grid are read from the autoencoder's config. Frames share nothing, so a
     few at a time are in memory, however long the clip: about ``pixels_at_once`` pixels.
     """
+
+    sees_evidence = False
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
@@ -108,6 +112,7 @@ class VideoCodec(Codec):
     """
 
     factor = 8
+    sees_evidence = True
     basis: Tensor
     latent_std: Tensor
 

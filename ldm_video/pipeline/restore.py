@@ -39,7 +39,7 @@ class RestoreSettings:
     """How a segment is sampled and put together.
 
     Attributes:
-        steps: sampling steps.
+        steps: sampling steps. 0 leaves everything to a decoder that sees the evidence: latents are zero.
         guidance: classifier-free guidance scale; 1 is none.
         seed: of the noise.
         window: frames that the denoiser and the decoder see at once.
@@ -148,6 +148,8 @@ class Restorer:
         factor, settings = self.model.codec.factor, self.settings
         grid = (evidence.size[0] // factor, evidence.size[1] // factor)
         shape = (self.model.codec.latent_channels, *grid)
+        if settings.steps == 0:
+            return torch.zeros(1, len(indices), *shape, device=self.device, dtype=self.dtype)
         noise = frame_noise(settings.seed, indices, shape, self.model.shared_noise, self.device, self.dtype)[None]
         # Decoding is counted as one more step.
         report = (lambda done, total, _: callback(done / (total + 1))) if callback else None
