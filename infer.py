@@ -289,13 +289,9 @@ def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
         except ValueError as error:
             raise UserError(f"--steps {settings.steps} does not suit this model's scheduler: {error}") from error
     elif not model.codec.sees_evidence:
-        raise UserError(
-            "--steps 0 leaves all to a decoder that sees the clip, this model's does not; give 1 or more"
-        )
+        raise UserError("--steps 0 leaves all to a decoder that sees the clip, this model's does not; give 1 or more")
     elif settings.strength < 1:
-        raise UserError(
-            f"--strength {settings.strength} is a share of steps, and --steps 0 has none; leave one out"
-        )
+        raise UserError(f"--strength {settings.strength} is a share of steps, and --steps 0 has none; leave one out")
 
 
 def check_noise(settings: RestoreSettings, model: VideoModel) -> None:
