@@ -175,9 +175,9 @@ def test_a_bad_file_does_not_stop_the_rest(
 def test_a_wrong_option_is_said_once(
     restore: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert restore("--steps", "0") == 2
+    assert restore("--steps", "-1") == 2
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")] == [
-        "error: --steps 0 is not a positive number"
+        "error: --steps -1 is below 0"
     ]
     assert files_below(tmp_path / "hd") == set()
 
