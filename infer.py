@@ -40,7 +40,7 @@ from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
 from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
-from ldm_video.pipeline.settings import PROPAGATE, find_prompts, read_config
+from ldm_video.pipeline.settings import FILL, PROPAGATE, find_prompts, read_config
 from ldm_video.pipeline.sizes import output_size, parse_tile
 from ldm_video.pipeline.workers import Share, find_share, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
@@ -194,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tile", metavar="HxW", help="work in tiles of this size, in output pixels: less memory")
     parser.add_argument("--memory", metavar="AMOUNT", help="8GB, 900MB or auto: choose tile and segments that fit")
     parser.add_argument("--propagate", choices=PROPAGATE, help="what other frames show inside the mask is taken")
+    parser.add_argument("--fill", choices=FILL, help="who fills wide holes; auto: patches, but a model with a prompt")
     parser.add_argument("--deinterlace", choices=("auto", "on", "off"))
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", help="auto, fp32, bf16, fp16")
@@ -265,6 +266,7 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
         feather=config.feather,
         colour=config.colour,
         propagate=config.propagate,
+        fill=("patches" if model.text is None else "model") if config.fill == "auto" else config.fill,
     )  # fmt: skip
     check_steps(settings, model)
     if not settings.overlap < settings.window:

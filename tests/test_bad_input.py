@@ -200,6 +200,7 @@ def test_bad_box(refused: Callable[..., str], box: str, message: str) -> None:
         (["--window", "0"], "less than --window 0"),
         (["--overlap", "6"], "--overlap 6 must be less than --window 6"),
         (["colour=sepia"], "unknown colour fix 'sepia'"),
+        (["fill=magic"], "unknown fill 'magic'"),
         (["deinterlace=maybe"], "unknown deinterlace 'maybe'"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--dtype", "int4"], "unknown dtype 'int4'"),

@@ -98,7 +98,9 @@ def test_joined_segments(join: str) -> None:
     assert len(segments) == 2
     told: list[Tensor | None] = []
 
-    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+    def restore(
+        frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
+    ) -> Tensor:
         told.append(before)
         return torch.full((len(frames), 3, 4, 6), float(len(told) - 1))
 

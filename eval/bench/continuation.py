@@ -121,8 +121,10 @@ def _outputs(
     empty = torch.zeros(1, lowres.shape[1] * scale, lowres.shape[2] * scale)  # 1 H W
     tail: Tensor | None = None
 
-    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
-        return restorer(frames, hole, indices, before=before)
+    def restore(
+        frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
+    ) -> Tensor:
+        return restorer(frames, hole, indices, before=before, shown=shown)
 
     for segment in plan:
         pieces = [Piece(_pixels(lowres[i]), empty, i) for i in range(segment.start, segment.stop)]

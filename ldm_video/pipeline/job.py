@@ -243,7 +243,9 @@ def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: in
     coming = iter(sizes)
     reached = kept
 
-    def restore(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+    def restore(
+        frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
+    ) -> Tensor:
         nonlocal reached
         start, size = reached, next(coming)
         reached += size
@@ -251,7 +253,7 @@ def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: in
         def report(share: float) -> None:
             watch.progress("restoring", start + share * size, total)
 
-        return explain_memory(lambda: restorer(frames, hole, indices, report, before))
+        return explain_memory(lambda: restorer(frames, hole, indices, report, before, shown))
 
     return restore
 

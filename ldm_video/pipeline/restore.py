@@ -24,6 +24,7 @@ from ldm_video.diffusion.windows import (
     tiles,
     windowed,
 )
+from ldm_video.pipeline.closing import close_hole
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.model import RestorationModel
@@ -53,6 +54,8 @@ class RestoreSettings:
         noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
         propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then:
             ``auto``, where hole or camera move, ``on``, or ``off``.
+        fill: who fills what is wide of the rest: ``model``, or ``patches`` of what surrounds it
+            (:mod:`ldm_video.pipeline.closing`), which are evidence then.
         average: neighbours on each side with which a low-res frame is averaged along the motion; 0 leaves it as it is.
             Where inpainting alone is asked for, no frame is averaged.
     """
@@ -70,6 +73,7 @@ class RestoreSettings:
     strength: float = 1.0
     noise_level: int | None = None
     propagate: str = "auto"
+    fill: str = "model"
     average: int = 0
 
 
@@ -105,6 +109,7 @@ class Restorer:
         indices: Sequence[int],
         callback: ShareCallback | None = None,
         before: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> Tensor:
         """Restore a segment.
 
@@ -115,6 +120,8 @@ class Restorer:
             indices: the frames' absolute numbers in the clip, from which their noise is drawn.
             callback: told of the share that is done after every step and at the end.
             before: ``t0 3 H W`` in [-1, 1], the finished first ``t0`` frames: known pixels, which come back unchanged.
+            shown: ``t0 3 H W`` in [-1, 1], what the first ``t0`` frames were made by the segment before: what is
+                invented in the hole goes on from there.
 
         Returns ``t 3 H W`` in [-1, 1], float32 on the CPU.
         """
@@ -126,10 +133,14 @@ class Restorer:
             lowres = average_along_motion(lowres[0], lay_on_grid(hole[0], _size(lowres)), settings.average)[None]
         if settings.propagate != "off":
             lowres, hole = _carried_over(lowres, hole, always=settings.propagate == "on")
+        if settings.fill == "patches":
+            lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
         if before is not None:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
+        if pixels is not None and known is not None and bool(known.all()):  # nothing is left to be made
+            return _finished(pixels, callback)
         evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
@@ -139,9 +150,7 @@ class Restorer:
             output = put_back(output, pixels, 1 - known, settings.feather)
         if before is not None:
             output[:, : len(before)] = before.to(output)
-        if callback is not None:
-            callback(1.0)
-        return output.clamp(-1, 1)[0].cpu()
+        return _finished(output, callback)
 
     def _sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
         """Scaled latents ``b t c h w`` of the whole segment."""
@@ -237,6 +246,13 @@ class Restorer:
             rows, columns = (slice(w.start // factor, w.stop // factor) for w in (tile.rows, tile.cols))
             part = evidence.crop(window.slice, tile.rows.slice, tile.cols.slice)
             yield self.model.codec.decode(latents[:, window.slice, :, rows, columns], part)
+
+
+def _finished(output: Tensor, callback: ShareCallback | None) -> Tensor:
+    """``b t 3 H W`` of the one clip -> ``t 3 H W`` in [-1, 1], float32 on the CPU."""
+    if callback is not None:
+        callback(1.0)
+    return output.float().clamp(-1, 1)[0].cpu()
 
 
 def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole: Tensor) -> tuple[Tensor, Tensor]:

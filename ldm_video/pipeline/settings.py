@@ -17,7 +17,7 @@ from ldm_video.video_io.reader import Deinterlace
 FLAGS = (
     "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
     "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
-    "propagate", "lora", "prompt_file", "memory",
+    "propagate", "fill", "lora", "prompt_file", "memory",
 )  # fmt: skip
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
@@ -25,6 +25,7 @@ INTEGERS = (
 )  # fmt: skip
 NUMBERS = ("scale", "guidance", "dilate", "strength")
 PROPAGATE = ("auto", "on", "off")
+FILL = ("auto", "patches", "model")
 NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average")
 
 
@@ -79,6 +80,8 @@ def check_choices(config: DictConfig) -> None:
         raise UserError(f"chain is {config.chain}; give 1 or more")
     if config.propagate not in PROPAGATE:
         raise UserError(f"unknown propagate '{config.propagate}'; use {', '.join(PROPAGATE)}")
+    if config.fill not in FILL:
+        raise UserError(f"unknown fill '{config.fill}'; use {', '.join(FILL)}")
 
 
 def find_prompts(config: DictConfig) -> Prompts | None:

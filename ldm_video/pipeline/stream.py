@@ -31,8 +31,14 @@ class Piece:
 class RestoreSegment(Protocol):
     """Restores ``t`` frames at once."""
 
-    def __call__(self, frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
-        """``t 3 h w``, ``t 1 H W``, frame numbers, known outputs of the first frames ``t0 3 H W`` -> ``t 3 H W``."""
+    def __call__(
+        self, frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
+    ) -> Tensor:
+        """``t 3 h w``, ``t 1 H W``, frame numbers -> ``t 3 H W``.
+
+        ``shown`` ``t0 3 H W``: what the first frames were made by the segment before; ``before``: the same, where they
+        are to stay so.
+        """
 
 
 def read_segments(pieces: Iterable[Piece], segments: Iterable[Segment]) -> Generator[list[Piece], None, None]:
@@ -65,6 +71,7 @@ def restore_segment(
         torch.stack([piece.hole for piece in pieces]),
         [piece.index for piece in pieces],
         joined if rules.join == "continue" else None,
+        joined,
     )
     return output if joined is None or rules.join == "continue" else join_tail(joined, output)
 

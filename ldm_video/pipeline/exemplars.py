@@ -1,0 +1,233 @@
+"""A hole in one frame, completed from patches of the rest of it.
+
+Patch-based completion as an optimisation (Wexler, Shechtman & Irani 2007): every patch that touches the hole looks for
+the most similar one outside, and every pixel of the hole becomes the mean of what the patches that cover it found; from
+coarse to fine. On coarse grids all patches are compared; on finer ones a patch tries what its neighbours found, beside
+what it found a grid before (Barnes et al. 2009, PatchMatch, with all pixels at once and nothing drawn at random).
+
+Left to itself the search would carry things that stand anywhere in the frame into the hole. So similar also means: of
+the colour that the hole's rim, smoothly continued, has there. A hole is closed with what surrounds it, as somebody who
+wants a thing gone expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm_video.core.evidence import push_pull
+
+_PATCH = 7  # pixels to a side
+_REACH = _PATCH // 2
+_GUIDED = 0.5  # what a difference of smooth colour counts beside one of the patches' mean
+_SMOOTH = 9  # side of the box that takes detail from the colours that guide; taken twice
+_HELD = 0.5  # share of what the finds' smooth colours are off the rim's that is taken back: no patch is cut out sharply
+_COARSEST = 3 * _PATCH  # least short side of a grid
+_COMPARED = 2**24  # pairs of patches up to which all are compared
+_ROUNDS = (8, 4)  # of search and mean: on the coarsest grid, on each finer one
+_AGAIN = 2  # rounds on every grid, of what is only drawn again
+_AT_ONCE = 2**14  # patches that are held in memory
+_SPREADS = 2  # times that finds are passed on to neighbours in a round
+_STEPS = tuple((dy, dx) for step in (1, 3) for dy, dx in ((0, step), (0, -step), (step, 0), (-step, 0)))
+_NUDGES = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
+_USUAL = 0.75  # quantile of the distances at which a patch's say has fallen to exp(-1/2)
+
+
+def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor:
+    """Close the hole of one frame with what is around it.
+
+    Args:
+        frame: ``3 h w`` in [-1, 1].
+        hole: ``1 h w`` in {0, 1}.
+        start: ``3 h w`` in [-1, 1], something that is in the hole already: it is drawn again, from what the frame has.
+
+    Returns ``3 h w``: ``frame`` outside the hole. In a frame that has hardly a whole patch outside it the hole is
+    filled smoothly.
+    """
+    picture, mask = frame.float().cpu()[None], hole.float().cpu()[None]  # 1 3 h w, 1 1 h w
+    if not bool(mask.any()):
+        return frame
+    smooth = push_pull(picture, 1 - mask) if start is None else torch.where(mask.bool(), start.to(picture), picture)
+    made: _Grid | None = None
+    for size in _sizes(mask[0, 0]):
+        grid = _lay(smooth, mask, size)
+        if len(grid.sources) < _PATCH**2:
+            continue
+        if made is not None:
+            grid.find_again(made)
+            if start is None:
+                grid.begin_with(made)
+        for _ in range(_ROUNDS[made is not None] if start is None else _AGAIN):
+            grid.search()
+            grid.average()
+        made = grid
+    if made is None:
+        filled = smooth
+    else:
+        filled = made.picture.permute(2, 0, 1)[None]
+        filled = filled + _HELD * _smoothed(smooth - filled)
+    return torch.where(hole.bool(), filled[0].to(frame).clamp(-1, 1), frame)
+
+
+def _sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
+    """From a grid on which the hole ``h w`` is about a patch wide, and few pairs are to be compared, to the frame's."""
+    height, width = hole.shape
+    inside = cv2.distanceTransform(np.pad(hole.byte().numpy(), 1), cv2.DIST_L2, cv2.DIST_MASK_5)
+    wide, pairs, halvings = 2 * float(inside.max()), float(hole.sum()) * hole.numel(), 0
+    while min(height, width) >= 2 ** (halvings + 1) * _COARSEST and (
+        wide > 2**halvings * _PATCH or pairs > 16**halvings * _COMPARED
+    ):
+        halvings += 1
+    for level in range(halvings, -1, -1):
+        yield max(1, round(height / 2**level)), max(1, round(width / 2**level))
+
+
+@dataclass
+class _Grid:
+    """A hole on one grid, and what has been found for it. Positions are (row, column); a patch's is its middle.
+
+    Attributes:
+        picture: ``h w 3``.
+        hole: ``h w`` bool.
+        guide: ``h w 3``, smooth colours, scaled so that a distance of them adds to one of patches.
+        whole: ``h w`` bool, patches that lie in the frame and show no hole.
+        sources: ``m 2``, where those are; targets: ``n 2``, the patches that touch the hole.
+        found: ``n 2``, a source for each target; distance: ``n``, how far it is, infinity for none.
+        first: nothing has been found on a coarser grid.
+    """
+
+    picture: Tensor
+    hole: Tensor
+    guide: Tensor
+    whole: Tensor
+    sources: Tensor
+    targets: Tensor
+    found: Tensor
+    distance: Tensor
+    first: bool = True
+
+    def search(self) -> None:
+        """Find the nearest source of each target."""
+        padded = F.pad(self.picture.permute(2, 0, 1)[None], (_REACH,) * 4, mode="replicate")[0]  # 3 h+6 w+6
+        windows = padded.unfold(1, _PATCH, 1).unfold(2, _PATCH, 1).permute(1, 2, 0, 3, 4)  # h w 3 7 7, a view
+        if self.first or len(self.targets) * len(self.sources) <= _COMPARED:
+            self._compare_all(windows)
+        else:
+            self._ask_neighbours(windows)
+
+    def _compare_all(self, windows: Tensor) -> None:
+        """Every target with every source."""
+        given = self._patches(windows, self.sources)  # m d
+        norms = given.square().sum(1)
+        for part in torch.arange(len(self.targets)).split(max(1, _COMPARED // len(given))):
+            wanted = self._patches(windows, self.targets[part])
+            nearest = (norms - 2 * wanted @ given.T).argmin(1)
+            self.found[part] = self.sources[nearest]
+            self.distance[part] = (wanted - given[nearest]).square().mean(1)
+
+    def _ask_neighbours(self, windows: Tensor) -> None:
+        """What a target has found already, what its neighbours found, and what lies beside it."""
+        number = torch.full(self.hole.shape, -1)  # h w, of the target there
+        number[tuple(self.targets.T)] = torch.arange(len(self.targets))
+        for part in torch.arange(len(self.targets)).split(_AT_ONCE):
+            targets = self.targets[part]
+            wanted = self._patches(windows, targets)
+            self.distance[part] = torch.inf  # the picture has changed
+            self._try(windows, part, wanted, self.found[part])
+            for _ in range(_SPREADS):
+                for step in _STEPS:
+                    neighbour = number[tuple(self._inside(targets + torch.tensor(step)).T)]
+                    offered = self.found[neighbour] - torch.tensor(step)
+                    self._try(windows, part, wanted, torch.where(neighbour[:, None] < 0, self.found[part], offered))
+                for nudge in _NUDGES:
+                    self._try(windows, part, wanted, self.found[part] + torch.tensor(nudge))
+
+    def average(self) -> None:
+        """Every pixel of the hole becomes the weighted mean of what the patches that cover it found for it."""
+        has = self.distance.isfinite()
+        if not bool(has.any()):
+            return
+        usual = self.distance[has].quantile(_USUAL)
+        offset = torch.zeros(*self.hole.shape, 2, dtype=torch.long)
+        weight = torch.zeros(self.hole.shape)
+        offset[tuple(self.targets.T)] = self.found - self.targets
+        weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * usual + 1e-8))
+        pixels = self.hole.nonzero()  # k 2
+        total, mass = torch.zeros(len(pixels), 3), torch.zeros(len(pixels))
+        for step in torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2):
+            middle = self._inside(pixels + step)
+            say = weight[tuple(middle.T)] * (middle == pixels + step).all(-1)  # k
+            source = self._inside(pixels + offset[tuple(middle.T)])
+            total += say[:, None] * self.picture[tuple(source.T)]
+            mass += say
+        seen = mass > 0
+        self.picture = self.picture.clone()  # what it was made of is not changed
+        self.picture[tuple(pixels[seen].T)] = total[seen] / mass[seen, None]
+
+    def begin_with(self, coarse: _Grid) -> None:
+        """Fill the hole with what was made on a coarser grid."""
+        made = coarse.picture.permute(2, 0, 1)[None]
+        larger = F.interpolate(made, size=self.hole.shape, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
+        self.picture = torch.where(self.hole[..., None], larger, self.picture)
+
+    def find_again(self, coarse: _Grid) -> None:
+        """Begin the search at what was found on a coarser grid."""
+        size, old = self.hole.shape, coarse.hole.shape
+        there = torch.cartesian_prod(*(torch.arange(side) for side in old)).view(*old, 2)  # itself, outside the hole
+        there[tuple(coarse.targets.T)] = coarse.found
+        scale = torch.tensor([new / side for new, side in zip(size, old, strict=True)])
+        before = ((self.targets + 0.5) / scale).long().clamp(max=torch.tensor(old) - 1)  # n 2
+        moved = (there[tuple(before.T)] - before) * scale
+        self.found, self.first = self._inside(self.targets + moved.round().long()), False
+
+    def _try(self, windows: Tensor, part: Tensor, wanted: Tensor, source: Tensor) -> None:
+        """Take ``source`` ``k 2`` where it is whole and nearer than what the targets ``part`` ``k`` have found."""
+        source = self._inside(source)
+        whole = self.whole[tuple(source.T)]
+        part, source = part[whole], source[whole]
+        distance = (wanted[whole] - self._patches(windows, source)).square().mean(1)
+        nearer = distance < self.distance[part]
+        self.found[part[nearer]], self.distance[part[nearer]] = source[nearer], distance[nearer]
+
+    def _patches(self, windows: Tensor, at: Tensor) -> Tensor:
+        """``n 2 -> n d``: the patches there, and what guides them."""
+        rows, columns = at.unbind(-1)
+        return torch.cat([windows[rows, columns].flatten(1), self.guide[rows, columns]], dim=1)
+
+    def _inside(self, at: Tensor) -> Tensor:
+        height, width = self.hole.shape
+        return at.clamp(min=0).minimum(torch.tensor((height - 1, width - 1)))
+
+
+def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
+    """The frame ``1 3 h w``, smooth in its hole ``1 1 h w``, on a grid of ``size``."""
+    same = smooth.shape[-2:] == torch.Size(size)
+    picture = smooth if same else F.interpolate(smooth, size=size, mode="bicubic", antialias=True)
+    hole = F.adaptive_max_pool2d(mask, size)  # 1 1 h w
+    touched = F.max_pool2d(hole, _PATCH, stride=1, padding=_REACH)[0, 0] > 0.5
+    whole = torch.zeros_like(touched)
+    whole[_REACH : size[0] - _REACH, _REACH : size[1] - _REACH] = True
+    whole &= ~touched
+    targets = touched.nonzero()
+    return _Grid(
+        picture=picture[0].permute(1, 2, 0).contiguous(),
+        hole=hole[0, 0] > 0.5,
+        guide=_GUIDED * _PATCH * _smoothed(picture)[0].permute(1, 2, 0),
+        whole=whole,
+        sources=whole.nonzero(),
+        targets=targets,
+        found=targets.clone(),
+        distance=torch.full((len(targets),), torch.inf),
+    )
+
+
+def _smoothed(picture: Tensor) -> Tensor:
+    """``1 c h w -> 1 c h w``, without detail: two boxes, one after the other."""
+    padded = F.pad(picture, (_SMOOTH - 1,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, _SMOOTH, stride=1), _SMOOTH, stride=1)

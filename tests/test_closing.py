@@ -1,0 +1,130 @@
+"""What no frame shows is invented once and carried along; narrow holes are left to the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm_video.core.evidence import Evidence
+from ldm_video.models.video_model import VideoModel
+from ldm_video.pipeline.closing import close_hole
+from ldm_video.pipeline.exemplars import complete
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
+from tests.model_support import small_video_model
+from tests.test_propagation import SIZE, landscape, paint, pan
+
+SCALE = 2
+LARGE = (SIZE[0] * SCALE, SIZE[1] * SCALE)
+
+
+def holes(frames: int, rows: slice, columns: slice, scale: int = SCALE) -> Tensor:
+    """``t 1 H W`` of the enlarged size, a box given in low-res pixels."""
+    hole = torch.zeros(frames, 1, SIZE[0] * scale, SIZE[1] * scale)
+    hole[..., rows.start * scale : rows.stop * scale, columns.start * scale : columns.stop * scale] = 1
+    return hole
+
+
+WIDE = (slice(24, 48), slice(40, 70))
+NARROW = (slice(10, 16), slice(5, 100))
+
+
+def still(frames: int) -> Tensor:
+    return torch.from_numpy(landscape(*SIZE)).permute(2, 0, 1).repeat(frames, 1, 1, 1) * 2 - 1
+
+
+def test_wide_parts_are_closed_and_narrow_ones_left() -> None:
+    frames, wide, narrow = still(3), holes(3, *WIDE), holes(3, *NARROW)
+    hole = torch.maximum(wide, narrow)
+    closed, left = close_hole(frames, hole)
+    assert torch.equal(left, narrow)
+    changed = (closed != frames).any(dim=1)  # t h w
+    assert bool(changed[:, WIDE[0], WIDE[1]].float().mean() > 0.99)
+    changed[:, WIDE[0].start - 1 : WIDE[0].stop + 1, WIDE[1].start - 1 : WIDE[1].stop + 1] = False
+    assert not changed.any()
+
+
+def test_only_narrow_parts_are_nothing_to_do() -> None:
+    frames, hole = still(3), holes(3, *NARROW)
+    closed, left = close_hole(frames, hole)
+    assert torch.equal(closed, frames) and torch.equal(left, hole)
+
+
+def test_no_paint_gets_in() -> None:
+    """Neither the hole's own nor that of a narrow part beside it is ever read."""
+    hole = torch.maximum(holes(3, *WIDE), holes(3, *NARROW))
+    low = hole[..., ::SCALE, ::SCALE]
+    results = [close_hole(torch.where(low.bool(), colour, still(3)), hole)[0] for colour in (-1.0, 1.0)]
+    wide = holes(3, *WIDE, scale=1).bool()
+    pair = [made[wide.expand_as(made)] for made in results]
+    assert torch.allclose(*pair, atol=1e-3)  # carrying reads at positions that are whole to a few decimals
+
+
+def test_the_invention_moves_with_the_camera() -> None:
+    step, frames = 3, 6
+    clip, hole = pan(frames, step), holes(frames, *WIDE)
+    low = hole[..., ::SCALE, ::SCALE]
+    closed, left = close_hole(paint(clip, low), hole)
+    assert not left.any()
+
+    def unrest(made: Tensor) -> float:
+        """How much the middle of the hole changes from frame to frame when it is followed."""
+        rows, columns = slice(30, 42), slice(46, 60)
+        moved = [made[t + 1, :, rows.start - 1 : rows.stop - 1, columns.start - step : columns.stop - step] for t in
+                 range(frames - 1)]  # fmt: skip
+        return sum((made[t, :, rows, columns] - m).abs().mean().item() for t, m in enumerate(moved)) / (frames - 1)
+
+    one_by_one = torch.stack([complete(frame, mask) for frame, mask in zip(clip, low, strict=True)])
+    assert unrest(closed) < 0.5 * unrest(one_by_one)
+
+
+def test_what_was_shown_goes_on() -> None:
+    frames, hole = still(4), holes(4, *WIDE)
+    low = hole[..., ::SCALE, ::SCALE]
+    first, _ = close_hole(paint(frames, low), hole)
+    other = torch.roll(frames, 17, dims=-1)  # something that this segment would not have invented by itself
+    shown = torch.nn.functional.interpolate(other[:2], scale_factor=SCALE, mode="nearest")
+    going_on, left = close_hole(paint(frames, low), hole, shown)
+    assert not left.any()
+    where = low.bool().expand_as(frames)
+
+    def away(made: Tensor) -> float:
+        return (made - other)[where].abs().mean().item()
+
+    assert away(going_on) < 0.7 * away(first)
+    assert torch.allclose(going_on[0][where[0]], going_on[3][where[3]], atol=0.05)  # and it stands still
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoModel:
+    return small_video_model()
+
+
+class Recorder(Restorer):
+    """Keeps the evidence that the decoder gets."""
+
+    def _decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        self.seen = evidence
+        return super()._decode(latents, evidence)
+
+
+def test_the_model_sees_patches_as_evidence(model: VideoModel) -> None:
+    hole = holes(2, *WIDE)
+    low = hole[..., ::SCALE, ::SCALE]
+    frames = paint(still(2), low)
+    seen = {}
+    for fill in ("model", "patches"):
+        restorer = Recorder(model, RestoreSettings(steps=1, fill=fill, colour="none"))
+        restorer(frames, hole, range(2))
+        seen[fill] = restorer.seen
+    assert seen["model"].hole.any() and not seen["patches"].hole.any() and not seen["patches"].known.any()
+    closed, _ = close_hole(frames, hole)
+    assert torch.allclose(seen["patches"].lowres[0, :, :, : SIZE[0], : SIZE[1]], closed, atol=1e-6)
+
+
+def test_inpainting_alone_takes_patches_as_they_are(model: VideoModel) -> None:
+    hole = holes(2, *WIDE, scale=1)
+    frames = paint(still(2), hole)
+    restorer = Restorer(model, RestoreSettings(steps=1, fill="patches", feather=4))
+    output = restorer(frames, hole, range(2))
+    assert torch.allclose(output, close_hole(frames, hole)[0], atol=1e-6)
