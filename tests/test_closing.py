@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from infer import DEFAULTS, make_settings
+from ldm_video.config.load import load_config
 from ldm_video.core.evidence import Evidence
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.closing import close_hole
 from ldm_video.pipeline.exemplars import complete
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from tests.model_support import small_video_model
+from tests.model_support import small_text_model, small_video_model
 from tests.test_propagation import SIZE, landscape, paint, pan
 
 SCALE = 2
@@ -128,3 +132,11 @@ def test_inpainting_alone_takes_patches_as_they_are(model: VideoModel) -> None:
     restorer = Restorer(model, RestoreSettings(steps=1, fill="patches", feather=4))
     output = restorer(frames, hole, range(2))
     assert torch.allclose(output, close_hole(frames, hole)[0], atol=1e-6)
+
+
+def test_where_a_model_takes_a_prompt_it_fills(model: VideoModel, tmp_path: Path) -> None:
+    text_model, config = small_text_model(tmp_path), load_config(DEFAULTS)
+    assert [make_settings(config, 4.0, m).fill for m in (model, text_model)] == ["patches", "model"]
+    for given in ("patches", "model"):
+        config.fill = given
+        assert [make_settings(config, 4.0, m).fill for m in (model, text_model)] == [given, given]

@@ -60,13 +60,17 @@ def pieces(todo: Sequence[Segment]) -> Generator[Piece, None, None]:
             yield Piece(torch.full((3, 2, 3), float(value)), torch.zeros(1, *SIZE), index, index / RATE)
 
 
-def enlarge(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+def enlarge(
+    frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None = None
+) -> Tensor:
     """Every frame, and of frames that are known already those."""
     output = frames.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     return output if before is None else torch.cat([before, output[len(before) :]])
 
 
-def numbered(frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None) -> Tensor:
+def numbered(
+    frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None = None
+) -> Tensor:
     """A level that tells where the segment begins."""
     return torch.full((len(frames), 3, *SIZE), indices[0] / FRAMES)
 
