@@ -99,6 +99,14 @@ def test_what_was_shown_goes_on() -> None:
     assert torch.allclose(going_on[0][where[0]], going_on[3][where[3]], atol=0.05)  # and it stands still
 
 
+@pytest.mark.parametrize("shown", [False, True], ids=["at first", "after another segment"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_hole_that_is_everything_becomes_grey(frames: int, shown: bool) -> None:
+    hole = torch.ones(frames, 1, *LARGE)
+    closed, left = close_hole(still(frames), hole, torch.zeros(1, 3, *LARGE) if shown else None)
+    assert not left.any() and closed.abs().max() < 1e-6
+
+
 @pytest.fixture(scope="module")
 def model() -> VideoModel:
     return small_video_model()

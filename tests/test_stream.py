@@ -97,17 +97,20 @@ def test_joined_segments(join: str) -> None:
     segments = make_plan(22, [], rules)
     assert len(segments) == 2
     told: list[Tensor | None] = []
+    seen: list[Tensor | None] = []
 
     def restore(
         frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
     ) -> Tensor:
         told.append(before)
+        seen.append(shown)
         return torch.full((len(frames), 3, 4, 6), float(len(told) - 1))
 
     pieces = make_pieces(22)
     first = restore_segment(segments[0], pieces[:13], None, restore, rules)
     second = restore_segment(segments[1], pieces[9:], first[-4:], restore, rules)
-    assert told[0] is None
+    assert told[0] is None and seen[0] is None
+    assert seen[1] is not None and torch.equal(seen[1], first[-4:])  # so that what is invented goes on
     if join == "fade":
         assert told[1] is None
         assert second[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 9)

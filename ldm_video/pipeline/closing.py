@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm_video.core.evidence import lay_on_grid, resize
+from ldm_video.core.evidence import lay_on_grid, push_pull, resize
 from ldm_video.pipeline.exemplars import complete
 from ldm_video.pipeline.propagation import propagate
 
@@ -40,10 +40,9 @@ def close_hole(frames: Tensor, hole: Tensor, shown: Tensor | None = None) -> tup
     if hole.shape[-2:] != frames.shape[-2:]:  # enlarged: the rim may be mixed with what must go
         wide = F.max_pool2d(wide, _SMEARED, stride=1, padding=_SMEARED // 2)
     left, other = wide.clone(), hidden * (1 - wide)
-    if shown is not None:
+    if shown is not None and bool(left[0].any()):
         # Brought down and enlarged again sharp lines get rings: so it is drawn again, from what this segment shows.
-        made = resize(shown[None, :1], size)[0, 0].to(frames)  # 3 h w
-        frames = _invent(frames, left, other, [0], made)
+        frames = _invent(frames, left, other, [0], _brought_down(shown[:1], frames[:1], torch.maximum(left, other)[:1]))
         left[0] = 0
         frames, left = _carry(frames, left, other)
     for _ in range(_KEYS):
@@ -73,6 +72,12 @@ def _key(left: Tensor) -> int | None:
     area = left.sum(dim=(1, 2, 3))  # t
     most = (area == area.max()).nonzero()[:, 0]
     return int(most[len(most) // 2]) if bool(area.any()) else None
+
+
+def _brought_down(shown: Tensor, frame: Tensor, hidden: Tensor) -> Tensor:
+    """``1 3 H W`` on the grid of the low-res ``frame`` ``1 3 h w``: ``3 h w``, in the colours around its hole."""
+    made = resize(shown[None], (frame.shape[-2], frame.shape[-1]))[0].to(frame)  # 1 3 h w
+    return (made + push_pull(frame - made, 1 - hidden))[0]
 
 
 def _invent(frames: Tensor, left: Tensor, other: Tensor, keys: list[int], start: Tensor | None = None) -> Tensor:

@@ -70,7 +70,7 @@ def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor
     if made is None:
         filled = smooth
     else:
-        filled = made.picture.permute(2, 0, 1)[None]
+        filled = made.without_step()
         filled = filled + _HELD * _smoothed(smooth - filled)
     return torch.where(hole.bool(), filled[0].to(frame).clamp(-1, 1), frame)
 
@@ -100,6 +100,7 @@ class _Grid:
         sources: ``m 2``, where those are; targets: ``n 2``, the patches that touch the hole.
         found: ``n 2``, a source for each target; distance: ``n``, how far it is, infinity for none.
         first: nothing has been found on a coarser grid.
+        step: ``h w 3``, how far the rim is from what its patches found, where ``rim`` ``h w`` bool is.
     """
 
     picture: Tensor
@@ -110,6 +111,8 @@ class _Grid:
     targets: Tensor
     found: Tensor
     distance: Tensor
+    step: Tensor
+    rim: Tensor
     first: bool = True
 
     def search(self) -> None:
@@ -158,7 +161,7 @@ class _Grid:
         weight = torch.zeros(self.hole.shape)
         offset[tuple(self.targets.T)] = self.found - self.targets
         weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * usual + 1e-8))
-        pixels = self.hole.nonzero()  # k 2
+        pixels = self.targets  # the rim is made as well, to see how far off it is
         total, mass = torch.zeros(len(pixels), 3), torch.zeros(len(pixels))
         for step in torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2):
             middle = self._inside(pixels + step)
@@ -166,9 +169,21 @@ class _Grid:
             source = self._inside(pixels + offset[tuple(middle.T)])
             total += say[:, None] * self.picture[tuple(source.T)]
             mass += say
-        seen = mass > 0
+        made, seen = total / mass.clamp(min=1e-12)[:, None], mass > 0
+        inside = self.hole[tuple(pixels.T)]
         self.picture = self.picture.clone()  # what it was made of is not changed
-        self.picture[tuple(pixels[seen].T)] = total[seen] / mass[seen, None]
+        self.picture[tuple(pixels[seen & inside].T)] = made[seen & inside]
+        rim = pixels[seen & ~inside]
+        self.step = torch.zeros_like(self.picture)
+        self.step[tuple(rim.T)] = self.picture[tuple(rim.T)] - made[seen & ~inside]
+        self.rim = torch.zeros_like(self.hole)
+        self.rim[tuple(rim.T)] = True
+
+    def without_step(self) -> Tensor:
+        """``1 3 h w``: the picture, its hole moved by what its rim, made in the same way, is off: no seam."""
+        picture, step = (x.permute(2, 0, 1)[None] for x in (self.picture, self.step))
+        inward = push_pull(step, self.rim[None, None].float())
+        return picture + inward * self.hole
 
     def begin_with(self, coarse: _Grid) -> None:
         """Fill the hole with what was made on a coarser grid."""
@@ -224,6 +239,8 @@ def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
         targets=targets,
         found=targets.clone(),
         distance=torch.full((len(targets),), torch.inf),
+        step=torch.zeros(*size, 3),
+        rim=torch.zeros(size, dtype=torch.bool),
     )
 
 
