@@ -5,9 +5,9 @@ the most similar one outside, and every pixel of the hole becomes the mean of wh
 coarse to fine. On coarse grids all patches are compared; on finer ones a patch tries what its neighbours found, beside
 what it found a grid before (Barnes et al. 2009, PatchMatch, with all pixels at once and nothing drawn at random).
 
-Left to itself the search ends in whatever agrees with itself, wherever in the frame it stands. So similar also means: of
-the colour that the hole's rim, smoothly continued, has there. A hole is closed with what surrounds it, as somebody who
-wants a thing gone expects.
+Left to itself the search ends in whatever agrees with itself, wherever in the frame it stands. So similar also means:
+of the colour that the hole's rim, smoothly continued, has there. A hole is closed with what surrounds it, as somebody
+who wants a thing gone expects.
 """
 
 from __future__ import annotations
