@@ -9,7 +9,7 @@ over the pixels that count as hole:
 - ``propagated``: other frames' pixels where one shows the place, smooth elsewhere.
 
 With ``--model``, also what is left of that after the model, in the whole picture's size: PSNR inside the hole of what
-``infer.py --propagate off`` and ``on`` give.
+``infer.py --fill model --propagate off`` and ``on`` give.
 
 Inputs are those of the benchmark's tracks with holes, built under ``--work``. A camera that stands still shows nothing
 new behind a hole that stays: such clips are there to show that no harm is done, and are left out of the gain's mean.

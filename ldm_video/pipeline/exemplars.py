@@ -100,7 +100,6 @@ class _Grid:
         sources: ``m 2``, where those are; targets: ``n 2``, the patches that touch the hole.
         found: ``n 2``, a source for each target; distance: ``n``, how far it is, infinity for none.
         first: nothing has been found on a coarser grid.
-        step: ``h w 3``, how far the rim is from what its patches found, where ``rim`` ``h w`` bool is.
     """
 
     picture: Tensor
@@ -111,8 +110,6 @@ class _Grid:
     targets: Tensor
     found: Tensor
     distance: Tensor
-    step: Tensor
-    rim: Tensor
     first: bool = True
 
     def search(self) -> None:
@@ -153,37 +150,39 @@ class _Grid:
 
     def average(self) -> None:
         """Every pixel of the hole becomes the weighted mean of what the patches that cover it found for it."""
-        has = self.distance.isfinite()
-        if not bool(has.any()):
-            return
-        usual = self.distance[has].quantile(_USUAL)
-        offset = torch.zeros(*self.hole.shape, 2, dtype=torch.long)
-        weight = torch.zeros(self.hole.shape)
-        offset[tuple(self.targets.T)] = self.found - self.targets
-        weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * usual + 1e-8))
-        pixels = self.targets  # the rim is made as well, to see how far off it is
-        total, mass = torch.zeros(len(pixels), 3), torch.zeros(len(pixels))
-        for step in torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2):
-            middle = self._inside(pixels + step)
-            say = weight[tuple(middle.T)] * (middle == pixels + step).all(-1)  # k
-            source = self._inside(pixels + offset[tuple(middle.T)])
-            total += say[:, None] * self.picture[tuple(source.T)]
-            mass += say
-        made, seen = total / mass.clamp(min=1e-12)[:, None], mass > 0
-        inside = self.hole[tuple(pixels.T)]
-        self.picture = self.picture.clone()  # what it was made of is not changed
-        self.picture[tuple(pixels[seen & inside].T)] = made[seen & inside]
-        rim = pixels[seen & ~inside]
-        self.step = torch.zeros_like(self.picture)
-        self.step[tuple(rim.T)] = self.picture[tuple(rim.T)] - made[seen & ~inside]
-        self.rim = torch.zeros_like(self.hole)
-        self.rim[tuple(rim.T)] = True
+        made, mass = self._means()
+        inside = self.hole[tuple(self.targets.T)] & (mass > 0)
+        self.picture = self.picture.clone()  # what it was laid from is not changed
+        self.picture[tuple(self.targets[inside].T)] = made[inside]
 
     def without_step(self) -> Tensor:
         """``1 3 h w``: the picture, its hole moved by what its rim, made in the same way, is off: no seam."""
-        picture, step = (x.permute(2, 0, 1)[None] for x in (self.picture, self.step))
-        inward = push_pull(step, self.rim[None, None].float())
-        return picture + inward * self.hole
+        made, mass = self._means()
+        rim = ~self.hole[tuple(self.targets.T)] & (mass > 0)
+        at = tuple(self.targets[rim].T)
+        step, seen = torch.zeros_like(self.picture), torch.zeros(1, 1, *self.hole.shape)
+        step[at], seen[0, 0][at] = self.picture[at] - made[rim], 1
+        picture, step = (x.permute(2, 0, 1)[None] for x in (self.picture, step))
+        return picture + push_pull(step, seen) * self.hole
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        """Of every target's middle, what the patches that cover it found for it ``n 3``, and their weight ``n``."""
+        total, mass = torch.zeros(len(self.targets), 3), torch.zeros(len(self.targets))
+        has = self.distance.isfinite()
+        if not bool(has.any()):
+            return total, mass
+        offset = torch.zeros(*self.hole.shape, 2, dtype=torch.long)
+        weight = torch.zeros(self.hole.shape)
+        usual = self.distance[has].quantile(_USUAL)
+        offset[tuple(self.targets.T)] = self.found - self.targets
+        weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * usual + 1e-8))
+        for step in torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2):
+            middle = self._inside(self.targets + step)
+            say = weight[tuple(middle.T)] * (middle == self.targets + step).all(-1)  # n
+            source = self._inside(self.targets + offset[tuple(middle.T)])
+            total += say[:, None] * self.picture[tuple(source.T)]
+            mass += say
+        return total / mass.clamp(min=1e-12)[:, None], mass
 
     def begin_with(self, coarse: _Grid) -> None:
         """Fill the hole with what was made on a coarser grid."""
@@ -239,8 +238,6 @@ def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
         targets=targets,
         found=targets.clone(),
         distance=torch.full((len(targets),), torch.inf),
-        step=torch.zeros(*size, 3),
-        rim=torch.zeros(size, dtype=torch.bool),
     )
 
 
