@@ -28,6 +28,7 @@ from data.prepare_parts.pieces import find_pieces
 from data.prepare_parts.report import Report
 from data.prepare_parts.survey import survey
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.files import sweep
 
 _STAGING = ".staging"
 
@@ -53,8 +54,7 @@ def prepare(source: Path, out: Path, shards: bool, options: PrepareOptions) -> R
     videos = _find_videos(source, out)
     report = Report(out, options, shards)
     folder = out / _STAGING if shards else out
-    for leftover in folder.glob(".*.part.*"):  # of a run that was killed
-        leftover.unlink()
+    sweep(folder)  # of a run that was killed
     waiting = {name: path for name, path in videos.items() if not report.done(name)}
     with _progress() as progress:
         task = progress.add_task("preparing", total=len(videos), completed=len(videos) - len(waiting))

@@ -6,7 +6,8 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm_video.core import files
 from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
 from ldm_video.core.errors import UserError, run_cli
-from ldm_video.core.files import atomic_path
+from ldm_video.core.files import atomic_path, sweep
+from ldm_video.core.locks import locked
 from ldm_video.core.tensors import fold_time, to_bytes, to_signed, unfold_time
 
 
@@ -117,6 +120,84 @@ def test_a_place_that_cannot_hold_the_output_is_a_user_error(tmp_path: Path) -> 
         temporary.mkdir()  # a folder where a file is
     assert names(tmp_path) == ["file", "folder"]
     assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def write_and_be_killed(target: Path, after: str) -> None:
+    """A process that writes a file or a folder at ``target`` and kills itself before (``write``) or in the renaming."""
+    code = """
+import os, pathlib, signal, sys
+from ldm_video.core.files import atomic_path, sweep
+from ldm_video.core.locks import locked
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+with atomic_path(pathlib.Path(sys.argv[1])) as temporary:
+    if pathlib.Path(sys.argv[1]).suffix:
+        temporary.write_text("half")
+    else:
+        temporary.mkdir()
+        (temporary / "half.png").touch()
+    if sys.argv[2] == "write":
+        die()
+    rename, os.replace = os.replace, lambda old, new: (rename(old, new), die())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(target), after], check=False)
+    assert done.returncode == -9
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+@pytest.mark.parametrize("name", ["clip [1].mp4", "frames"])
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path, name: str) -> None:
+    write_and_be_killed(tmp_path / name, "write")
+    write_and_be_killed(tmp_path / "another.mp4", "write")
+    theirs = [left for left in names(tmp_path) if left.startswith(".another.")]
+    assert len(names(tmp_path)) == 4 and len(theirs) == 2  # of each, what it wrote and its lock
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / name):
+        raise RuntimeError("not even whole")
+    assert names(tmp_path) == theirs
+    sweep(tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_what_a_live_process_writes_is_not_swept(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "clip.mp4") as first:
+        first.write_bytes(b"first")
+        with atomic_path(tmp_path / "clip.mp4") as second:
+            second.write_bytes(b"second")
+        sweep(tmp_path)
+        assert (tmp_path / "clip.mp4").read_bytes() == b"second"
+    assert (tmp_path / "clip.mp4").read_bytes() == b"first"
+    assert names(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_a_folder_whose_replacing_was_cut_off_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "old.png").touch()
+    write_and_be_killed(tmp_path / "frames", "rename")
+    assert not (tmp_path / "frames").exists()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["frames"] and names(tmp_path / "frames") == ["old.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_a_name_that_was_swept_before_it_was_locked_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+
+    @contextmanager
+    def slow(lock: Path) -> Iterator[bool]:
+        with locked(lock):
+            tried.append(lock)
+            if len(tried) == 1:
+                lock.unlink()
+            yield True
+
+    monkeypatch.setattr(files, "locked", slow)
+    with atomic_path(tmp_path / "clip.mp4") as temporary:
+        temporary.touch()
+        assert names(tmp_path) == [temporary.name, tried[1].name]
+    assert names(tmp_path) == ["clip.mp4"]
 
 
 class Net(nn.Module):

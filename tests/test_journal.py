@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
+from ldm_video.core.locks import is_held, locked
 from ldm_video.pipeline.film import finish_share, restore_parts
 from ldm_video.pipeline.journal import (
     Journal,
@@ -29,7 +30,7 @@ from ldm_video.pipeline.journal import (
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.plan import PlanRules, Segment, make_plan
 from ldm_video.pipeline.stream import Piece, RestoreSegment
-from ldm_video.pipeline.workers import Share, find_share, is_held, locked, own_device
+from ldm_video.pipeline.workers import Share, find_share, own_device
 from ldm_video.video_io import VideoWriter
 from tests.cli_support import files_below, read_pixels
 

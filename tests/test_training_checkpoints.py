@@ -82,14 +82,16 @@ def test_the_old_one_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
     content = last_good(tmp_path)[1]
     assert content["global_step"] == 2
     assert content["witness"].step_seen == 1
-    (unfinished,) = set(content["witness"].there) - {"last.ckpt"}
+    unfinished, lock = sorted(set(content["witness"].there) - {"last.ckpt"})
     assert unfinished.startswith(".last.") and unfinished.endswith(".part.ckpt")
+    assert lock == f"{unfinished}.lock"
     assert names(tmp_path) == ["last.ckpt"]
 
 
 def test_what_a_killed_writer_left_is_never_read_and_soon_removed(tmp_path: Path) -> None:
     SAVE(checkpoint(1), tmp_path / "last.ckpt")
-    torch.save(checkpoint(9), tmp_path / ".last.01234567.part.ckpt")
+    torch.save(checkpoint(9), tmp_path / ".epoch=0-step=9.01234567.part.ckpt")
+    (tmp_path / ".epoch=0-step=9.01234567.part.ckpt.lock").touch()
     assert last_good(tmp_path)[1]["global_step"] == 1
     SAVE(checkpoint(2), tmp_path / "last.ckpt")
     assert names(tmp_path) == ["last.ckpt"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldm_video.core.errors import UserError
+from ldm_video.core.locks import abandoned, locked
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The operating system's errors that say: no more."""
@@ -27,6 +29,9 @@ _PLACE = {
 }
 
 
+# Of the temporary name of stem + suffix.
+_LOCK = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.part(?P<suffix>.*)\.lock", re.DOTALL)
+
 _umask = os.umask(0)  # can only be read by being set; at import, before there are threads
 os.umask(_umask)
 _USUAL = 0o666 & ~_umask  # rights of a new file
@@ -38,28 +43,66 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced. What was written
     is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read by
-    whom the umask allows, however they were made: safetensors makes its own for their owner alone.
+    whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
+    processes left of the same path is removed first.
     Raises ``UserError`` when the place cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _finish(temporary)
-        if temporary.is_dir() and path.is_dir():
-            _swap(temporary, path)
-        else:
-            os.replace(temporary, path)
-        _sync(path.parent)  # the name itself
+        sweep(path.parent, path)
+        with _claimed(path) as temporary:
+            yield temporary
+            _finish(temporary)
+            if temporary.is_dir() and path.is_dir():
+                _swap(temporary, path)
+            else:
+                os.replace(temporary, path)
+            _sync(path.parent)  # the name itself
     except OSError as error:
         raise _explain(error, path) from error
-    finally:
-        if os.path.isdir(temporary):  # unlike Path.is_dir, it never raises
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path, path: Path | None = None) -> None:
+    """Remove what killed processes left in ``folder``: of ``path``, or of every file and folder.
+
+    What a live process is writing stays, and so does everything where the file system has no locks.
+    """
+    for lock in list(folder.iterdir()) if folder.is_dir() else ():
+        found = _LOCK.fullmatch(lock.name)
+        if found is None or (path is not None and (found["stem"], found["suffix"]) != (path.stem, path.suffix)):
+            continue
+        with abandoned(lock) as mine:
+            if mine:
+                temporary, target = lock.with_suffix(""), folder / (found["stem"] + found["suffix"])
+                if _old(temporary).exists() and not target.exists():  # killed between the two renames of `_swap`
+                    os.replace(_old(temporary), target)
+                _remove(temporary, _old(temporary), lock)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[Path]:
+    """A name beside ``path``, and a lock beside the name for as long as this process is at work on it."""
+    while True:
+        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+        lock = temporary.with_name(f"{temporary.name}.lock")
+        with locked(lock):
+            if not lock.exists():  # swept between its making and its locking
+                continue
+            try:
+                yield temporary
+            finally:
+                _remove(temporary, lock)
+            return
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if os.path.isdir(path) and not os.path.islink(path):  # unlike Path.is_dir, it never raises
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):  # it was never made, and its place cannot hold it; the first error says why
-                temporary.unlink()
+                path.unlink()
 
 
 def _finish(path: Path) -> None:
@@ -87,13 +130,14 @@ def _sync(path: Path) -> None:
 
 def _swap(fresh: Path, path: Path) -> None:
     """Put the folder ``fresh`` in the place of the folder ``path``: deleted in place, it would be seen half gone."""
-    old = fresh.with_suffix(".old")
-    os.replace(path, old)
+    os.replace(path, _old(fresh))
     os.replace(fresh, path)
-    if old.is_symlink():
-        old.unlink()
-    else:
-        shutil.rmtree(old, ignore_errors=True)
+    _remove(_old(fresh))
+
+
+def _old(temporary: Path) -> Path:
+    """Where the folder is that ``temporary`` takes the place of."""
+    return temporary.with_name(f"{temporary.name}.old")
 
 
 def _explain(error: OSError, path: Path) -> OSError | UserError:

@@ -18,9 +18,10 @@ from typing import Any
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
+from ldm_video.core.locks import is_held, locked
 from ldm_video.pipeline.job import Outcome
 from ldm_video.pipeline.journal import Journal
-from ldm_video.pipeline.workers import Share, is_held, locked
+from ldm_video.pipeline.workers import Share
 from ldm_video.video_io.encoders import find_encoder
 from ldm_video.video_io.stills import is_image, natural_key
 

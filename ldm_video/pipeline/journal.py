@@ -32,7 +32,8 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
-from ldm_video.pipeline.workers import Share, is_held, locked
+from ldm_video.core.locks import is_held, locked
+from ldm_video.pipeline.workers import Share
 
 FORMAT = 1
 _LEVELS = 65535 / 2  # half of 16 bits

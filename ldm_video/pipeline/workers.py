@@ -1,23 +1,15 @@
 """Several processes, one clip: who does what, who is alive, and which GPU is whose.
 
-No process talks to another. They meet in the journal's folder: locks of the file system, which vanish with their
-owner however it ends, say who is at work.
+No process talks to another. They meet in the journal's folder: locks (:mod:`ldm_video.core.locks`) say who is at work.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 from ldm_video.core.errors import UserError
-
-HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows: one process there, and no lock
-if HAS_LOCKS:
-    import fcntl
 
 
 @dataclass(frozen=True)
@@ -53,32 +45,3 @@ def own_device(device: str, environment: Mapping[str, str], gpus: int) -> str:
     if device not in ("auto", "cuda") or not local.isdecimal() or not gpus:
         return device
     return f"cuda:{int(local) % gpus}"
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock ``path`` against other processes; yields False when another one has it and ``wait`` is off.
-
-    The operating system frees it when the process ends, by whatever means. Where a file system has no locks, every
-    process is told that it has it: parts are whole or absent in any case.
-    """
-    with path.open("a") as file:
-        if not HAS_LOCKS:
-            yield True
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
-
-
-def is_held(path: Path) -> bool:
-    """Whether another process holds the lock ``path``."""
-    if not path.exists():
-        return False
-    with locked(path, wait=False) as mine:
-        return not mine

@@ -4,7 +4,8 @@ What is guaranteed, on a local file system and on NFS as far as it keeps POSIX's
 
 - A name such as ``last.ckpt`` holds a whole checkpoint at every moment: the old one until the new one is on the disk
   in full (``fsync``), then, in one step (``rename``), the new one. ``kill -9`` while a checkpoint is being written
-  leaves a hidden ``.NAME.xxxxxxxx.part.ckpt`` beside it, which the next save removes and nothing ever reads.
+  leaves a hidden ``.NAME.xxxxxxxx.part.ckpt`` and its lock beside it, which the next save removes and nothing ever
+  reads.
 - Lightning writes each checkpoint under two names, ``epoch=E-step=S.ckpt`` and then ``last.ckpt``, and removes the
   one of the step before only after that: from the second save on there are always two whole files.
 - :func:`last_good` takes the newest file that can be read in full. Damaged ones (a disk that lies about ``fsync``, a
@@ -27,7 +28,7 @@ import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import DISK_FULL, atomic_path
+from ldm_video.core.files import DISK_FULL, atomic_path, sweep
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint``. Raises ``UserError`` where the place cannot be written or the disk is full."""
         path = Path(path)
-        for leftover in path.parent.glob(f".*.part{path.suffix}"):  # a run has one writer: theirs was killed
-            leftover.unlink(missing_ok=True)
+        sweep(path.parent)  # of every name: a step's checkpoint need not be written again
         # Without a buffer the system's error comes out of torch.save and not out of the file's closing.
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
             _save(checkpoint, file)

@@ -1,0 +1,64 @@
+"""Locks of the file system, which vanish with their owner however it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows: one process there, and no lock
+if HAS_LOCKS:
+    import fcntl
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock ``path`` against other processes; yields False when another one has it and ``wait`` is off.
+
+    The operating system frees it when the process ends, by whatever means. Where a file system has no locks, every
+    process is told that it has it: what they write is whole or absent in any case.
+    """
+    with path.open("a") as file:
+        if not HAS_LOCKS:
+            yield True
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock ``path``."""
+    if not path.exists():
+        return False
+    with locked(path, wait=False) as mine:
+        return not mine
+
+
+@contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Hold the lock ``path`` if its owner has ended; yields whether that is so.
+
+    False, too, where the file system has no locks: nobody can tell there.
+    """
+    if not HAS_LOCKS:
+        yield False
+        return
+    try:
+        file = path.open("r+")
+    except FileNotFoundError:  # another process has just removed it
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
