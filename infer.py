@@ -258,7 +258,8 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
     own = model.sampling
     settings = RestoreSettings(
         **{name: getattr(own, name) if config[name] is None else config[name]
-           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength", "average")},
+           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength", "average",
+                        "steady", "fidelity")},
         seed=config.seed,
         tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
         tile_overlap=config.tile_overlap,
@@ -275,6 +276,8 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
         )
     if settings.colour not in METHODS:
         raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
+    if not 0 <= settings.fidelity <= 1:
+        raise UserError(f"fidelity is {settings.fidelity}; give a share from 0 to 1")
     check_noise(settings, model)
     if settings.guidance != 1 and model.text is None:
         raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,32 +9,7 @@ from torch import Tensor
 from ldm_video.core.motion_average import average_along_motion
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from tests.model_support import rand_pixels, small_video_model
-
-FRAMES, SIZE, STEP = 5, (48, 64), 3  # pixels that the picture moves from frame to frame
-
-
-def scene(seed: int = 0, step: int = STEP) -> Tensor:
-    """A texture that moves sideways, ``t 3 h w`` in [-0.8, 0.8]."""
-    height, width = SIZE
-    rng = np.random.default_rng(seed)
-    coarse = rng.random((height // 4, (width + FRAMES * abs(step)) // 4, 3)).astype(np.float32)
-    wide = cv2.resize(coarse, (width + FRAMES * abs(step), height), interpolation=cv2.INTER_CUBIC) * 1.6 - 0.8
-    return torch.from_numpy(
-        np.stack([wide[:, t * step : t * step + width].transpose(2, 0, 1) for t in range(FRAMES)])
-    ).clamp(-0.8, 0.8)
-
-
-def noisy(clip: Tensor, sigma: float = 0.05) -> Tensor:
-    return clip + sigma * torch.randn(clip.shape, generator=torch.Generator().manual_seed(1))
-
-
-def nothing(clip: Tensor) -> Tensor:
-    return torch.zeros(len(clip), 1, *clip.shape[-2:])
-
-
-def decibels(a: Tensor, b: Tensor) -> float:
-    inner = (..., slice(4, -4), slice(4, -20))  # what neighbours show as well
-    return -10 * math.log10((a[inner] - b[inner]).square().mean().item() / 4)
+from tests.motion_support import FRAMES, SIZE, decibels, noisy, nothing, scene
 
 
 def test_noise_is_averaged_away_under_motion() -> None:

@@ -9,6 +9,9 @@ them where the picture is steep.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -25,6 +28,23 @@ _SMALLEST = 16  # pixels to a side from which optical flow is searched
 _PAIRS = 8  # of neighbours that tell the usual distance
 
 
+@dataclass(frozen=True)
+class Neighbour:
+    """What another frame says of one.
+
+    Attributes:
+        frame: its number.
+        target: where the frame's pixels are found in it, x and y: ``h w 2``.
+        aligned: what it shows there, ``h w c``.
+        weight: how far that agrees, ``h w`` in [0, 1]; 0 where one of them is hidden.
+    """
+
+    frame: int
+    target: np.ndarray
+    aligned: np.ndarray
+    weight: np.ndarray
+
+
 def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
     """Average every frame with up to ``reach`` neighbours on each side.
 
@@ -35,28 +55,46 @@ def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
     Returns frames of the same shape, range, type and device. Where no neighbour agrees, a pixel stays as it is; so
     does every frame of a clip of one, and of one too small to search for motion.
     """
-    if reach < 1 or len(frames) < 2 or min(frames.shape[-2:]) < _SMALLEST:
+    if not can_align(frames, reach):
         return frames
-    clip = rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
-    seen = 1 - hidden[:, 0].float().cpu().numpy()  # t h w
+    averaged = []
+    for frame, neighbours in zip(as_images(frames), find_neighbours(frames, hidden, reach), strict=True):
+        total, mass = frame.copy(), np.ones_like(frame[..., 0])  # h w c, h w
+        for neighbour in neighbours:
+            total += neighbour.weight[..., None] * neighbour.aligned
+            mass += neighbour.weight
+        averaged.append(total / mass[..., None])
+    result = rearrange(torch.from_numpy(np.stack(averaged)), "t h w c -> t c h w").clamp(-1, 1)
+    return result.to(frames.device, frames.dtype).contiguous()
+
+
+def can_align(frames: Tensor, reach: int) -> bool:
+    """Whether there are neighbours, and room enough to search for motion in ``t c h w``."""
+    return reach > 0 and len(frames) > 1 and min(frames.shape[-2:]) >= _SMALLEST
+
+
+def find_neighbours(frames: Tensor, hidden: Tensor, reach: int) -> Iterator[list[Neighbour]]:
+    """Of every frame in turn, up to ``reach`` neighbours on each side. Arguments of :func:`average_along_motion`."""
+    clip, seen = as_images(frames), 1 - hidden[:, 0].float().cpu().numpy()  # t h w c, t h w
     align = _Aligner(clip)
     usual = _usual_distance(clip, align)
-    averaged = np.empty_like(clip)
     for t, frame in enumerate(clip):
-        total, mass = frame.copy(), np.ones_like(seen[t])  # h w c, h w
         excused = _ASTRAY * _squared_slope(frame)
+        neighbours = []
         for other in range(max(0, t - reach), min(len(clip), t + reach + 1)):
             if other == t:
                 continue
             target = align(t, other)
             aligned = at(clip[other], target, cv2.INTER_CUBIC)
             shown = np.abs(at(seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3  # none that was read is hidden
-            weight = _weight(_distance(frame, aligned), usual, excused) * shown
-            total += weight[..., None] * aligned
-            mass += weight
-        averaged[t] = np.where(seen[t][..., None] > 0, total / mass[..., None], frame)
-    result = rearrange(torch.from_numpy(averaged), "t h w c -> t c h w").clamp(-1, 1)
-    return result.to(frames.device, frames.dtype).contiguous()
+            weight = _weight(_distance(frame, aligned), usual, excused) * shown * seen[t]
+            neighbours.append(Neighbour(other, target, aligned, weight))
+        yield neighbours
+
+
+def as_images(frames: Tensor) -> np.ndarray:
+    """``t c h w -> t h w c``, float32."""
+    return rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
 
 
 class _Aligner:

@@ -32,6 +32,8 @@ class SamplingDefaults:
         noise_limit: the highest noise level that it was trained with.
         average: neighbours on each side with which a low-res frame is averaged along the motion first, see
             :func:`ldm_video.core.motion_average.average_along_motion`; 0 leaves it as it is.
+        steady: neighbours on each side with which the output is blended along the motion; 0 leaves it as it is.
+        fidelity: share of what the output, brought back down, is off the input that is given back, 0 to 1.
     """
 
     steps: int = 20
@@ -43,6 +45,8 @@ class SamplingDefaults:
     noise_level: int | None = None
     noise_limit: int | None = None
     average: int = 0
+    steady: int = 0
+    fidelity: float = 0.0
 
 
 class VideoModel(nn.Module):

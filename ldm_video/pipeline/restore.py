@@ -27,9 +27,11 @@ from ldm_video.diffusion.windows import (
 from ldm_video.pipeline.closing import close_hole
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back
+from ldm_video.pipeline.fidelity import back_project
 from ldm_video.pipeline.model import RestorationModel
 from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole
+from ldm_video.pipeline.steady import steady
 
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
@@ -58,6 +60,10 @@ class RestoreSettings:
             (:mod:`ldm_video.pipeline.closing`), which are evidence then.
         average: neighbours on each side with which a low-res frame is averaged along the motion; 0 leaves it as it is.
             Where inpainting alone is asked for, no frame is averaged.
+        steady: neighbours on each side with which the output is blended along the motion
+            (:mod:`ldm_video.pipeline.steady`); 0 leaves it as it is. Not where inpainting alone is asked for.
+        fidelity: share of what the output, brought back down, is off the input that is given back
+            (:mod:`ldm_video.pipeline.fidelity`).
     """
 
     steps: int = 1
@@ -75,6 +81,8 @@ class RestoreSettings:
     propagate: str = "auto"
     fill: str = "model"
     average: int = 0
+    steady: int = 0
+    fidelity: float = 0.0
 
 
 class Restorer:
@@ -129,8 +137,10 @@ class Restorer:
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
         hole = dilate(hole, settings.dilate)
-        if lowres.shape[-2:] != hole.shape[-2:]:
-            lowres = average_along_motion(lowres[0], lay_on_grid(hole[0], _size(lowres)), settings.average)[None]
+        given, hidden = lowres, lay_on_grid(hole[0], _size(lowres))[None]  # b t 3 h w, b t 1 h w
+        enlarges = given.shape[-2:] != hole.shape[-2:]
+        if enlarges:
+            lowres = average_along_motion(lowres[0], hidden[0], settings.average)[None]
         if settings.propagate != "off":
             lowres, hole = _carried_over(lowres, hole, always=settings.propagate == "on")
         if settings.fill == "patches":
@@ -146,6 +156,11 @@ class Restorer:
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
         output = self._decode(latents, padded)[..., :height, :width].float()  # b t 3 H W
         output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
+        if before is not None:
+            output[:, : len(before)] = before.to(output)
+        if enlarges:
+            output = steady(output[0], lowres[0], lay_on_grid(hole[0], _size(lowres)), settings.steady)[None]
+            output = back_project(output, given.float(), hidden, settings.fidelity)
         if known is not None and pixels is not None:
             output = put_back(output, pixels, 1 - known, settings.feather)
         if before is not None:

@@ -52,6 +52,8 @@ def plan(info: VideoInfo, job: Job, restorer: Restorer) -> str:
             f"sampling: {settings.steps} steps, guidance {settings.guidance}, seed {settings.seed}",
             f"windows:  {settings.window} frames, {settings.overlap} shared; tile {settings.tile or 'none'}",
             f"average:  {settings.average or 'no'} neighbours on each side, along the motion",
+            f"steady:   {settings.steady or 'no'} neighbours on each side, along the motion",
+            f"fidelity: {settings.fidelity:.0%} of what is off the input is given back",
         )
     )
 

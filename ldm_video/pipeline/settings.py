@@ -21,12 +21,12 @@ FLAGS = (
 )  # fmt: skip
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
-    "prompt_blend", "average",
+    "prompt_blend", "average", "steady",
 )  # fmt: skip
-NUMBERS = ("scale", "guidance", "dilate", "strength")
+NUMBERS = ("scale", "guidance", "dilate", "strength", "fidelity")
 PROPAGATE = ("auto", "on", "off")
 FILL = ("auto", "patches", "model")
-NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average")
+NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average", "steady")
 
 
 def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
