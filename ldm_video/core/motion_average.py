@@ -26,6 +26,7 @@ _FALL = 0.3  # what the logarithm of the weight loses for each further usual dis
 _ASTRAY = 0.02  # squared pixels by which alignment is off even where it is right: a distance, times the squared slope
 _SMALLEST = 16  # pixels to a side from which optical flow is searched
 _PAIRS = 8  # of neighbours that tell the usual distance
+_BORNE = 2.5 / 127.5  # standard deviation of a noise that is left: x264 at CRF 20 leaves as much, broadcast MPEG-2 more
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,22 @@ class Neighbour:
 
     Attributes:
         frame: its number.
-        target: where the frame's pixels are found in it, x and y: ``h w 2``.
+        motion: from the frame's pixels to where they are found in it, x and y in pixels: ``h w 2``.
         aligned: what it shows there, ``h w c``.
         weight: how far that agrees, ``h w`` in [0, 1]; 0 where one of them is hidden.
     """
 
     frame: int
-    target: np.ndarray
+    motion: np.ndarray
     aligned: np.ndarray
     weight: np.ndarray
 
 
 def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
-    """Average every frame with up to ``reach`` neighbours on each side.
+    """Average every frame of a noisy clip with up to ``reach`` neighbours on each side.
+
+    Neighbours count in full where noise is all that they differ by, less where the clip is nearly clean, and not at
+    all below a noise that costs less than the detail that averaging takes.
 
     Args:
         frames: low-res ``t 3 h w`` in [-1, 1].
@@ -57,12 +61,16 @@ def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
     """
     if not can_align(frames, reach):
         return frames
+    clip = AlignedClip(frames, hidden)
+    share = 1 - min(1.0, 2 * _BORNE**2 / (clip.usual + 1e-12))
+    if share == 0:
+        return frames
     averaged = []
-    for frame, neighbours in zip(as_images(frames), find_neighbours(frames, hidden, reach), strict=True):
+    for t, frame in enumerate(clip.images):
         total, mass = frame.copy(), np.ones_like(frame[..., 0])  # h w c, h w
-        for neighbour in neighbours:
-            total += neighbour.weight[..., None] * neighbour.aligned
-            mass += neighbour.weight
+        for neighbour in clip.neighbours(t, reach):
+            total += share * neighbour.weight[..., None] * neighbour.aligned
+            mass += share * neighbour.weight
         averaged.append(total / mass[..., None])
     result = rearrange(torch.from_numpy(np.stack(averaged)), "t h w c -> t c h w").clamp(-1, 1)
     return result.to(frames.device, frames.dtype).contiguous()
@@ -73,54 +81,54 @@ def can_align(frames: Tensor, reach: int) -> bool:
     return reach > 0 and len(frames) > 1 and min(frames.shape[-2:]) >= _SMALLEST
 
 
-def find_neighbours(frames: Tensor, hidden: Tensor, reach: int) -> Iterator[list[Neighbour]]:
-    """Of every frame in turn, up to ``reach`` neighbours on each side. Arguments of :func:`average_along_motion`."""
-    clip, seen = as_images(frames), 1 - hidden[:, 0].float().cpu().numpy()  # t h w c, t h w
-    align = _Aligner(clip)
-    usual = _usual_distance(clip, align)
-    for t, frame in enumerate(clip):
-        excused = _ASTRAY * _squared_slope(frame)
-        neighbours = []
-        for other in range(max(0, t - reach), min(len(clip), t + reach + 1)):
-            if other == t:
-                continue
-            target = align(t, other)
-            aligned = at(clip[other], target, cv2.INTER_CUBIC)
-            shown = np.abs(at(seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3  # none that was read is hidden
-            weight = _weight(_distance(frame, aligned), usual, excused) * shown * seen[t]
-            neighbours.append(Neighbour(other, target, aligned, weight))
-        yield neighbours
+class AlignedClip:
+    """Frames, and where what they show is found in each other. Arguments of :func:`average_along_motion`.
 
+    Attributes:
+        images: ``t h w c``, float32.
+        usual: mean squared difference of patches of neighbouring frames, in the median: twice the variance of the
+            noise, where alignment is good.
+    """
 
-def as_images(frames: Tensor) -> np.ndarray:
-    """``t c h w -> t h w c``, float32."""
-    return rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
-
-
-class _Aligner:
-    """Where the pixels of a clip's frame are found in another one."""
-
-    def __init__(self, clip: np.ndarray) -> None:
-        levels = ((clip + 1) * 127.5).round().astype(np.uint8)
+    def __init__(self, frames: Tensor, hidden: Tensor) -> None:
+        self.images = rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
+        self._seen = 1 - hidden[:, 0].float().cpu().numpy()  # t h w
+        levels = ((self.images + 1) * 127.5).round().astype(np.uint8)
         self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]
         self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._search.setFinestScale(0)  # of its own accord it stops at half size or below: too coarse to average at
+        self.usual = self._usual_distance()
 
-    def __call__(self, frame: int, other: int) -> np.ndarray:
-        """``h w 2``, x and y in ``other``."""
-        return positions(self._search.calc(self._grey[frame], self._grey[other], None))
+    def neighbours(self, t: int, reach: int) -> Iterator[Neighbour]:
+        """What up to ``reach`` frames on each side of frame ``t`` say of it."""
+        frame = self.images[t]
+        excused = _ASTRAY * _squared_slope(frame)
+        for other in range(max(0, t - reach), min(len(self.images), t + reach + 1)):
+            if other == t:
+                continue
+            motion = self._search_motion(t, other)
+            target = positions(motion)
+            aligned = at(self.images[other], target, cv2.INTER_CUBIC)
+            shown = np.abs(at(self._seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3  # none that was read is hidden
+            weight = _weight(_distance(frame, aligned), self.usual, excused) * shown * self._seen[t]
+            yield Neighbour(other, motion, aligned, weight)
+
+    def _search_motion(self, frame: int, other: int) -> np.ndarray:
+        return self._search.calc(self._grey[frame], self._grey[other], None)
+
+    def _usual_distance(self) -> float:
+        """The median of the medians between neighbours."""
+        firsts = np.unique(np.linspace(0, len(self.images) - 2, _PAIRS).round().astype(int))
+        return float(np.median([np.median(self._distance_to_next(t)) for t in firsts]))
+
+    def _distance_to_next(self, t: int) -> np.ndarray:
+        aligned = at(self.images[t + 1], positions(self._search_motion(t, t + 1)), cv2.INTER_CUBIC)
+        return _distance(self.images[t], aligned)
 
 
 def _distance(frame: np.ndarray, aligned: np.ndarray) -> np.ndarray:
     """Mean squared difference of the patches around each pixel, ``h w c -> h w``."""
     return cv2.GaussianBlur(np.square(frame - aligned).mean(axis=-1), (0, 0), _PATCH)
-
-
-def _usual_distance(clip: np.ndarray, align: _Aligner) -> float:
-    """The median of the medians between neighbours: twice the variance of the noise, where alignment is good."""
-    firsts = np.unique(np.linspace(0, len(clip) - 2, _PAIRS).round().astype(int))
-    medians = [np.median(_distance(clip[t], at(clip[t + 1], align(t, t + 1), cv2.INTER_CUBIC))) for t in firsts]
-    return float(np.median(medians))
 
 
 def _squared_slope(frame: np.ndarray) -> np.ndarray:

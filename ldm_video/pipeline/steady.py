@@ -1,24 +1,24 @@
 """Less flicker: what neighbours make of the same spot is brought together along the motion.
 
-A model that draws each spot anew in every frame draws it a little differently. Blending whole frames along the motion
-(Lai et al. 2018, arXiv:1808.00449, measure how well that would do) costs the finest detail, which optical flow never
-meets exactly; what is coarser flickers more visibly and survives. So the blend is taken at half the output's size, and
-only what it changes smoothly is added.
+A model that draws each spot anew in every frame draws it a little differently. Blending along the motion (Lai et al.
+2018, arXiv:1808.00449, learn it) costs the finest detail, which optical flow never meets exactly; what is coarser
+flickers more visibly and survives. So only what the blend changes smoothly is added.
+
+Averaging the low-res frames instead (:mod:`ldm_video.core.motion_average`) takes more detail, since it smooths what the
+model is shown, before it has drawn anything; it is for clips so noisy that the model draws after their noise.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from ldm_video.core.motion_average import Neighbour, as_images, can_align, find_neighbours
-from ldm_video.core.warp import at, positions
+from ldm_video.core.motion_average import AlignedClip, Neighbour, can_align
+from ldm_video.core.pictures import grid_of, read_at, smooth
 
-_SMOOTH = 1.0  # standard deviation, in pixels of half size, of what is added
+_SMOOTH = 0.35  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
 
 
 def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
@@ -33,27 +33,26 @@ def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
     """
     if not can_align(guide, reach):
         return output
+    clip = AlignedClip(guide, hidden)
     height, width = output.shape[-2:]
-    half = as_images(F.interpolate(output.float(), (-(-height // 2), -(-width // 2)), mode="area"))
-    changes = [_change(half, t, near) for t, near in enumerate(find_neighbours(guide, hidden, reach))]
-    change = rearrange(torch.from_numpy(np.stack(changes)), "t h w c -> t c h w").to(output)
-    return output + F.interpolate(change, (height, width), mode="bilinear", align_corners=False)
+    sigma = _SMOOTH * height / guide.shape[-2], _SMOOTH * width / guide.shape[-1]
+    grid = grid_of((height, width), output.device)  # 2 H W
+    frames = output.float().contiguous(memory_format=torch.channels_last)  # each one as OpenCV reads it
+    blended = torch.empty_like(output)
+    for t, frame in enumerate(frames):
+        total, mass = frame.clone(), torch.ones_like(frame[0])  # 3 H W, H W
+        for neighbour in clip.neighbours(t, reach):
+            motion, weight = _enlarged(neighbour, (height, width), output.device)
+            total.addcmul_(weight, read_at(frames[neighbour.frame], grid + motion))
+            mass += weight
+        blended[t] = frame + smooth(total / mass - frame, sigma)
+    return blended
 
 
-def _change(clip: np.ndarray, t: int, neighbours: list[Neighbour]) -> np.ndarray:
-    """What the blend adds to frame ``t`` of ``t h w c``: ``h w c``."""
-    total, mass = clip[t].copy(), np.ones_like(clip[t][..., 0])  # h w c, h w
-    for neighbour in neighbours:
-        target, weight = _enlarged(neighbour, mass.shape)
-        total += weight[..., None] * at(clip[neighbour.frame], target, cv2.INTER_CUBIC)
-        mass += weight
-    return cv2.GaussianBlur(total / mass[..., None] - clip[t], (0, 0), _SMOOTH)
-
-
-def _enlarged(neighbour: Neighbour, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Targets ``h w 2`` and weights ``h w`` on a grid of ``size``."""
-    height, width = size
-    low_height, low_width = neighbour.weight.shape
-    motion = neighbour.target - positions(np.zeros_like(neighbour.target))
-    motion = cv2.resize(motion, (width, height)) * np.array([width / low_width, height / low_height], np.float32)
-    return positions(motion), cv2.resize(neighbour.weight, (width, height))
+def _enlarged(neighbour: Neighbour, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Motion ``2 H W`` in pixels of the output, and weight ``H W``."""
+    down, across = np.divide(size, neighbour.weight.shape)
+    x, y = neighbour.motion[..., 0], neighbour.motion[..., 1]
+    planes = np.stack([x * across, y * down, neighbour.weight]).astype(np.float32)  # 3 h w
+    fine = F.interpolate(torch.from_numpy(planes).to(device)[None], size, mode="bilinear")[0]  # 3 H W
+    return fine[:2], fine[2]

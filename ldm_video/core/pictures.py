@@ -1,0 +1,65 @@
+"""Pictures read at moved points, and smoothed: by OpenCV on a CPU, where it is ten times as fast as PyTorch."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from ldm_video.core.warp import at
+
+_REACH = 4  # standard deviations that a Gaussian reaches to each side
+
+
+def grid_of(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Where each pixel is: ``2 h w``, x and y."""
+    y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in size)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def read_at(picture: Tensor, points: Tensor) -> Tensor:
+    """``c h w`` float32 read bicubically at ``2 a b`` (x, y): ``c a b``. Beyond the border its edge goes on."""
+    return (_read_on_cpu if picture.device.type == "cpu" else _read_anywhere)(picture, points)
+
+
+def smooth(picture: Tensor, sigma: tuple[float, float]) -> Tensor:
+    """``c h w`` float32 through a Gaussian of standard deviation ``sigma`` (down, across) in pixels."""
+    return (_smooth_on_cpu if picture.device.type == "cpu" else _smooth_anywhere)(picture, sigma)
+
+
+def _read_on_cpu(picture: Tensor, points: Tensor) -> Tensor:
+    return _as_planes(at(_as_image(picture), points.permute(1, 2, 0).numpy(), cv2.INTER_CUBIC))
+
+
+def _read_anywhere(picture: Tensor, points: Tensor) -> Tensor:
+    size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=picture.device)
+    middle = (2 * points.permute(1, 2, 0) + 1) / size - 1  # of pixels, in the units of `grid_sample`
+    return F.grid_sample(picture[None], middle[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
+
+
+def _smooth_on_cpu(picture: Tensor, sigma: tuple[float, float]) -> Tensor:
+    down, across = _sides(sigma)
+    return _as_planes(cv2.GaussianBlur(_as_image(picture), (across, down), sigmaX=sigma[1], sigmaY=sigma[0]))
+
+
+def _smooth_anywhere(picture: Tensor, sigma: tuple[float, float]) -> Tensor:
+    down, across = _sides(sigma)
+    return gaussian_blur(picture, [across, down], [sigma[1], sigma[0]])
+
+
+def _sides(sigma: tuple[float, float]) -> tuple[int, int]:
+    """Of the kernel (down, across), odd."""
+    return 2 * round(_REACH * sigma[0]) + 1, 2 * round(_REACH * sigma[1]) + 1
+
+
+def _as_image(picture: Tensor) -> np.ndarray:
+    """``c h w -> h w c``; a copy only where memory lies otherwise."""
+    return picture.permute(1, 2, 0).contiguous().numpy()
+
+
+def _as_planes(image: np.ndarray) -> Tensor:
+    """``h w c -> c h w``, the same memory. OpenCV drops ``c`` where it is 1."""
+    return torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)
