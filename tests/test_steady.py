@@ -97,6 +97,14 @@ def test_odd_and_uneven_sizes(size: tuple[int, int]) -> None:
     assert result.shape == output.shape and result.dtype == output.dtype and bool(result.isfinite().all())
 
 
+@pytest.mark.gpu
+def test_the_gpu_blends_as_the_cpu_does() -> None:
+    guide, given = scene(), scene(enlarged=SCALE) + flicker()
+    gpu = steady(given.cuda(), guide.cuda(), nothing(guide).cuda(), 2)
+    # OpenCV reads at a 32nd of a pixel.
+    torch.testing.assert_close(gpu.cpu(), steady(given, guide, nothing(guide), 2), atol=1e-2, rtol=0)
+
+
 def off_input(output: Tensor, lowres: Tensor) -> float:
     return (resize(output, (lowres.shape[-2], lowres.shape[-1])) - lowres).square().mean().sqrt().item()
 

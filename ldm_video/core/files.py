@@ -86,6 +86,10 @@ def _claimed(path: Path) -> Iterator[Path]:
     while True:
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
         lock = temporary.with_name(f"{temporary.name}.lock")
+        try:
+            lock.touch()
+        except FileNotFoundError as error:  # the folder is there, but takes no files: /proc
+            raise _no_place(error, path) from error
         with locked(lock):
             if not lock.exists():  # swept between its making and its locking
                 continue
@@ -143,6 +147,8 @@ def _old(temporary: Path) -> Path:
 def _explain(error: OSError, path: Path) -> OSError | UserError:
     if error.errno in DISK_FULL:
         return UserError(f"no space left on the disk of {path}; free some space or choose another output folder")
-    if error.errno in _PLACE:
-        return UserError(f"cannot write {path} ({error.strerror}); choose a path that you may write")
-    return error
+    return _no_place(error, path) if error.errno in _PLACE else error
+
+
+def _no_place(error: OSError, path: Path) -> UserError:
+    return UserError(f"cannot write {path} ({error.strerror}); choose a path that you may write")

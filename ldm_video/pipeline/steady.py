@@ -37,7 +37,7 @@ def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
     height, width = output.shape[-2:]
     sigma = _SMOOTH * height / guide.shape[-2], _SMOOTH * width / guide.shape[-1]
     grid = grid_of((height, width), output.device)  # 2 H W
-    frames = output.float().contiguous(memory_format=torch.channels_last)  # each one as OpenCV reads it
+    frames = output.float()
     blended = torch.empty_like(output)
     for t, frame in enumerate(frames):
         total, mass = frame.clone(), torch.ones_like(frame[0])  # 3 H W, H W
