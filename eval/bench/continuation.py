@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.windows import split, tiles
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
-from ldm_video.models.video_model import VideoModel
+from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.pipeline.plan import JOINS, PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.stream import Piece, restore_segment
@@ -73,7 +73,7 @@ def there_and_back(clip: np.ndarray, frames: int) -> np.ndarray:
 def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
     """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment."""
     own = model.sampling
-    scale, settings = own.scale, RestoreSettings(window=own.window, overlap=rules.overlap, average=own.average)
+    scale, settings = own.scale, replace(_own_settings(own), window=own.window, overlap=rules.overlap)
     restorer = Restorer(model, settings)
     rng = np.random.default_rng(0)
     lowres = np.stack([shrink(frame, scale, 1.0, 2.0, rng) for frame in truth])  # t h w 3
@@ -103,15 +103,19 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     columns = {c for t in grid for c in (t.cols.start, t.cols.stop) if 0 < c < width}
     errors = []
     for side in (tile, None):
-        settings = RestoreSettings(
-            tile=None if side is None else (side, side), tile_overlap=overlap, average=model.sampling.average
-        )
+        tiling = None if side is None else (side, side)
+        settings = replace(_own_settings(model.sampling), tile=tiling, tile_overlap=overlap)
         output = _images(Restorer(model, settings)(lowres, hole, range(len(truth))))
         meter = SeamMeter(SeamBorders(rows=rows, columns=columns))
         for t in range(len(truth)):
             meter.add(output[t] - truth[t])
         errors.append(meter.ratios()["space"])
     return errors[0], errors[1]
+
+
+def _own_settings(own: SamplingDefaults) -> RestoreSettings:
+    """What ``infer.py`` would do to the frames before and after the model."""
+    return RestoreSettings(average=own.average, steady=own.steady, fidelity=own.fidelity)
 
 
 def _outputs(
