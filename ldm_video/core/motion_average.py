@@ -26,7 +26,7 @@ _FALL = 0.3  # what the logarithm of the weight loses for each further usual dis
 _ASTRAY = 0.02  # squared pixels by which alignment is off even where it is right: a distance, times the squared slope
 _SMALLEST = 16  # pixels to a side from which optical flow is searched
 _PAIRS = 8  # of neighbours that tell the usual distance
-_BORNE = 2.5 / 127.5  # standard deviation of a noise that is left: x264 at CRF 20 leaves as much, broadcast MPEG-2 more
+_TOLERATED = 2.5 / 127.5  # standard deviation of a noise that is left: up to it averaging took more than it gave
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,16 @@ def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
     if not can_align(frames, reach):
         return frames
     clip = AlignedClip(frames, hidden)
-    share = 1 - min(1.0, 2 * _BORNE**2 / (clip.usual + 1e-12))
+    share = 1 - min(1.0, 2 * _TOLERATED**2 / (clip.usual + 1e-12))
     if share == 0:
         return frames
     averaged = []
     for t, frame in enumerate(clip.images):
         total, mass = frame.copy(), np.ones_like(frame[..., 0])  # h w c, h w
         for neighbour in clip.neighbours(t, reach):
-            total += share * neighbour.weight[..., None] * neighbour.aligned
-            mass += share * neighbour.weight
+            weight = share * neighbour.weight
+            total += weight[..., None] * neighbour.aligned
+            mass += weight
         averaged.append(total / mass[..., None])
     result = rearrange(torch.from_numpy(np.stack(averaged)), "t h w c -> t c h w").clamp(-1, 1)
     return result.to(frames.device, frames.dtype).contiguous()
