@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_video.core.evidence import push_pull
+from ldm_video.core.total_variation import continue_edges
 
 _PATCH = 7  # pixels to a side
 _REACH = _PATCH // 2
@@ -53,7 +54,7 @@ def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor
     picture, mask = frame.float().cpu()[None], hole.float().cpu()[None]  # 1 3 h w, 1 1 h w
     if not bool(mask.any()):
         return frame
-    smooth = push_pull(picture, 1 - mask) if start is None else torch.where(mask.bool(), start.to(picture), picture)
+    smooth = continue_edges(picture, 1 - mask) if start is None else torch.where(mask.bool(), start.to(picture), picture)
     made: _Grid | None = None
     for size in _sizes(mask[0, 0]):
         grid = _lay(smooth, mask, size)
