@@ -6,8 +6,8 @@ coarse to fine. On coarse grids all patches are compared; on finer ones a patch 
 what it found a grid before (Barnes et al. 2009, PatchMatch, with all pixels at once and nothing drawn at random).
 
 Left to itself the search ends in whatever agrees with itself, wherever in the frame it stands. So similar also means:
-of the colour that the hole's rim, smoothly continued, has there. A hole is closed with what surrounds it, as somebody
-who wants a thing gone expects.
+of the colour that the hole's rim, continued with its edges, has there. A hole is closed with what surrounds it, as
+somebody who wants a thing gone expects.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor
     picture, mask = frame.float().cpu()[None], hole.float().cpu()[None]  # 1 3 h w, 1 1 h w
     if not bool(mask.any()):
         return frame
-    smooth = continue_edges(picture, 1 - mask) if start is None else torch.where(mask.bool(), start.to(picture), picture)
+    begun = continue_edges(picture, 1 - mask) if start is None else start.to(picture)
+    smooth = torch.where(mask.bool(), begun, picture)
     made: _Grid | None = None
     for size in _sizes(mask[0, 0]):
         grid = _lay(smooth, mask, size)
