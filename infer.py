@@ -30,7 +30,6 @@ from ldm_video.pipeline.batch import (
     list_clips,
     own_clips,
     run_batch,
-    wait_for_others,
 )
 from ldm_video.pipeline.colour import METHODS
 from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
@@ -42,7 +41,7 @@ from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
 from ldm_video.pipeline.settings import FILL, PROPAGATE, find_prompts, read_config
 from ldm_video.pipeline.sizes import output_size, parse_tile
-from ldm_video.pipeline.workers import Share, find_share, own_device
+from ldm_video.pipeline.workers import Share, find_share, finish, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
 
 HERE = Path(__file__).resolve().parent
@@ -124,9 +123,9 @@ def run_archive(arguments: argparse.Namespace) -> None:
         report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
         states = run_batch(own, report, work, arguments.overwrite or arguments.preview, complain)
     print(f"{target}: {states['done']} done, {states['skipped']} skipped, {states['failed']} failed")
+    if arguments.share is None:
+        finish(os.environ, failed=states["failed"] > 0)
     if states["failed"]:
-        if arguments.share is None and not arguments.dry_run:
-            wait_for_others(target, share)
         told = "" if report is None else f"; {path} says why"
         raise UserError(f"{states['failed']} of {len(own)} clips failed{told}")
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from torch.distributed import TCPStore
 
 import infer
 from ldm_video.core.errors import UserError
 from ldm_video.pipeline.batch import Clip, find_mask, is_archive, list_clips, own_clips
-from ldm_video.pipeline.workers import Share
+from ldm_video.pipeline.workers import Share, finish
 from ldm_video.video_io import probe
 from tests.cli_support import ROOT, call, files_below, read_pixels, write_tiny_bundle
 from tests.film_support import Runs, parts_folder, same_frames, wait_until
@@ -272,6 +274,28 @@ def test_two_processes_give_the_frames_of_one(runs: Runs, tmp_path: Path) -> Non
     assert states(hd) == {"a.mkv": "done", "b.mkv": "done", "c.mkv": "done"}
     for name in ("a.mkv", "b.mkv", "c.mkv"):
         assert same_frames(hd / name, alone / name)
+
+
+def test_a_process_that_failed_waits_for_those_that_have_not_even_begun() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launch = {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
+    launch["MASTER_PORT"] = str(store.port)
+    failed = threading.Thread(target=finish, args=(launch, True))
+    failed.start()
+    for _ in range(2):
+        failed.join(0.7)
+        assert failed.is_alive()
+        finish(launch, failed=False)  # returns at once
+    failed.join(20)
+    assert not failed.is_alive()
+
+
+def test_without_torchrun_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_video.pipeline.workers._ANSWER", 1.0)
+    finish({"RANK": "0", "WORLD_SIZE": "2"}, failed=True)
+    port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port  # closed at once: nobody is there
+    gone = {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    finish(gone | {"MASTER_PORT": str(port)}, failed=True)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
-from ldm_video.core.locks import is_held, locked
+from ldm_video.core.locks import locked
 from ldm_video.pipeline.job import Outcome
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.workers import Share
@@ -39,8 +39,6 @@ KEPT_SUFFIXES = {
     "ffv1": {".mkv"},
 }
 """Containers that stay what they are, by the codec that is to be put in; all others become .mkv."""
-
-_WAIT = 1.0  # seconds between looks at the other processes
 
 
 @dataclass(frozen=True)
@@ -227,12 +225,6 @@ def at_work(target: Path, share: Share) -> Iterator[None]:
         if not mine:
             raise UserError(f"another process is at work on share {share} of {target}; wait for it or stop it")
         yield
-
-
-def wait_for_others(target: Path, share: Share) -> None:
-    """Until no other process is at work: a launcher such as torchrun ends all of them when one ends with an error."""
-    while any(is_held(_meeting_place(target) / f"share-{i}") for i in range(share.count) if i != share.index):
-        time.sleep(_WAIT)
 
 
 def _meeting_place(target: Path) -> Path:

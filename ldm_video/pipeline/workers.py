@@ -1,15 +1,23 @@
-"""Several processes, one clip: who does what, who is alive, and which GPU is whose.
+"""Several processes, one clip or archive: who does what, which GPU is whose, and who may end.
 
-No process talks to another. They meet in the journal's folder: locks (:mod:`ldm_video.core.locks`) say who is at work.
+At work no process talks to another. They meet in the journal's folder: locks (:mod:`ldm_video.core.locks`) say who is
+there. Only the end is torchrun's business, which ends all processes when one ends with an error.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+
+from torch.distributed import TCPStore
 
 from ldm_video.core.errors import UserError
+
+_WAIT = 0.5  # seconds between looks at the other processes
+_ANSWER = 30.0  # seconds that torchrun's store has to answer
 
 
 @dataclass(frozen=True)
@@ -45,3 +53,23 @@ def own_device(device: str, environment: Mapping[str, str], gpus: int) -> str:
     if device not in ("auto", "cuda") or not local.isdecimal() or not gpus:
         return device
     return f"cuda:{int(local) % gpus}"
+
+
+def finish(environment: Mapping[str, str], failed: bool) -> None:
+    """Under torchrun: tell its store that this process is done and, if it ``failed``, wait until all others are.
+
+    Locks cannot tell a process that has ended from one that has yet to begin. Where the store has gone, so has
+    torchrun, and there is nothing to wait for.
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    done = f"infer/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}/done"
+    try:
+        place, answer = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=_ANSWER)
+        store = TCPStore(*place, timeout=answer, wait_for_workers=False)
+        count = store.add(done, 1)
+        while failed and count < int(environment["WORLD_SIZE"]):
+            time.sleep(_WAIT)
+            count = store.add(done, 0)
+    except RuntimeError:  # torch's DistError
+        return
