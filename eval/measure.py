@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from eval.workers import end_with_parent
 from ldm_video.core.errors import UserError
 from ldm_video.core.memory import RSS_UNIT, peak_resident
 
@@ -38,7 +39,7 @@ class Worker:
 
     def __init__(self) -> None:
         # fork would inherit, and count, what this process holds
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,7 +28,11 @@ from eval.clips import ClipPair, match_clips
 from eval.metrics.seams import SeamBorders
 from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
 from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip
+from eval.workers import end_with_parent
 from ldm_video.core.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,9 @@ def _score_all(
             yield pair, outcome
         return
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
-    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, initializer=_one_thread) as pool:
-        ticks = manager.Queue()
-        waiting = {pool.submit(_score_in_worker, pair, made_by, plan, ticks): pair for pair, made_by in todo}
+    ticks = context.Queue()
+    with ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(ticks,)) as pool:
+        waiting = {pool.submit(_score_in_worker, pair, made_by, plan): pair for pair, made_by in todo}
         try:
             while waiting:
                 advance(0, _count_ticks(ticks))
@@ -104,19 +108,25 @@ def _score_one(pair: ClipPair, made_by: str, plan: Plan, tick: Callable[[], None
         return str(error)
 
 
-def _score_in_worker(pair: ClipPair, made_by: str, plan: Plan, ticks: queue.Queue[int]) -> dict[str, Any] | str:
-    return _score_one(pair, made_by, plan, lambda: ticks.put(1))
+_ticks: Queue[int]  # of a worker
 
 
-def _one_thread() -> None:
+def _score_in_worker(pair: ClipPair, made_by: str, plan: Plan) -> dict[str, Any] | str:
+    return _score_one(pair, made_by, plan, lambda: _ticks.put(1))
+
+
+def _begin_worker(ticks: Queue[int]) -> None:
     import cv2
     import torch
 
+    global _ticks
+    _ticks = ticks
+    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 
-def _count_ticks(ticks: queue.Queue[int]) -> int:
+def _count_ticks(ticks: Queue[int]) -> int:
     """Frames scored since the last call; waits at most a moment for the first."""
     count = 0
     try:
