@@ -84,3 +84,17 @@ def test_one_frame_of_a_clip_may_have_no_hole_or_nothing_else() -> None:
     assert torch.equal(made[0], picture[0])
     assert torch.equal(made[1] * known[1], picture[1] * known[1])
     assert bool(made[1].isfinite().all()) and not made[2].any()
+
+
+def test_a_hole_becomes_the_same_in_any_company() -> None:
+    """Beside other frames, and beside other holes of its frame that are far away."""
+    picture, known = rand_pixels(3, 3, 40, 60), torch.ones(3, 1, 40, 60)
+    known[0, :, 10:14, 10:20] = 0
+    known[1] = 0
+    known[2, :, 5:35, 20:50] = 0
+    made = continue_edges(picture, known)
+    for frame in range(3):
+        assert torch.equal(made[frame], continue_edges(picture[frame][None], known[frame][None])[0])
+    known[0, :, 30:36, 48:58] = 0
+    beside = continue_edges(picture[:1], known[:1])
+    assert torch.equal(beside[..., :28, :40], made[:1, :, :28, :40])

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.core.total_variation import continue_edges
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,11 @@ class Evidence:
     """What is known of a clip of size H x W. All tensors share ``b t . H W`` but ``lowres``.
 
     Attributes:
-        guess: ``b t 3 H W`` in [-1, 1]. The canvas, with the hole filled smoothly from its rim: a place to
-            start from, not evidence.
+        guess: ``b t 3 H W`` in [-1, 1]. The canvas, with the hole filled from its rim, whose edges go on
+            through it: a place to start from, not evidence.
         hole: ``b t 1 H W`` in {0, 1}. 1 = nothing is known here.
         known: ``b t 1 H W`` in {0, 1}. 1 = ``guess`` holds the exact high-res pixel. Disjoint from ``hole``.
-        lowres: ``b t 3 h w`` in [-1, 1]. The low-res frames, smooth in the hole, at their own size.
+        lowres: ``b t 3 h w`` in [-1, 1]. The low-res frames at their own size, their hole filled likewise.
     """
 
     guess: Tensor
@@ -82,7 +83,7 @@ def build_evidence(
     low_hole = lay_on_grid(fold_time(hole), (lowres.shape[-2], lowres.shape[-1]))  # (b t) 1 h w
     known = torch.zeros_like(hole) if known is None else known
     hole = hole * (1 - known)
-    low_filled = push_pull(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
+    low_filled = continue_edges(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
     low_filled = unfold_time(low_filled, lowres.shape[1])  # b t 3 h w
     guess = resize(low_filled, size)  # b t 3 H W
     if known_pixels is not None:

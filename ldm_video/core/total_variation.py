@@ -5,20 +5,20 @@ they are, so that one sharp edge costs no more than a wide ramp, and the shortes
 straight (Chan & Shen 2002, "Mathematical models for local nontexture inpaintings"). Minimised by the first-order
 primal-dual method of Chambolle & Pock 2011 (algorithm 1; the dual step of Huber's function is their section 6.2.3),
 from coarse to fine.
+
+Only the pixels of the holes and their neighbours take part, in as many rounds whatever else is filled at once: a hole
+becomes the same in any company, and many small ones cost little.
 """
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _SMALL = 0.1  # gradient, of colours in [-1, 1], from which it counts as an edge
 _STEP = 8**-0.5  # of both players: the norm of the gradient is at most the root of 8
-_ROUNDS = (100, 60)  # on the coarsest grid, on each finer one
-_NARROW = 8  # pixels across a hole that the rounds cross: wider ones begin on a coarser grid
+_ROUNDS = 60  # on each grid
 
 
 def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
@@ -30,60 +30,47 @@ def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
 
     A frame with no known pixel at all becomes 0 (mid-grey).
     """
-    rows, columns = ((known < 1).any(dim=0)[0].any(dim=side) for side in (1, 0))
-    if not bool(rows.any()):
-        return picture
-    window = (..., _span(rows), _span(columns))
-    part, seen = picture[window].float(), known[window].float()
-    filled = picture.clone()
-    filled[window] = torch.where(seen > 0, part, _fill(part, seen)).to(picture)
-    return filled
-
-
-def _span(touched: Tensor) -> slice:
-    """From the first to the last that is touched, and one more at each side: what is filled from."""
-    there = touched.nonzero()[:, 0]
-    return slice(max(int(there[0]) - 1, 0), int(there[-1]) + 2)
+    known = known.expand(len(picture), *known.shape[1:]).float().contiguous()
+    filled = _fill(picture.float() * known, known)
+    return torch.where(known > 0, picture, filled.to(picture))
 
 
 def _fill(picture: Tensor, known: Tensor) -> Tensor:
-    if _widest(known) <= _NARROW or min(picture.shape[-2:]) < 2:
-        mass = known.sum(dim=(2, 3), keepdim=True)
-        mean = (picture * known).sum(dim=(2, 3), keepdim=True) / mass.clamp(min=1)  # n c 1 1
-        return _minimise(torch.where(known > 0, picture, mean), known, _ROUNDS[0])
+    if bool((known > 0).all()) or picture.shape[-2:] == (1, 1):
+        return picture
     mass = F.avg_pool2d(known, 2, ceil_mode=True)  # n 1 h/2 w/2
     mean = F.avg_pool2d(picture * known, 2, ceil_mode=True) / mass.clamp(min=1e-6)
     coarse = _fill(mean, (mass > 0).to(known))  # n c h/2 w/2
     start = F.interpolate(coarse, size=picture.shape[-2:], mode="bilinear", align_corners=False)
-    return _minimise(torch.where(known > 0, picture, start), known, _ROUNDS[1])
+    return _minimise(torch.where(known > 0, picture, start), known[:, 0] == 0)
 
 
-def _widest(known: Tensor) -> float:
-    """Pixels across the widest part of any frame's hole ``n 1 h w``; beyond the frame nothing is known."""
-    holes = np.pad((known[:, 0] == 0).byte().cpu().numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge")
-    return max(2 * float(cv2.distanceTransform(hole, cv2.DIST_L2, cv2.DIST_MASK_5).max()) for hole in holes)
+def _minimise(picture: Tensor, hole: Tensor) -> Tensor:
+    """``n c h w`` -> the same, changed in the hole ``n h w``; the channels of a pixel share their edges."""
+    across, down = F.pad(hole[..., 1:], (0, 1)), F.pad(hole[..., 1:, :], (0, 0, 0, 1))  # is the next one in the hole?
+    touched = hole | across | down  # whose gradient the hole has a part in
+    at, here = touched.flatten().nonzero()[:, 0], hole.flatten().nonzero()[:, 0]  # m, k: pixels n h w
+    number = torch.full((hole.numel(),), -1, device=hole.device)  # of a pixel in ``at``; the last gradient stays 0
+    number[at] = torch.arange(len(at), device=hole.device)
+    after = torch.stack([_neighbour(at, hole, axis, 1) for axis in (2, 1)], dim=1)  # m 2: along x and y
+    own, left, above = (number[i] for i in (here, *(_neighbour(here, hole, axis, -1) for axis in (2, 1))))  # k each
+    left, above = left.where(left != own, -1), above.where(above != own, -1)
+    ahead = picture.movedim(1, -1).flatten(0, 2).contiguous()  # (n h w) c
+    made = ahead[here]  # k c
+    dual = ahead.new_zeros(len(at) + 1, 2, ahead.shape[1])  # m+1 2 c: along x and y
+    for _ in range(_ROUNDS):
+        gradient = ahead[after] - ahead[at, None]  # m 2 c
+        pushed = (dual[:-1] + _STEP * gradient) / (1 + _STEP * _SMALL)
+        dual[:-1] = pushed / pushed.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1)
+        divergence = dual[own].sum(1) - dual[left, 0] - dual[above, 1]  # k c
+        moved = made + _STEP * divergence
+        ahead[here], made = 2 * moved - made, moved
+    ahead[here] = made
+    return ahead.unflatten(0, hole.shape).movedim(-1, 1)
 
 
-def _minimise(picture: Tensor, known: Tensor, rounds: int) -> Tensor:
-    """``n c h w`` -> the same, changed where ``known`` is 0; the channels of a pixel share their edges."""
-    hole = 1 - known
-    dual = torch.zeros(2, *picture.shape).to(picture)  # along x and y
-    ahead = picture
-    for _ in range(rounds):
-        dual = (dual + _STEP * _gradient(ahead)) / (1 + _STEP * _SMALL)
-        dual = dual / dual.square().sum(dim=(0, 2), keepdim=True)[0].sqrt().clamp(min=1)
-        moved = picture + _STEP * hole * _divergence(dual)
-        picture, ahead = moved, 2 * moved - picture
-    return picture
-
-
-def _gradient(x: Tensor) -> Tensor:
-    """``n c h w -> 2 n c h w``: differences to the next pixel along x and y, zero at the last."""
-    across = F.pad(x.diff(dim=-1), (0, 1))
-    return torch.stack([across, F.pad(x.diff(dim=-2), (0, 0, 0, 1))])
-
-
-def _divergence(dual: Tensor) -> Tensor:
-    """``2 n c h w -> n c h w``, the negative adjoint of :func:`_gradient`."""
-    across, down = dual[0][..., :-1], dual[1][..., :-1, :]
-    return F.pad(across, (0, 1)) - F.pad(across, (1, 0)) + F.pad(down, (0, 0, 0, 1)) - F.pad(down, (0, 0, 1, 0))
+def _neighbour(pixels: Tensor, frames: Tensor, axis: int, step: int) -> Tensor:
+    """Those beside flat indices into ``frames`` ``n h w``; the pixel itself where the frame ends."""
+    side, stride = frames.shape[axis], frames.shape[axis + 1 :].numel()
+    place = pixels // stride % side
+    return pixels + stride * ((place + step).clamp(0, side - 1) - place)
