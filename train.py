@@ -42,8 +42,10 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(arguments.config, arguments.overrides, known=SECTIONS)
-    if config.trainer.max_steps < 1:
+    if not isinstance(config.trainer.max_steps, int) or config.trainer.max_steps < 1:
         raise UserError("trainer.max_steps must be 1 or more: the learning rate is led down to it")
+    if not isinstance(config.seed, int):
+        raise UserError(f"seed is {config.seed!r}; give a whole number")
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)

@@ -93,6 +93,10 @@ class ClipStream(Dataset[Item]):
         length: int = 1000,
         **sampling: Any,
     ) -> None:
+        if not isinstance(frames, int) or frames < 1:
+            raise UserError(f"a clip of {frames!r} frames cannot be drawn; give 1 or more")
+        if length < 1:
+            raise UserError(f"a data set of length {length} has no clips; give 1 or more")
         self.frames, self.scale, self.seed, self.length = frames, scale, seed, length
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.degrade = _preset(degrade) if isinstance(degrade, str) else degrade

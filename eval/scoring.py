@@ -212,6 +212,12 @@ METRICS: dict[str, Metric] = {
     "lowres_consistency": _lowres_consistency,
     "vfid": _vfid,
 }
+LEAST_SIDE = {
+    "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # the window
+    "lpips": 31, "tlpips": 31, "lpips_vgg": 16,  # what the network's strides leave a pixel of
+    "ewarp_lai": 16, "ewarp_evalcrafter": 32,  # OpenCV's dense inverse search finds no room, or crashes, in less
+}  # fmt: skip
+"""Pixels that a frame's shorter side must have, for metrics that cannot do with one."""
 SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
 
@@ -267,13 +273,21 @@ def moments(pair: ClipPair, tools: Tools) -> Iterator[Moment]:
         previous = moment
 
 
+def check_size(metric: str, frame: np.ndarray) -> None:
+    """``MetricUnavailable`` when the frame ``h w c`` is too small for the metric."""
+    height, width = frame.shape[:2]
+    least = LEAST_SIDE.get(metric, 1)
+    if min(height, width) < least:
+        raise MetricUnavailable(f"frames of {width}x{height} are too small; it takes {least} pixels a side or more")
+
+
 def score_clip(
     pair: ClipPair, metrics: tuple[MetricChoice, ...], tools: Tools, tick: Callable[[], None] = lambda: None
 ) -> ClipScores:
     """Score one clip; ``tick`` is called after each frame.
 
-    A metric without its weights is left out and noted in ``unavailable``. Raises ``UserError`` for unreadable or
-    mismatched inputs.
+    A metric without its weights, or of which the frames are too small, is left out and noted in
+    ``unavailable``. Raises ``UserError`` for unreadable or mismatched inputs.
     """
     result = ClipScores()
     borders = tools.seams if any(choice.name == SEAM_ERROR for choice in metrics) else None
@@ -284,6 +298,7 @@ def score_clip(
             if choice.name == SEAM_ERROR or index % choice.every or choice.name in result.unavailable:
                 continue
             try:
+                check_size(choice.name, moment.ref)
                 row.update(METRICS[choice.name](moment))
             except MetricUnavailable as error:
                 result.unavailable[choice.name] = str(error)

@@ -19,7 +19,7 @@ from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.fidelity import psnr
 from eval.results import bootstrap_interval, summarise
 from eval.run import parse_metrics
-from eval.scoring import MetricChoice, Tools, moments, score_clip
+from eval.scoring import LEAST_SIDE, MetricChoice, Tools, moments, score_clip
 from ldm_video.core.errors import UserError, run_cli
 
 SIZE = (48, 64)
@@ -117,6 +117,16 @@ def test_mask_of_one_frame_holds_and_of_another_length_is_refused(clips: tuple[P
     cv2.imwrite(str(tmp_path / "m" / "1.png"), small)
     with pytest.raises(UserError, match="2 frames"):
         list(zip_frames(ClipPair("a", pred / "a", ref / "a", mask=tmp_path / "m")))
+
+
+@pytest.mark.parametrize("side", [1, 8, 15, 30, 31])
+def test_a_metric_that_a_frame_is_too_small_for_is_named_and_left_out(tmp_path: Path, side: int) -> None:
+    clip = write_clip(tmp_path / "tiny", size=(side, 48))
+    scores = score_clip(ClipPair("tiny", clip, clip), tuple(map(MetricChoice, LEAST_SIDE | {"psnr": 1})), Tools())
+    assert set(scores.unavailable) == {name for name, least in LEAST_SIDE.items() if side < least}
+    assert all(f"48x{side}" in reason for reason in scores.unavailable.values())
+    taken = {column.partition("[")[0].partition(":")[0] for row in scores.rows for column in row}
+    assert taken == {"psnr", *LEAST_SIDE} - set(scores.unavailable)
 
 
 def test_scores_in_regions(tmp_path: Path) -> None:

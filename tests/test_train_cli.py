@@ -142,6 +142,11 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("data.size=62", "no multiple of 4"),
         ("data.batch=0", "batch_size"),
         ("data.frames=99", "no usable video"),
+        ("data.frames=0", "a clip of 0 frames"),
+        ("optimizer.lr=-1", "Invalid learning rate"),
+        ("optimizer.lr=fast", "the optimizer section cannot be used"),
+        ("trainer.max_steps=many", "trainer.max_steps must be"),
+        ("seed=any", "seed is 'any'"),
         ("data.degrade=nonsense", "unknown degradation 'nonsense'"),
         ("init_from=elsewhere", "not both"),
         ("logger=tape", "unknown logger 'tape'"),
@@ -156,6 +161,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line
     assert files_below(tmp_path) == set()
+
+
+def test_a_warm_up_that_cannot_be(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", str(ROOT / "configs" / "debug" / "overfit.yaml"), *base, f"output={tmp_path / 'run'}"]
+    assert call(train, *options, "task.warmup=long") == 2
+    assert "warmup is 'long'; give a whole number" in capsys.readouterr().err
 
 
 def test_a_stage_without_its_predecessor(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

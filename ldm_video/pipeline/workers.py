@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch.distributed import TCPStore
-
 from ldm_video.core.errors import UserError
 
 _WAIT = 0.5  # seconds between looks at the other processes
@@ -63,6 +61,8 @@ def finish(environment: Mapping[str, str], failed: bool) -> None:
     """
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in every build of torch
+
     done = f"infer/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}/done"
     try:
         place, answer = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=_ANSWER)

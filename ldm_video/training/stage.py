@@ -29,10 +29,18 @@ class Stage(pl.LightningModule):
         optimizer: makes an optimizer of parameter groups.
         warmup: steps of linear warm-up before the cosine, which ends at the trainer's ``max_steps``.
         seed: of the random numbers of each batch.
+
+    Raises ``UserError`` for a warm-up that cannot be, and for settings that the optimizer refuses.
     """
 
     def __init__(self, optimizer: MakeOptimizer, warmup: int = 100, seed: int = 0) -> None:
         super().__init__()
+        if not isinstance(warmup, int) or warmup < 0:
+            raise UserError(f"warmup is {warmup!r}; give a whole number of steps, 0 or more")
+        try:
+            optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # what it refuses shows before anything is written
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
         self.warmup = warmup
         self.seed = seed
