@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ldm_video.diffusion.objective import Objective
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.training.adversary import Adversary
-from ldm_video.training.batches import make_draws
+from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss
@@ -293,7 +294,38 @@ def test_a_latent_phase_without_a_latent_loss_is_refused() -> None:
         few_step_task(tiny_model(), pixel_from_step=5, latent_weight=0.0)
 
 
+def test_a_share_of_the_steps_trains_the_decoder_alone() -> None:
+    model, batch = tiny_model(), make_batch()
+    task = few_step_task(model, decoder_share=1.0, known_share=0.0, latent_weight=0.5)
+    loss = task.training_step(batch, 3)
+    evidence = task.condition(batch, task.draws(batch, 3)).evidence
+    alone = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), evidence)
+    expected = sum(task.pixel_loss(alone, batch["hr"], task.draws(batch, 3).step).values())
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+    loss.backward()
+    for name, parameter in model.named_parameters():  # DDP waits for a gradient of everything that is trained
+        assert parameter.grad is not None or not parameter.requires_grad, name
+        if "denoiser." in name:
+            assert not parameter.grad.any()
+
+
+def test_a_decoder_that_is_blind_or_a_share_beyond_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="decoder_share is a share"):
+        few_step_task(tiny_model(), decoder_share=1.5)
+    with pytest.raises(ValueError, match="does not see the evidence"):
+        few_step_task(small_text_model(tmp_path / "text"), decoder_share=0.5)
+
+
 # What people look at.
+
+
+def test_a_model_without_steps_is_restored_by_its_decoder() -> None:
+    model, batch = tiny_model(), make_batch()
+    model.sampling = replace(model.sampling, steps=0)
+    task = few_step_task(model)
+    evidence = batch_evidence(batch, 0.0, task.draws(batch, 0))
+    expected = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), evidence)
+    torch.testing.assert_close(task.restore(batch), expected)
 
 
 def test_restore_gives_clips_of_the_reference_size(make_task: MakeTask) -> None:

@@ -22,7 +22,7 @@ class SamplingDefaults:
     """How a model is meant to be sampled; the command line overrides it.
 
     Attributes:
-        steps: number of denoiser evaluations.
+        steps: number of denoiser evaluations; 0 leaves all to a decoder that sees the evidence.
         guidance: classifier-free guidance scale; 1 is none.
         scale: enlargement that the model was trained for.
         window: frames in one temporal window.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ldm_video.models.codec import VideoCodec
+from ldm_video.models.codec import BasisCodec
 from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.order import joint
@@ -30,7 +30,7 @@ class CodecTask(Stage):
 
     def __init__(
         self,
-        codec: VideoCodec,
+        codec: BasisCodec,
         pixel_loss: PixelLoss,
         optimizer: MakeOptimizer,
         latent_noise: float = 0.3,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
+from ldm_video.training.batches import Draws
 from ldm_video.training.losses import PixelLoss, nothing_of, psnr
 from ldm_video.training.model_stage import Condition, Conditioning, ModelStage
 from ldm_video.training.schedule import FULL, Pace
@@ -30,6 +31,8 @@ class FewStepTask(ModelStage):
     Args:
         pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
         step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
+        decoder_share: share of the steps that train the decoder alone, with latents of zero: what a sampler with
+            ``steps=0`` does. For codecs whose decoder sees the evidence.
         latent_weight: weight of the clean latents' mean squared error; 0 leaves them free (and the encoder idle).
         pixel_from_step: the step from which pixels are judged and the decoder learns; until then latents alone are.
         model, optimizer, conditioning, spatial, warmup, seed: see
@@ -44,6 +47,7 @@ class FewStepTask(ModelStage):
         step_shares: Sequence[float] = (0.7, 0.1, 0.1, 0.1),
         latent_weight: float = 0.05,
         pixel_from_step: int = 0,
+        decoder_share: float = 0.0,
         conditioning: Conditioning = Conditioning(),  # noqa: B008 (frozen)
         spatial: Pace | None = FULL,
         warmup: int = 100,
@@ -52,6 +56,10 @@ class FewStepTask(ModelStage):
         super().__init__(model, optimizer, conditioning, spatial, warmup, seed)
         if pixel_from_step > 0 and latent_weight <= 0:
             raise ValueError("until pixel_from_step only latents are judged: latent_weight must be positive")
+        if not 0 <= decoder_share <= 1:
+            raise ValueError(f"decoder_share is a share from 0 to 1, not {decoder_share}")
+        if decoder_share and not model.codec.sees_evidence:
+            raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)
         self.process = Process.from_scheduler(model.scheduler)
@@ -60,6 +68,7 @@ class FewStepTask(ModelStage):
         self.step_shares = torch.tensor(step_shares, dtype=torch.float32)  # [1] is as good as [1.0]
         self.latent_weight = latent_weight
         self.pixel_from_step = pixel_from_step
+        self.decoder_share = decoder_share
 
     def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
         return [*super().paces(), (self._pixel_parameters(), Pace(self.pixel_from_step))]
@@ -73,20 +82,29 @@ class FewStepTask(ModelStage):
         draws = self.draws(batch, index)
         condition = self.condition(batch, draws)
         step = int(torch.multinomial(self.step_shares, 1, generator=draws.step))
-        clean = self._jump(self.noise(batch["hr"], draws), step, condition)
+        noise = self.noise(batch["hr"], draws)
+        judged = self.global_step >= self.pixel_from_step
+        alone = judged and self._draws_decoder_alone(draws)
+        clean = torch.zeros_like(noise) if alone else self._jump(noise, step, condition)
         terms = {}
-        if self.global_step >= self.pixel_from_step:
+        if judged:
             terms = self.pixel_loss(self.model.codec.decode(clean, condition.evidence), batch["hr"], draws.step)
-        if self.latent_weight:
+        if self.latent_weight and not alone:
             with torch.no_grad():
                 latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
             terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
         loss = torch.stack(list(terms.values())).sum()
-        if self.global_step < self.pixel_from_step:
+        if not judged:
             loss = loss + nothing_of(self._pixel_parameters())
+        if alone:
+            loss = loss + nothing_of(p for p in self.model.denoiser.parameters() if p.requires_grad)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
         return self.finite(loss, batch)
+
+    def _draws_decoder_alone(self, draws: Draws) -> bool:
+        """Whether this step's latents are zero. Nothing is drawn at a share of 0."""
+        return self.decoder_share > 0 and float(torch.rand((), generator=draws.step)) < self.decoder_share
 
     def _jump(self, noisy: Tensor, step: int, condition: Condition) -> Tensor:
         """Clean latents predicted at sampling step ``step``, from noise or from an own earlier jump."""

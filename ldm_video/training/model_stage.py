@@ -162,13 +162,10 @@ class ModelStage(Stage):
         """Sampled as the model's defaults say, without guidance."""
         draws = self.draws(batch, 0, "restore")
         condition = self.plain_condition(batch, draws)
-        noise = self.noise(batch["hr"], draws)
-        latents = sample(
-            lambda x, timestep: self.predict(x, timestep, condition),
-            self.model.scheduler,
-            noise,
-            self.model.sampling.steps,
-        )
+        noise, steps = self.noise(batch["hr"], draws), self.model.sampling.steps
+        if steps == 0:
+            return self.model.codec.decode(torch.zeros_like(noise), condition.evidence)
+        latents = sample(lambda x, timestep: self.predict(x, timestep, condition), self.model.scheduler, noise, steps)
         return self.model.codec.decode(latents, condition.evidence)
 
 
