@@ -164,7 +164,7 @@ def test_frames_that_are_finished_apart_are_those_of_the_whole_clip(
     codec, evidence = small_codec(), clip_evidence(5, (8, 12))
     latents = latents_for(evidence, codec)
     whole = codec.decode(latents, evidence)
-    monkeypatch.setattr("ldm_video.models.codec._CPU_PIXELS", at_once * 32 * 48)
+    monkeypatch.setattr("ldm_video.core.tensors.CPU_PIXELS", at_once * 32 * 48)
     torch.testing.assert_close(codec.decode(latents, evidence), whole)
 
 

@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+CPU_PIXELS = 2**20  # of frames that are worked on at once, see `frames_at_once`
+
 
 def fold_time(x: Tensor) -> Tensor:
     """``b t c h w -> (b t) c h w``: frames become batch entries, for 2-D layers."""
@@ -25,3 +27,11 @@ def to_signed(pixels: Tensor) -> Tensor:
 def to_bytes(pixels: Tensor) -> Tensor:
     """float [-1, 1] -> uint8 0..255, rounded to nearest and clipped."""
     return pixels.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def frames_at_once(clip: Tensor) -> int:
+    """How many frames of a clip ``b t c H W`` to work on at a time, where frames share nothing: on a CPU about a
+    megapixel, which stays in its cache; on a GPU, which many fill better, all of them."""
+    if clip.device.type != "cpu":
+        return clip.shape[0] * clip.shape[1]
+    return max(1, CPU_PIXELS // (clip.shape[-2] * clip.shape[-1]))

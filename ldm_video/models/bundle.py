@@ -21,7 +21,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
 from ldm_video.diffusion.sampler import draws_noise, make_scheduler
-from ldm_video.models.codec import ImageCodec, VideoCodec
+from ldm_video.models.codec import DrawingCodec, ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
@@ -34,6 +34,7 @@ INDEX = "model_index.json"
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "VideoUNet": VideoUNet.from_config,
     "VideoCodec": lambda config: VideoCodec(**config),
+    "DrawingCodec": lambda config: DrawingCodec(**config),
     "ImageCodec": lambda config: ImageCodec(AutoencoderKL.from_config(config)),
 }
 

@@ -1,7 +1,7 @@
 """Codecs: high-res pixels -> latents -> high-res pixels, with evidence at both sides.
 
 A plain autoencoder caps fidelity (KL-f8: 24.2 dB, KL-f4: 27.5 dB on ImageNet, latent-diffusion README), since its
-decoder must draw again what the low-res frames already show. `VideoCodec`'s latents say what the evidence does not, in
+decoder must draw again what the low-res frames already show. `BasisCodec`'s latents say what the evidence does not, in
 a fixed basis: nothing of an encoder has to be learned before a denoiser can be, and its decoder sees the evidence.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_video.core.evidence import Evidence, space_to_depth
-from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
+from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
 _SIGHT = 3 + 1 + 1 + 3  # guess, hole, known, what the draft adds
 _MIXED = 2  # modules of a temporal stage up to the one that mixes frames
-_CPU_PIXELS = 2**20  # of frames that are finished at once
 
 
 class Codec(nn.Module, ABC):
@@ -98,7 +99,7 @@ class ImageCodec(Codec):
             yield from self.autoencoder.post_quant_conv.parameters()
 
 
-class VideoCodec(Codec):
+class BasisCodec(Codec):
     """What an 8x8 patch has beyond the evidence's guess, in the cosine basis; a decoder that sees the evidence.
 
     ``pixels = guess + basis^T latents`` is the *draft*, a linear map: what the denoiser changes in the latents changes
@@ -107,8 +108,8 @@ class VideoCodec(Codec):
 
     Args:
         latent_channels: components of the basis, see :func:`~ldm_video.models.patch_basis.patch_basis`.
-        decoder_channels: widths of the decoder on the f8, f4, f2 grids and at full size.
-        decoder_blocks: residual blocks on the f8, f4 and f2 grids.
+        decoder: ``(latents b t c h w, evidence, draft b t 3 8h 8w) -> pixels b t 3 8h 8w``.
+        config: plain data that rebuilds the whole.
     """
 
     factor = 8
@@ -116,20 +117,11 @@ class VideoCodec(Codec):
     basis: Tensor
     latent_std: Tensor
 
-    def __init__(
-        self,
-        latent_channels: int = 32,
-        decoder_channels: tuple[int, int, int, int] = (128, 64, 32, 12),
-        decoder_blocks: tuple[int, int, int] = (2, 4, 2),
-    ) -> None:
+    def __init__(self, latent_channels: int, decoder: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
-        self.config = {
-            "latent_channels": latent_channels,
-            "decoder_channels": list(decoder_channels),
-            "decoder_blocks": list(decoder_blocks),
-        }
+        self.config = config
         self.latent_channels = latent_channels
-        self.decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
+        self.decoder = decoder
         self.register_buffer("basis", patch_basis(latent_channels, self.factor), persistent=False)
         # Latents are scaled to unit variance per channel, as the diffusion process supposes; their mean is near zero.
         self.register_buffer("latent_std", torch.ones(latent_channels))
@@ -163,6 +155,43 @@ class VideoCodec(Codec):
         """Move the latents' standard deviation towards that of a batch of raw latents ``b t c h w``."""
         deviation = raw.square().mean(dim=(0, 1, 3, 4)).sqrt()  # about zero: of pictures without a hole, the mean
         self.latent_std.lerp_(deviation.clamp(min=1e-3).to(self.latent_std), momentum)
+
+
+class VideoCodec(BasisCodec):
+    """Of the model that ships: all of its decoder is trained here.
+
+    Args:
+        latent_channels: components of the basis.
+        decoder_channels: widths of the decoder on the f8, f4, f2 grids and at full size.
+        decoder_blocks: residual blocks on the f8, f4 and f2 grids.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 32,
+        decoder_channels: tuple[int, int, int, int] = (128, 64, 32, 12),
+        decoder_blocks: tuple[int, int, int] = (2, 4, 2),
+    ) -> None:
+        decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
+        config = {"decoder_channels": list(decoder_channels), "decoder_blocks": list(decoder_blocks)}
+        super().__init__(latent_channels, decoder, {"latent_channels": latent_channels, **config})
+
+
+class DrawingCodec(BasisCodec):
+    """With a decoder that may begin with published weights, see :mod:`~ldm_video.models.real_esrgan`.
+
+    Args:
+        latent_channels: components of the basis.
+        decoder_channels: widths of the decoder on the f4 and f2 grids, and at full size.
+        decoder_blocks: of its trunk.
+    """
+
+    def __init__(
+        self, latent_channels: int = 32, decoder_channels: tuple[int, int] = (64, 64), decoder_blocks: int = 2
+    ) -> None:
+        decoder = DrawingDecoder(latent_channels, decoder_channels, decoder_blocks)
+        config = {"decoder_channels": list(decoder_channels), "decoder_blocks": decoder_blocks}
+        super().__init__(latent_channels, decoder, {"latent_channels": latent_channels, **config})
 
 
 class EvidenceDecoder(nn.Module):
@@ -200,7 +229,7 @@ class EvidenceDecoder(nn.Module):
         x = x + self.evidence4(fold_time(space_to_depth(sight, 4)))
         x = _run(self.body4[:_MIXED], x, frames)
         # From here on no frame needs another one: what a few of them take stays in a CPU's cache.
-        few = _frames_at_once(sight)
+        few = frames_at_once(sight)
         parts = zip(x.split(few), fold_time(sight).split(few), strict=True)
         correction = torch.cat([self._finish(*part) for part in parts])  # (b t) 3 8h 8w
         # Added in the evidence's type: in bfloat16 the sum would be rounded to visible steps.
@@ -236,13 +265,6 @@ def _stage(channels: int, blocks: int, *, temporal: bool = True) -> list[nn.Modu
     if temporal:
         modules.insert(_MIXED - 1, TemporalBlock(channels, TemporalConfig(), attention=False))
     return modules
-
-
-def _frames_at_once(clip: Tensor) -> int:
-    """Of a clip ``b t c H W``: about a megapixel on a CPU, all of them on a GPU, which many fill better."""
-    if clip.device.type != "cpu":
-        return clip.shape[0] * clip.shape[1]
-    return max(1, _CPU_PIXELS // (clip.shape[-2] * clip.shape[-1]))
 
 
 def _run(modules: nn.ModuleList, x: Tensor, frames: int) -> Tensor:
