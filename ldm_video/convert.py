@@ -1,4 +1,4 @@
-"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion``."""
+"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from ldm_video.config import build, load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 from ldm_video.models.bundle import INDEX, save_bundle
 from ldm_video.models.device import DTYPES
+from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.export import to_pipeline
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
 from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
+from ldm_video.models.real_esrgan import load_published
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 
@@ -24,7 +27,7 @@ def main() -> None:
     """Read the command line, check the place of the result, convert."""
     arguments = parse_arguments()
     check_place(arguments.result, arguments.overwrite)
-    commands = {"to-bundle": to_bundle, "to-diffusers": to_diffusers, "add-motion": add_motion}
+    commands = {"to-bundle": to_bundle, "to-diffusers": to_diffusers, "add-motion": add_motion, "fresh": fresh}
     try:
         lines = commands[arguments.command](arguments)
     except SafetensorError as error:  # of writing: it wraps the operating system's error and drops its number
@@ -53,10 +56,15 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     motion = commands.add_parser("add-motion", help="a bundle + an AnimateDiff motion adapter -> a bundle")
     motion.add_argument("model", help="the bundle, with new temporal layers")
     motion.add_argument("adapter", type=Path, help="folder of a diffusers MotionAdapter, or .safetensors file")
-    for command in (bundle, diffusers, motion):
+    new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
+    new.add_argument("config", type=Path, help="a YAML file of configs/model")
+    new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
+        "the decoder begins with its first blocks")  # fmt: skip
+    new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
+    for command in (bundle, diffusers, motion, new):
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    for command in (bundle, motion):
+    for command in (bundle, motion, new):
         command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
     return parser.parse_args(words)
 
@@ -99,6 +107,21 @@ def add_motion(arguments: argparse.Namespace) -> list[str]:
     report = load_motion(model.denoiser, adapter)
     save(model, arguments.result, arguments.dtype)
     return report.lines()
+
+
+def fresh(arguments: argparse.Namespace) -> list[str]:
+    """Write the model of a configuration with new weights; says what of them is published."""
+    torch.manual_seed(arguments.seed)
+    model = build(load_config(arguments.config))
+    lines = [f"{sum(p.numel() for p in model.parameters()):,} new parameters"]
+    if arguments.real_esrgan is not None:
+        decoder = getattr(model.codec, "decoder", None)
+        if not isinstance(decoder, DrawingDecoder):
+            raise UserError(f"the codec of {arguments.config} does not draw with dense blocks; leave out --real-esrgan")
+        load_published(decoder, arguments.real_esrgan)
+        lines.append(f"trunk and enlargement of the decoder begin as {arguments.real_esrgan.name}")
+    save(model, arguments.result, arguments.dtype)
+    return lines
 
 
 def save(model: VideoModel, folder: Path, dtype: str) -> None:

