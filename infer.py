@@ -295,7 +295,9 @@ def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
     elif not model.codec.sees_evidence:
         raise UserError("--steps 0 leaves all to a decoder that sees the clip, this model's does not; give 1 or more")
     elif settings.strength < 1:
-        raise UserError(f"--strength {settings.strength} is a share of steps, and --steps 0 has none; leave one out")
+        raise UserError(
+            f"--strength {settings.strength} is a share of steps, and --steps 0 has none; give --steps 1 or more"
+        )
 
 
 def check_noise(settings: RestoreSettings, model: VideoModel) -> None:

@@ -272,9 +272,9 @@ def test_a_config_file_is_taken_and_flags_win(upscale: Callable[..., Path], tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value"), [("fast", "steps", 1), ("quality", "crf", 14), ("default", "crf", 16)]
+    ("name", "key", "value"), [("fast", "preset", "veryfast"), ("quality", "crf", 14), ("default", "crf", 16)]
 )
-def test_a_preset_goes_by_its_name(name: str, key: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_goes_by_its_name(name: str, key: str, value: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["infer.py", "--input", "sd.mp4", "--output", "hd.mp4", "--config", name])
     assert read_config(infer.parse_arguments(), infer.DEFAULTS)[key] == value
 
