@@ -35,8 +35,8 @@ def write_ncnn(files: Path, convolutions: list[Convolution]) -> Path:
         lines.append(f"Convolution conv{number} 1 1 {number} {number + 1} 0={o} 1={side} 4=1 5=1 6={weight.numel()}")
         half = weight.numpy().astype(np.float16).tobytes()
         data += struct.pack("<I", 0x01306B47) + half + b"\0" * (-len(half) % 4) + bias.numpy().tobytes()
-    files.with_suffix(".param").write_text("\n".join(lines) + "\n")
-    files.with_suffix(".bin").write_bytes(data)
+    Path(f"{files}.param").write_text("\n".join(lines) + "\n")
+    Path(f"{files}.bin").write_bytes(data)
     return files
 
 
@@ -74,8 +74,10 @@ def decoded(decoder: DrawingDecoder, pixels: Tensor) -> Tensor:
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     shapes = [(3, 1, 3, 3), (5, 3, 1, 1)]  # the first has an odd number of weights
     odd = [Convolution(randn(*shape, seed=n).half().float(), randn(shape[0], seed=n)) for n, shape in enumerate(shapes)]
-    for found, written in zip(read_convolutions(write_ncnn(tmp_path / "net", odd)), odd, strict=True):
-        assert torch.equal(found.weight, written.weight) and torch.equal(found.bias, written.bias)
+    files = write_ncnn(tmp_path / "net.v3", odd)
+    for name in (files, Path(f"{files}.bin")):
+        for found, written in zip(read_convolutions(name), odd, strict=True):
+            assert torch.equal(found.weight, written.weight) and torch.equal(found.bias, written.bias)
 
 
 @torch.no_grad()

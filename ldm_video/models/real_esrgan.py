@@ -40,12 +40,14 @@ class Convolution:
 
 
 def read_convolutions(files: Path) -> Iterator[Convolution]:
-    """The convolutions of ``files.param`` and ``files.bin``, in their order.
+    """The convolutions of ``files.param`` and ``files.bin``, in their order; either name will do for ``files``.
 
     Raises ``UserError`` for files that are missing, no convolutions in half precision, or of the wrong length.
     """
+    files = files.with_suffix("") if files.suffix in (".param", ".bin") else files
     try:
-        layers, data = files.with_suffix(".param").read_text().splitlines()[2:], files.with_suffix(".bin").read_bytes()
+        layers = Path(f"{files}.param").read_text().splitlines()[2:]
+        data = Path(f"{files}.bin").read_bytes()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {files}.param and .bin ({error}); {_GIVE}") from error
     at = 0
