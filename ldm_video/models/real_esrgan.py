@@ -93,8 +93,8 @@ def load_published(decoder: DrawingDecoder, files: Path) -> None:
     after = _relu(refine(before))  # n c 4h 4w
     up1, refine = narrow(up1, refine, before, fine)
     refine, drawn = narrow(refine, drawn, after, fine)
-    for module, published in ((decoder.up2, up2), (decoder.up1, up1)):
-        _copy(module, Convolution(over_nearest(published.weight), published.bias), files)
+    for layer, doubling in ((decoder.up2, up2), (decoder.up1, up1)):
+        _copy(layer, Convolution(over_nearest(doubling.weight), doubling.bias), files)
     _copy(decoder.refine, refine, files)
     _copy(decoder.exit, Convolution(drawn.weight * 2, drawn.bias * 2 - 1), files)  # [0, 1] -> [-1, 1]
     decoder.replaced.fill_(1)
