@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_video.core.evidence import Evidence, EvidenceLayout, build_evidence
-from ldm_video.models.codec import ImageCodec, VideoCodec
+from ldm_video.models.codec import BasisCodec, ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
@@ -50,6 +50,19 @@ def clip_evidence(frames: int, low: tuple[int, int], scale: int = 4, seed: int =
     height, width = low[0] * scale, low[1] * scale
     hole = box_hole(frames, (height, width), slice(height // 4, height // 2), slice(0, width // 3))
     return build_evidence(rand_pixels(1, frames, 3, *low, seed=seed), hole)
+
+
+def assert_tile_agrees(codec: BasisCodec, evidence: Evidence, columns: slice, reach: int) -> None:
+    """A tile of the clip decodes as the whole does beyond ``reach`` pixels of its cuts, and at them differs."""
+    height, width = evidence.size
+    latents = randn(1, evidence.guess.shape[1], codec.latent_channels, height // 8, width // 8)
+    whole = codec.decode(latents, evidence)
+    part = evidence.crop(slice(None), slice(None), columns)
+    tile = codec.decode(latents[..., columns.start // 8 : columns.stop // 8], part)
+    difference = (tile - whole[..., columns]).abs()
+    assert difference[..., reach:-reach].shape[-1] > 16
+    torch.testing.assert_close(difference[..., reach:-reach].max(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    assert difference[..., :4].max() > 1e-3  # at the cut itself the tile cannot know better
 
 
 def unet_config(in_channels: int, out_channels: int, text: bool = False) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def test_the_printed_commands_train_both_and_the_control_s_denoiser_stays_none(
         assert call(train, *said, *small, *quick, *once, f"output={tmp_path / name}") == 0
     trained = load_bundle(tmp_path / "control" / "bundle")
     assert not any(parameter.any() for parameter in trained.denoiser.unet.conv_out.parameters())
+    for name, command in zip(("control", "diffusion"), commands, strict=True):  # the one with its denoiser, always
+        assert "task.decoder_share=0" in command
+        assert load_bundle(tmp_path / name / "bundle").sampling.steps == 1
 
 
 def test_it_costs_what_the_shipped_model_costs() -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_video.core.evidence import Evidence
-from ldm_video.models.codec import ImageCodec, ResidualBlock, VideoCodec
+from ldm_video.models.codec import DrawingCodec, ImageCodec, ResidualBlock, VideoCodec
 from ldm_video.models.patch_basis import patch_basis
-from tests.model_support import clip_evidence, perturb, rand_pixels, randn, small_autoencoder
+from tests.model_support import assert_tile_agrees, clip_evidence, perturb, rand_pixels, randn, small_autoencoder
 
 
 def small_codec(latent_channels: int = 4, perturbed: bool = True) -> VideoCodec:
@@ -144,17 +144,9 @@ def test_decoding_mixes_neighbouring_frames_only_once_the_temporal_layers_have_w
 
 def test_a_tile_with_enough_overlap_decodes_as_the_whole_does() -> None:
     codec, evidence = small_codec(), clip_evidence(2, (4, 60))  # 16 x 240
-    latents = latents_for(evidence, codec)
     # 3x3 convolutions see one cell to either side: 6 on the f8 grid, 5 on f4, 3 on f2, 1 at full size.
     reach = 6 * 8 + 5 * 4 + 3 * 2 + 1
-    left, right = 40, 216
-    whole = codec.decode(latents, evidence)
-    part = evidence.crop(slice(None), slice(None), slice(left, right))
-    tile = codec.decode(latents[..., left // 8 : right // 8], part)
-    difference = (tile - whole[..., left:right]).abs()
-    assert difference[..., reach:-reach].shape[-1] > 16
-    torch.testing.assert_close(difference[..., reach:-reach].max(), torch.tensor(0.0), atol=1e-5, rtol=0)
-    assert difference[..., :4].max() > 1e-3  # at the cut itself the tile cannot know better
+    assert_tile_agrees(codec, evidence, slice(40, 216), reach)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
@@ -183,7 +175,11 @@ def test_track_scale_converges_to_the_deviation() -> None:
     torch.testing.assert_close(codec.latent_std, std, atol=0.01, rtol=0.02)
 
 
-@pytest.mark.parametrize("codec", [small_codec(), ImageCodec(small_autoencoder())], ids=["video", "image"])
+@pytest.mark.parametrize(
+    "codec",
+    [small_codec(), DrawingCodec(4, (8, 4), 1), ImageCodec(small_autoencoder())],
+    ids=["video", "drawing", "image"],
+)
 def test_decoder_parameters_are_those_that_pixels_depend_on(codec: nn.Module) -> None:
     codec.requires_grad_(True)
     evidence = clip_evidence(2, (4, 8))

@@ -15,7 +15,7 @@ from ldm_video.models.codec import DrawingCodec
 from ldm_video.models.dense_blocks import DenseTrunk
 from ldm_video.models.video_model import VideoModel
 from tests.cli_support import ROOT
-from tests.model_support import clip_evidence, perturb, rand_pixels, randn
+from tests.model_support import assert_tile_agrees, clip_evidence, perturb, rand_pixels, randn
 
 
 def small_codec(perturbed: bool = True) -> DrawingCodec:
@@ -113,18 +113,10 @@ def test_frames_are_mixed_once_the_temporal_layer_has_weights() -> None:
 
 def test_a_tile_with_enough_overlap_decodes_as_the_whole_does() -> None:
     codec, evidence = small_codec(), clip_evidence(2, (4, 80))  # 16 x 320
-    latents = latents_for(evidence)
     # One cell to either side on the f8 grid; on f4 the first convolution, 15 of a block, the last and one that
     # enlarges, and two more for how bicubic resizing sees the frames; on f2 one that enlarges; two at full size.
     reach = 8 + 20 * 4 + 2 + 2
-    left, right = 24, 296
-    whole = codec.decode(latents, evidence)
-    part = evidence.crop(slice(None), slice(None), slice(left, right))
-    tile = codec.decode(latents[..., left // 8 : right // 8], part)
-    difference = (tile - whole[..., left:right]).abs()
-    assert difference[..., reach:-reach].shape[-1] > 16
-    torch.testing.assert_close(difference[..., reach:-reach].max(), torch.tensor(0.0), atol=1e-5, rtol=0)
-    assert difference[..., :4].max() > 1e-3  # at the cut itself the tile cannot know better
+    assert_tile_agrees(codec, evidence, slice(24, 296), reach)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])

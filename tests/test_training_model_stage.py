@@ -15,19 +15,20 @@ import torch
 from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader
 
+from ldm_video.core.evidence import Evidence, build_evidence
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.training.adversary import Adversary
-from ldm_video.training.batches import batch_evidence, make_draws
+from ldm_video.training.batches import make_draws
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.model_stage import ModelStage, drop_captions
 from ldm_video.training.schedule import Pace
 from tests.cli_support import tiny_model
 from tests.model_support import perturb, small_text_model, unet_config
-from tests.test_training_tasks import ADAMW, make_batch
+from tests.test_training_tasks import ADAMW, make_batch, quiet_trainer
 from tests.train_support import conditioned
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
@@ -319,13 +320,30 @@ def test_a_decoder_that_is_blind_or_a_share_beyond_one_is_refused(tmp_path: Path
 # What people look at.
 
 
+def plain(batch: dict[str, torch.Tensor]) -> Evidence:
+    """The evidence of a batch of which nothing else is known."""
+    return build_evidence(batch["lr"], batch["hole"])
+
+
 def test_a_model_without_steps_is_restored_by_its_decoder() -> None:
     model, batch = tiny_model(), make_batch()
     model.sampling = replace(model.sampling, steps=0)
     task = few_step_task(model)
-    evidence = batch_evidence(batch, 0.0, task.draws(batch, 0))
-    expected = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), evidence)
+    expected = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), plain(batch))
     torch.testing.assert_close(task.restore(batch), expected)
+
+
+def test_validation_uses_a_model_without_steps_as_it_is_used() -> None:
+    scores = {}
+    for steps in (0, 1):
+        model, batch = tiny_model(), make_batch()
+        model.sampling = replace(model.sampling, steps=steps)
+        task = few_step_task(model)
+        (result,) = quiet_trainer().validate(task, DataLoader([batch], batch_size=None), verbose=False)
+        scores[steps] = result["val/psnr"]
+    alone = task.model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), plain(batch)).clamp(-1, 1)
+    assert scores[0] == pytest.approx(psnr(alone, batch["hr"]).item(), abs=1e-4)
+    assert scores[0] != scores[1]
 
 
 def test_restore_gives_clips_of_the_reference_size(make_task: MakeTask) -> None:

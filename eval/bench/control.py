@@ -29,7 +29,7 @@ SMALL = Path(__file__).resolve().parents[2] / "configs" / "model" / "small.yaml"
 WIDTHS = (96, 79, 24, 12)  # of the decoder's grids: the cost of denoiser and decoder together
 TRAIN = (
     "python train.py --config configs/train/tiny/few_step.yaml data.root=VIDEOS name={name} init_from={bundle}"
-    " task.step_shares=[1]{extra}"
+    " task.step_shares=[1] task.decoder_share=0{extra}"
 )
 FROZEN = " task.spatial=null task.latent_weight=0"  # the control's denoiser stays what it is: none
 
@@ -82,6 +82,7 @@ def main() -> None:
     if arguments.folder.exists():
         raise UserError(f"{arguments.folder} exists; remove it or give another folder")
     config = load_config(SMALL)
+    config.sampling.steps = 1  # what is compared is a model that takes its step, which the shipped one leaves out
     for name, make, extra in (("control", build_control, FROZEN), ("diffusion", build_diffusion, "")):
         torch.manual_seed(0)
         model = make(config)
