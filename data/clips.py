@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from data.cache import FrameCache, find_sources, is_photo, read_caption
 from data.degrade import PRESETS, Degradation, degrade, exact_scale
+from data.drawings import draw_over
 from data.masks import FAMILIES, Family, check_weights, sample_mask
 from data.motion import photo_clip
 from data.object_masks import ObjectMasks
@@ -51,6 +52,12 @@ class Sampling:
             split into shots first, by :mod:`data.prepare`. Shards are not cached and have no such limit.
         average: low-res frames are averaged along the motion with 0 to this many neighbours on each side, as they will
             be when a model is used whose ``sampling.average`` is set.
+        lead: 0 to this many frames are degraded before those of the clip, and dropped. The first frame that a codec
+            writes is the clearest, and of a recording hardly any frame is the first.
+        drawing_share: share of the filmed photographs with lines, letters and shapes drawn over them, see
+            :mod:`data.drawings`.
+        detail_power: a source is drawn in proportion to its pixels, times its detail (the mean squared gradient of its
+            first frame) to this power: there is more footage of soft pictures than there is to be learned from them.
     """
 
     max_stride: int = 2
@@ -60,6 +67,9 @@ class Sampling:
     prefer_detail: float = 0.7
     max_frames: int = 64
     average: int = 0
+    lead: int = 0
+    drawing_share: float = 0.0
+    detail_power: float = 0.0
 
 
 class ClipStream(Dataset[Item]):
@@ -108,6 +118,7 @@ class ClipStream(Dataset[Item]):
         if unknown := sorted(sampling.keys() - {field.name for field in fields(Sampling)}):
             raise UserError(f"unknown data option {unknown[0]!r}; see data.clips.ClipDataset and Sampling")
         self.sampling = Sampling(**sampling)
+        self.cut_frames = frames + self.sampling.lead  # frames that are cut out, where there are as many
         self.step = exact_scale(scale).numerator  # high-res pixels from one point of the low-res grid to the next
         if self.size[0] % self.step or self.size[1] % self.step:
             raise UserError(
@@ -122,15 +133,22 @@ class ClipStream(Dataset[Item]):
         return self.length
 
     def make_item(self, clip: np.ndarray, name: str, caption: str, rng: np.random.Generator) -> Item:
-        """Turn a cut ``t h w c`` uint8 with its margin, draw its hole and degrade it."""
+        """Turn a cut ``t h w c`` uint8 with its margin, draw its hole and degrade it.
+
+        A cut may have more frames than an item: some of those before the last ``frames`` are degraded with them.
+        """
         assert self.degrade is not None
         if rng.random() < 0.5:
             clip = clip[:, :, ::-1]
         if rng.random() < 0.5:
             clip = clip[::-1]
         mask = sample_mask(rng, self.frames, self.size, self.masks, self.families)  # t 1 H W
+        spare = len(clip) - self.frames
+        lead = int(rng.integers(spare + 1)) if spare else 0
+        longer = np.concatenate([np.repeat(mask[:1], lead, axis=0), mask])  # (lead + t) 1 H W
         # A copy, not `ascontiguousarray`: one frame reversed counts as contiguous, with a stride that torch refuses.
-        pair = make_pair(clip.copy(), mask, self.margin, self.scale, self.degrade, rng)
+        whole = make_pair(clip[spare - lead :].copy(), longer, self.margin, self.scale, self.degrade, rng)
+        pair = {name: value[lead:] for name, value in whole.items()}
         return {**pair, "lr": self.average(pair["lr"], pair["hole"], rng), "name": name, "caption": caption}
 
     def average(self, lr: torch.Tensor, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -140,11 +158,12 @@ class ClipStream(Dataset[Item]):
         reach = int(rng.integers(self.sampling.average + 1))
         return average_along_motion(lr, lay_on_grid(hole, (lr.shape[-2], lr.shape[-1])), reach)
 
-    def draw_times(self, length: int, rng: np.random.Generator) -> slice:
-        """The frames of a clip, evenly spaced, in a source of ``length`` frames."""
-        stride = int(rng.integers(1, min(self.sampling.max_stride, _largest_stride(length, self.frames)) + 1))
-        start = int(rng.integers(length - (self.frames - 1) * stride))
-        return slice(start, start + (self.frames - 1) * stride + 1, stride)
+    def draw_times(self, length: int, frames: int, rng: np.random.Generator) -> slice:
+        """``frames`` evenly spaced frames, or all there are, of a source of ``length``."""
+        frames = min(length, frames)
+        stride = int(rng.integers(1, min(self.sampling.max_stride, _largest_stride(length, frames)) + 1))
+        start = int(rng.integers(length - (frames - 1) * stride))
+        return slice(start, start + (frames - 1) * stride + 1, stride)
 
     def choose_window(
         self, frame: np.ndarray, window: tuple[int, int], rng: np.random.Generator, step: int = 1
@@ -161,7 +180,10 @@ class ClipStream(Dataset[Item]):
         size = self.padded
         window = (min(photo.shape[0], _PHOTO_WINDOW * size[0] // 2), min(photo.shape[1], _PHOTO_WINDOW * size[1] // 2))
         top, left = self.choose_window(photo, window, rng)
-        return photo_clip(photo[top : top + window[0], left : left + window[1]], self.frames, size, rng)
+        seen = photo[top : top + window[0], left : left + window[1]]
+        if self.sampling.drawing_share and rng.random() < self.sampling.drawing_share:
+            seen = draw_over(seen, rng)
+        return photo_clip(seen, self.cut_frames, size, rng)
 
     def cut_video(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Shrink a clip ``t h w c`` by a factor that is drawn, and crop it."""
@@ -223,7 +245,7 @@ class ClipDataset(ClipStream):
         if is_photo(path):
             clip = self.cut_photo(source[0], rng)
         else:
-            clip = self.cut_video(source[self.draw_times(len(source), rng)], rng)
+            clip = self.cut_video(source[self.draw_times(len(source), self.cut_frames, rng)], rng)
         return self.make_item(clip, path.name, read_caption(path), rng)
 
     def _open(self, roots: Sequence[str | Path]) -> list[Path]:
@@ -253,14 +275,19 @@ class ClipDataset(ClipStream):
         return usable
 
     def _shares(self) -> np.ndarray:
-        """Probability of each source: in proportion to its pixels, photos together ``photo_share``."""
-        shares = np.array([float(np.prod(self.cache.frames(path).shape[:3])) for path in self.sources])
+        """Probability of each source, see :class:`Sampling`; photos together have ``photo_share``."""
+        shares = np.array([self._worth(self.cache.frames(path)) for path in self.sources])
         photos = np.array([is_photo(path) for path in self.sources])
         if photos.any() and not photos.all():
             photo_share = self.sampling.photo_share
             shares[photos] *= photo_share / shares[photos].sum()
             shares[~photos] *= (1 - photo_share) / shares[~photos].sum()
         return shares / shares.sum()
+
+    def _worth(self, frames: np.ndarray) -> float:
+        pixels = float(np.prod(frames.shape[:3]))
+        power = self.sampling.detail_power
+        return pixels * (_detail(frames[0]) + 1e-3) ** power if power else pixels
 
     def _frames(self, path: Path) -> np.ndarray:
         if path not in self._open_arrays:

@@ -69,7 +69,7 @@ class PairDataset(ClipStream):
         rng = np.random.default_rng([self.seed, index])
         pair = self.pairs[rng.integers(len(self.pairs))]
         hr, lr = self.cache.frames(pair.hr), self.cache.frames(pair.lr)
-        times = self.draw_times(len(hr), rng)
+        times = self.draw_times(len(hr), self.frames, rng)
         top, left = self.choose_window(hr[times.start], self.size, rng, self.step)
         exact = exact_scale(self.scale)
         low = [int(n / exact) for n in (top, left, *self.size)]

@@ -124,7 +124,7 @@ class ShardDataset(ClipStream):
         with EncodedVideo(_read(sample.shard, sample.video), f"clip {sample.key} of {sample.shard}") as video:
             if len(video) < self.frames:
                 raise UserError(f"{video.name} has {len(video)} frames, fewer than {self.frames}")
-            frames = video[self.draw_times(len(video), rng)]
+            frames = video[self.draw_times(len(video), self.cut_frames, rng)]
         if fault := self.unfit(*frames.shape[:3]):
             raise UserError(f"{video.name} {fault}")
         return frames

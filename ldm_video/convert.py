@@ -1,4 +1,4 @@
-"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh``."""
+"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh | grow``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from ldm_video.config import build, load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 from ldm_video.models.bundle import INDEX, save_bundle
+from ldm_video.models.codec import VideoCodec
 from ldm_video.models.device import DTYPES
 from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.export import to_pipeline
+from ldm_video.models.grow import grow
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
 from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
 from ldm_video.models.real_esrgan import load_published
@@ -27,7 +29,13 @@ def main() -> None:
     """Read the command line, check the place of the result, convert."""
     arguments = parse_arguments()
     check_place(arguments.result, arguments.overwrite)
-    commands = {"to-bundle": to_bundle, "to-diffusers": to_diffusers, "add-motion": add_motion, "fresh": fresh}
+    commands = {
+        "to-bundle": to_bundle,
+        "to-diffusers": to_diffusers,
+        "add-motion": add_motion,
+        "fresh": fresh,
+        "grow": larger,
+    }
     try:
         lines = commands[arguments.command](arguments)
     except SafetensorError as error:  # of writing: it wraps the operating system's error and drops its number
@@ -61,10 +69,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
         "the decoder begins with its first blocks")  # fmt: skip
     new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
-    for command in (bundle, diffusers, motion, new):
+    large = commands.add_parser("grow", help="a bundle + a larger decoder's configuration -> a bundle, to be trained on")
+    large.add_argument("model", help="the bundle")
+    large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
+    for command in (bundle, diffusers, motion, new, large):
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    for command in (bundle, motion, new):
+    for command in (bundle, motion, new, large):
         command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
     return parser.parse_args(words)
 
@@ -122,6 +133,20 @@ def fresh(arguments: argparse.Namespace) -> list[str]:
         lines.append(f"trunk and enlargement of the decoder begin as {arguments.real_esrgan.name}")
     save(model, arguments.result, arguments.dtype)
     return lines
+
+
+def larger(arguments: argparse.Namespace) -> list[str]:
+    """Write a model with a larger decoder that draws the same until it is trained."""
+    torch.manual_seed(0)
+    model = open_model(arguments.model)
+    codec = build(load_config(arguments.config).codec)
+    if not isinstance(model.codec, VideoCodec) or not isinstance(codec, VideoCodec):
+        raise UserError(f"only a VideoCodec can grow; {arguments.model} or {arguments.config} has another codec")
+    before = sum(p.numel() for p in model.codec.parameters())
+    grow(codec, model.codec)
+    model.codec = codec
+    save(model, arguments.result, arguments.dtype)
+    return [f"a decoder of {sum(p.numel() for p in codec.parameters()):,} parameters, of which {before:,} are trained"]
 
 
 def save(model: VideoModel, folder: Path, dtype: str) -> None:

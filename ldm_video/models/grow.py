@@ -1,0 +1,50 @@
+"""A larger decoder that begins as a smaller, trained one: the same pictures at first, and room to learn.
+
+As in Net2Net (arXiv:1511.05641), but new channels begin unread in place of doubled: what they compute is random, what
+reads them is zero, so both can be trained from the first step on. New residual blocks begin as the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.models.codec import VideoCodec
+
+# Layers whose result is added to what is there, so that what they make of new channels begins at zero.
+_ADDED = (".conv2.", "evidence4.", "evidence2.")
+
+
+@torch.no_grad()
+def grow(large: VideoCodec, small: VideoCodec) -> None:
+    """Give ``large``, which is new, the weights of ``small`` and the scale of its latents; both then compute the same, but for rounding.
+
+    Raises ``UserError`` where ``large`` has fewer channels or blocks, or more channels on a grid where temporal layers
+    normalise over all of them (f8 and f4).
+    """
+    new, old = large.state_dict(), small.state_dict()
+    if missing := sorted(old.keys() - new.keys()):
+        raise UserError(f"the new decoder is smaller: it has no {missing[0]}; give it at least as many blocks")
+    for name, weights in old.items():
+        new[name] = _grown(name, weights, new[name])
+    large.load_state_dict(new)
+
+
+def _grown(name: str, old: Tensor, new: Tensor) -> Tensor:
+    """``o i ...`` within a new ``O I ...``, both at least as large."""
+    if old.shape == new.shape:
+        return old
+    if any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
+        raise UserError(f"the new decoder is smaller: {name} has the shape {list(new.shape)}, it had {list(old.shape)}")
+    if "norm" in name:
+        raise UserError(f"{name} normalises over all channels: the f8 and f4 grids can become deeper, not wider")
+    grown = new.clone()
+    if grown.dim() == 1:
+        grown.zero_()
+    else:
+        grown[:, old.shape[1] :] = 0
+    if any(part in name for part in _ADDED):
+        grown[old.shape[0] :] = 0
+    grown[tuple(slice(side) for side in old.shape)] = old
+    return grown
