@@ -69,7 +69,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
         "the decoder begins with its first blocks")  # fmt: skip
     new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
-    large = commands.add_parser("grow", help="a bundle + a larger decoder's configuration -> a bundle, to be trained on")
+    large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
     large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
     for command in (bundle, diffusers, motion, new, large):

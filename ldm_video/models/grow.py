@@ -18,7 +18,7 @@ _ADDED = (".conv2.", "evidence4.", "evidence2.")
 
 @torch.no_grad()
 def grow(large: VideoCodec, small: VideoCodec) -> None:
-    """Give ``large``, which is new, the weights of ``small`` and the scale of its latents; both then compute the same, but for rounding.
+    """Give ``large``, which is new, what ``small`` has learned; both then compute the same, but for rounding.
 
     Raises ``UserError`` where ``large`` has fewer channels or blocks, or more channels on a grid where temporal layers
     normalise over all of them (f8 and f4).
