@@ -49,12 +49,14 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
-train-shipped: setup ## Train the model that ships, in its three stages: make train-shipped DATA=folder_of_videos
+train-shipped: setup ## Train the model that ships, in its four stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)" $(ARGS)
-	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" \
-		publish=ldm_video/weights/small-x4 $(ARGS)
+	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python train.py --config configs/train/tiny/polish.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python -m ldm_video.convert mix outputs/train/few_step/bundle outputs/train/polish/bundle \
+		ldm_video/weights/small-x4 --dtype fp16 --overwrite
 
 clean: ## Remove caches and outputs (.venv stays)
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

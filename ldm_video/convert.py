@@ -1,13 +1,14 @@
-"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh | grow``."""
+"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh | grow | mix``."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ldm_video.config import build, load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
@@ -35,6 +36,7 @@ def main() -> None:
         "add-motion": add_motion,
         "fresh": fresh,
         "grow": larger,
+        "mix": mix,
     }
     try:
         lines = commands[arguments.command](arguments)
@@ -72,12 +74,27 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
     large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
-    for command in (bundle, diffusers, motion, new, large):
+    mixed = commands.add_parser("mix", help="two bundles of one model, trained from the same start -> their mean")
+    mixed.add_argument("model", help="a bundle; scheduler and defaults of sampling are its own")
+    mixed.add_argument("other", help="another one")
+    mixed.add_argument("--share", type=share, default=0.5, help="of the other's weights (default %(default)s)")
+    for command in (bundle, diffusers, motion, new, large, mixed):
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    for command in (bundle, motion, new, large):
+    for command in (bundle, motion, new, large, mixed):
         command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
     return parser.parse_args(words)
+
+
+def share(word: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is no share; give a number from 0 to 1")
+    return value
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
@@ -147,6 +164,24 @@ def larger(arguments: argparse.Namespace) -> list[str]:
     model.codec = codec
     save(model, arguments.result, arguments.dtype)
     return [f"a decoder of {sum(p.numel() for p in codec.parameters()):,} parameters, of which {before:,} are trained"]
+
+
+def mix(arguments: argparse.Namespace) -> list[str]:
+    """Write the weighted mean of two models' weights (arXiv:2109.01903)."""
+    model, other = open_model(arguments.model), open_model(arguments.other)
+    weights, others = model.state_dict(), other.state_dict()
+    unlike = [name for name in weights.keys() | others.keys() if _shape(weights, name) != _shape(others, name)]
+    if unlike:
+        raise UserError(f"{arguments.model} and {arguments.other} are different models: {min(unlike)} differs in shape")
+    for name, value in weights.items():
+        if value.is_floating_point():
+            value.lerp_(others[name].to(value), arguments.share)
+    save(model, arguments.result, arguments.dtype)
+    return [f"{1 - arguments.share:g} of {arguments.model} and {arguments.share:g} of {arguments.other}"]
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return weights[name].shape if name in weights else None
 
 
 def save(model: VideoModel, folder: Path, dtype: str) -> None:

@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader
 from ldm_video.core.evidence import build_evidence
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.adversary import Adversary
 from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss, colour_difference, lattice, luma, psnr
+from ldm_video.training.losses import PixelLoss, colour_difference, lattice, psnr
 from ldm_video.training.schedule import warmup_cosine
 from tests.cli_support import tiny_model
 from tests.train_support import conditioned
@@ -180,40 +179,6 @@ def test_a_fringe_is_a_colour_that_the_target_lacks() -> None:
     red = grey + 0.1 * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     assert term(red, grey) == pytest.approx(2 * (0.0701 + 0.0299) / 2, abs=1e-6)
     assert colour_difference(red).shape == (2, 1, 2, 8, 8)
-
-
-def test_luma_and_colour_may_be_judged_apart() -> None:
-    """Each under what is right of the other: a wrong colour says nothing of luma, to a critic nothing at all."""
-    judged = []
-
-    class Judge(torch.nn.Module):
-        def forward(self, output: Tensor, target: Tensor) -> Tensor:
-            return (output - target).square().mean(dim=(1, 2, 3), keepdim=True)
-
-    class Critic(Adversary):
-        def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            judged.append(output)
-            return {}
-
-    loss = PixelLoss(Judge(), 1.0, motion_weight=0.0, shift=0, colour_share=0.25, adversary=Critic(channels=8))
-    target = torch.rand(1, 2, 3, 8, 8)
-    bright = target + 0.2
-    red_for_blue = target + torch.tensor([0.1, 0.0, -0.1 * 0.299 / 0.114]).view(3, 1, 1)  # of the same luma
-
-    def term(output: Tensor) -> float:
-        return float(loss(output, target, torch.Generator())["perceptual"])
-
-    torch.testing.assert_close(luma(red_for_blue), luma(target))
-    assert term(bright) == pytest.approx(0.75 * 0.2**2, abs=1e-6)
-    assert term(red_for_blue) == pytest.approx(0.25 * (red_for_blue - target).square().mean().item(), abs=1e-6)
-    assert term(red_for_blue + 0.2) == pytest.approx(term(red_for_blue) + term(bright), abs=1e-6)
-    torch.testing.assert_close(judged[-1], bright)
-    output = red_for_blue.clone().requires_grad_()
-    error = loss(output, target, torch.Generator())["perceptual"]
-    error.backward()
-    assert output.grad is not None
-    assert output.grad.abs().max() > 1e-5
-    assert output.grad.sum(dim=2).abs().max() < 1e-7  # nothing asks for more or less of all three
 
 
 def dots(period: int, size: int = 48) -> Tensor:

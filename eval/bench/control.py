@@ -26,7 +26,7 @@ from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
 
 SMALL = Path(__file__).resolve().parents[2] / "configs" / "model" / "small.yaml"
-WIDTHS = (96, 79, 24, 12)  # of the decoder's grids: the cost of denoiser and decoder together
+WIDTHS = (96, 79, 32, 12)  # of the decoder's grids: the cost of denoiser and decoder together
 TRAIN = (
     "python train.py --config configs/train/tiny/few_step.yaml data.root=VIDEOS name={name} init_from={bundle}"
     " task.step_shares=[1] task.decoder_share=0{extra}"

@@ -42,16 +42,12 @@ def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
     return (variance + 1e-6).sqrt()  # a root has no slope at zero
 
 
-def luma(frames: Tensor) -> Tensor:
-    """``... 3 H W -> ... 1 H W`` (BT.601)."""
-    red, green, blue = frames.split(1, dim=-3)
-    kr, kb = LUMA_WEIGHTS["bt601"]
-    return kr * red + (1 - kr - kb) * green + kb * blue
-
-
 def colour_difference(frames: Tensor) -> Tensor:
-    """``... 3 H W`` -> red and blue less luma, ``... 2 H W``: zero where a picture is grey."""
-    return (frames - luma(frames))[..., ::2, :, :]
+    """``... 3 H W`` -> red and blue less luma (BT.601), ``... 2 H W``: zero where a picture is grey."""
+    red, green, blue = frames.unbind(-3)
+    kr, kb = LUMA_WEIGHTS["bt601"]
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    return torch.stack([red - luma, blue - luma], dim=-3)
 
 
 class PixelLoss(nn.Module):
@@ -59,9 +55,6 @@ class PixelLoss(nn.Module):
 
     Args:
         perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
-        colour_share: share of the perceptual term that judges colour, under the target's luma; the rest then judges luma,
-            under the target's colour, and so does the adversary. A perceptual network's slope is a hundred times that of L1, and what it asks of
-            colour, where luma is wrong, is fringes. 0 judges the output as it is.
         perceptual_weight, motion_weight: weights beside L1's 1. ``motion`` is the L1 distance of frame differences:
             flicker that L1 alone would not punish more than noise.
         colour_weight: of the L1 distance of :func:`colour_difference`. Perceptual networks and critics hardly see fine
@@ -82,7 +75,6 @@ class PixelLoss(nn.Module):
         adversary: Adversary | FeatureCritic | None = None,
         lattice_weight: float = 0.0,
         colour_weight: float = 0.0,
-        colour_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.perceptual = perceptual
@@ -92,7 +84,6 @@ class PixelLoss(nn.Module):
         self.motion_weight = motion_weight
         self.lattice_weight = lattice_weight
         self.colour_weight = colour_weight
-        self.colour_share = colour_share
         self.shift = shift
         self.adversary = adversary
 
@@ -115,18 +106,7 @@ class PixelLoss(nn.Module):
         if self.perceptual is not None:
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
-            terms["perceptual"] = self.perceptual_weight * self._distance(a, b)
+            terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
         if self.adversary is not None:
-            seen = target + luma(output) - luma(target) if self.colour_share else output
-            terms |= self.adversary(seen, target, generator)
+            terms |= self.adversary(output, target, generator)
         return terms
-
-    def _distance(self, output: Tensor, target: Tensor) -> Tensor:
-        """``n 3 h w`` twice -> a scalar: the perceptual network's, see ``colour_share``."""
-        assert self.perceptual is not None
-        if not self.colour_share:
-            return self.perceptual(output, target).mean()
-        error = luma(output) - luma(target)  # n 1 h w
-        distances = self.perceptual(torch.cat([target + error, output - error]), torch.cat([target, target]))
-        in_luma, in_colour = (part.mean() for part in distances.chunk(2))
-        return (1 - self.colour_share) * in_luma + self.colour_share * in_colour

@@ -1,0 +1,48 @@
+"""Several perceptual networks in one: their mean, the dear ones on every other frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm_video.config import build, load_config
+from ldm_video.training.judges import Judges
+from tests.cli_support import ROOT
+
+
+class Judge(nn.Module):
+    """Mean squared distance times ``weight``, ``n 1 1 1`` as LPIPS gives it."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.seen: list[int] = []
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.seen.append(len(output))
+        return self.weight * (output - target).square().mean(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(4, [1.5, 2.5, 10.5, 11.5]), (3, [1.5, 2.5, 10.5]), (1, [1.5])])
+def test_the_first_sees_all_frames_and_the_others_every_second(frames: int, expected: list[float]) -> None:
+    judges = Judges([Judge(2.0), Judge(1.0)])
+    errors = torch.tensor([1.0, 2.0, 7.0, 8.0]).sqrt().view(4, 1, 1, 1)[:frames]
+    distances = judges(torch.zeros(frames, 3, 4, 4) + errors, torch.zeros(frames, 3, 4, 4))
+    torch.testing.assert_close(distances, torch.tensor(expected))
+    assert [judge.seen for judge in judges.networks] == [[frames], [(frames + 1) // 2]]
+
+
+def test_one_network_is_itself_and_gradients_reach_the_output() -> None:
+    output, target = torch.rand(3, 3, 8, 8, requires_grad=True), torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(Judges([Judge(1.0)])(output, target), (output - target).square().mean(dim=(1, 2, 3)))
+    Judges([Judge(1.0), Judge(1.0)])(output, target).mean().backward()
+    assert output.grad is not None
+    slopes = output.grad.abs().sum(dim=(1, 2, 3)) / (output - target).detach().abs().sum(dim=(1, 2, 3))
+    assert slopes[0] == pytest.approx(3 * slopes[1].item(), rel=1e-4)  # seen by both, for the unseen one as well
+
+
+def test_the_last_stage_is_judged_by_both_networks() -> None:
+    config = load_config(ROOT / "configs" / "train" / "tiny" / "polish.yaml", ["data.root=none"])
+    judges = build(config.task.pixel_loss.perceptual)
+    assert [type(network.net).__name__ for network in judges.networks] == ["alexnet", "vgg16"]
