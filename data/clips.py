@@ -118,7 +118,6 @@ class ClipStream(Dataset[Item]):
         if unknown := sorted(sampling.keys() - {field.name for field in fields(Sampling)}):
             raise UserError(f"unknown data option {unknown[0]!r}; see data.clips.ClipDataset and Sampling")
         self.sampling = Sampling(**sampling)
-        self.cut_frames = frames + self.sampling.lead  # frames that are cut out, where there are as many
         self.step = exact_scale(scale).numerator  # high-res pixels from one point of the low-res grid to the next
         if self.size[0] % self.step or self.size[1] % self.step:
             raise UserError(
@@ -131,6 +130,11 @@ class ClipStream(Dataset[Item]):
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def cut_frames(self) -> int:
+        """Frames that are cut out of a source, where it has as many: an item's and its lead."""
+        return self.frames + self.sampling.lead
 
     def make_item(self, clip: np.ndarray, name: str, caption: str, rng: np.random.Generator) -> Item:
         """Turn a cut ``t h w c`` uint8 with its margin, draw its hole and degrade it.

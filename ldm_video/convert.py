@@ -170,9 +170,9 @@ def mix(arguments: argparse.Namespace) -> list[str]:
     """Write the weighted mean of two models' weights (arXiv:2109.01903)."""
     model, other = open_model(arguments.model), open_model(arguments.other)
     weights, others = model.state_dict(), other.state_dict()
-    unlike = [name for name in weights.keys() | others.keys() if _shape(weights, name) != _shape(others, name)]
-    if unlike:
-        raise UserError(f"{arguments.model} and {arguments.other} are different models: {min(unlike)} differs in shape")
+    if unlike := _shapes(weights) ^ _shapes(others):
+        name, _ = min(unlike)
+        raise UserError(f"{arguments.model} and {arguments.other} are different models: {name} differs in shape")
     for name, value in weights.items():
         if value.is_floating_point():
             value.lerp_(others[name].to(value), arguments.share)
@@ -180,8 +180,8 @@ def mix(arguments: argparse.Namespace) -> list[str]:
     return [f"{1 - arguments.share:g} of {arguments.model} and {arguments.share:g} of {arguments.other}"]
 
 
-def _shape(weights: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return weights[name].shape if name in weights else None
+def _shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(name, value.shape) for name, value in weights.items()}
 
 
 def save(model: VideoModel, folder: Path, dtype: str) -> None:

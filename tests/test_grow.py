@@ -54,14 +54,15 @@ def test_what_is_new_learns() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (((8, 8, 8, 4), (1, 1, 1)), r"smaller: it has no decoder\.body4\.2"),
-        (((8, 8, 8, 2), (1, 2, 1)), "smaller: decoder"),
-        (((8, 12, 8, 4), (1, 2, 1)), "deeper, not wider"),
-        (((12, 8, 8, 4), (1, 2, 1)), "deeper, not wider"),
+        ((4, (8, 8, 8, 4), (1, 1, 1)), r"smaller: it has no decoder\.body4\.2"),
+        ((4, (8, 8, 8, 2), (1, 2, 1)), "smaller: decoder"),
+        ((4, (8, 12, 8, 4), (1, 2, 1)), "deeper, not wider"),
+        ((4, (12, 8, 8, 4), (1, 2, 1)), "deeper, not wider"),
+        ((6, (8, 8, 8, 4), (1, 2, 1)), "6 latent channels, it had 4"),
     ],
 )
 def test_what_cannot_grow_is_refused(shape: tuple, message: str) -> None:
-    large = VideoCodec(4, *shape)
+    large = VideoCodec(*shape)
     before = copy.deepcopy(large.state_dict())
     with pytest.raises(UserError, match=message):
         grow(large, trained())

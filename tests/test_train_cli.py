@@ -76,7 +76,7 @@ def test_the_codec_stage_leaves_config_checkpoint_log_and_bundle(codec_run: Path
     assert not [name for name in files_below(codec_run) if ".part" in name]
 
 
-def test_the_three_stages_follow_one_another(codec_run: Path, base: list[str], tmp_path: Path) -> None:
+def test_the_stages_follow_one_another(codec_run: Path, base: list[str], tmp_path: Path) -> None:
     denoiser, few_step = tmp_path / "denoiser", tmp_path / "few_step"
     base = [*base, "ema=null"]  # averaging equal weights rounds them
     stage = ["--config", str(STAGES / "denoiser.yaml"), *base, f"output={denoiser}"]
@@ -85,6 +85,9 @@ def test_the_three_stages_follow_one_another(codec_run: Path, base: list[str], t
     stage = ["--config", str(STAGES / "few_step.yaml"), *base, NO_JUDGE, "task.decoder_share=0", f"output={few_step}"]
     assert call(train, *stage, f"init_from={denoiser / 'bundle'}") == 0
     assert changed(weights(denoiser), weights(few_step)) == {"denoiser", "codec.decoder"}
+    stage = ["--config", str(STAGES / "polish.yaml"), *base, NO_JUDGE, f"output={tmp_path / 'polish'}"]
+    assert call(train, *stage, f"init_from={few_step / 'bundle'}") == 0
+    assert changed(weights(few_step), weights(tmp_path / "polish")) == {"codec.decoder"}  # the denoiser is not asked
 
 
 def test_a_run_continues_where_it_stopped(

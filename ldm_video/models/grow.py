@@ -13,16 +13,18 @@ from ldm_video.core.errors import UserError
 from ldm_video.models.codec import VideoCodec
 
 # Layers whose result is added to what is there, so that what they make of new channels begins at zero.
-_ADDED = (".conv2.", "evidence4.", "evidence2.")
+_ADDED = (".conv2.", "evidence2.")
 
 
 @torch.no_grad()
 def grow(large: VideoCodec, small: VideoCodec) -> None:
     """Give ``large``, which is new, what ``small`` has learned; both then compute the same, but for rounding.
 
-    Raises ``UserError`` where ``large`` has fewer channels or blocks, or more channels on a grid where temporal layers
-    normalise over all of them (f8 and f4).
+    Raises ``UserError`` where ``large`` has other latents, fewer channels or blocks, or more channels on a grid where
+    temporal layers normalise over all of them (f8 and f4).
     """
+    if large.latent_channels != small.latent_channels:
+        raise UserError(f"the new decoder has {large.latent_channels} latent channels, it had {small.latent_channels}")
     new, old = large.state_dict(), small.state_dict()
     if missing := sorted(old.keys() - new.keys()):
         raise UserError(f"the new decoder is smaller: it has no {missing[0]}; give it at least as many blocks")
