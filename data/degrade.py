@@ -29,9 +29,9 @@ Degradation = DegradeConfig | SecondOrderConfig
 _KERNELS = ("bicubic", "area", "bilinear")
 PRESETS: dict[str, Degradation] = {
     "clean": DegradeConfig(),
-    "sd": DegradeConfig((0.6, 1.6), (0.0, 6.0), (16, 26), _KERNELS),
+    "sd": DegradeConfig((0.6, 1.6), (0.0, 6.0), (16, 26), _KERNELS, ("h264", "h264", "h264_live")),
     "sd_fixed": DegradeConfig((1.2, 1.2), (3.0, 3.0), (20, 20)),
-    "broadcast": DegradeConfig((0.6, 1.6), (0.0, 6.0), (20, 36), _KERNELS, "mpeg2video", interlaced=True),
+    "broadcast": DegradeConfig((0.6, 1.6), (0.0, 6.0), (20, 36), _KERNELS, ("mpeg2video",), interlaced=True),
     "wild": SecondOrderConfig(),
 }
 

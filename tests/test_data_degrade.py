@@ -71,7 +71,7 @@ def test_sd_fixed_codec_is_h264_at_crf_20(clip: torch.Tensor) -> None:
 
 
 def test_sd_draws_in_the_order_of_the_shipped_training(clip: torch.Tensor) -> None:
-    """Blur, kernel, noise level, grain, quality: another order would be another training stream for the same seed."""
+    """Blur, kernel, noise, grain, quality, codec: another order would be another training stream for the same seed."""
     for seed in range(6):
         rng = np.random.default_rng(seed)
         sigma, kernel, noise = (
@@ -86,7 +86,8 @@ def test_sd_draws_in_the_order_of_the_shipped_training(clip: torch.Tensor) -> No
         small = torch.nn.functional.interpolate(pixels, size=(16, 24), mode=kernel, **antialias)
         grain = torch.from_numpy(rng.standard_normal((3, 3, 16, 24), dtype=np.float32))
         before = to_bytes(small + grain * (noise / 127.5)).permute(0, 2, 3, 1).numpy()
-        expected = codec_round_trip(before, "h264", int(rng.integers(16, 27)))
+        crf, codec = int(rng.integers(16, 27)), ("h264", "h264", "h264_live")[rng.integers(3)]
+        expected = codec_round_trip(before, codec, crf)
         result = degrade(clip, 4, PRESETS["sd"], np.random.default_rng(seed))
         assert torch.equal(to_bytes(result).permute(0, 2, 3, 1), torch.from_numpy(expected))
 
@@ -210,7 +211,7 @@ def test_a_draw_is_a_function_of_the_generator(clip: torch.Tensor) -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4", "mpeg2video"])
+@pytest.mark.parametrize("codec", ["h264", "h264_live", "hevc", "mpeg4", "mpeg2video"])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (5, 33, 31), (12, 18, 50)])
 def test_round_trip_keeps_count_size_and_content(codec: str, shape: tuple[int, int, int]) -> None:
     frames = smooth_clip(*shape)
@@ -223,7 +224,7 @@ def test_round_trip_keeps_count_size_and_content(codec: str, shape: tuple[int, i
         assert own < before
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4", "mpeg2video"])
+@pytest.mark.parametrize("codec", ["h264", "h264_live", "hevc", "mpeg4", "mpeg2video"])
 def test_round_trip_has_no_colour_cast(codec: str) -> None:
     """Over several clips the mean of each channel stays within half a level of 255."""
     clips = [smooth_clip(5, 48, 64, seed) for seed in range(6)]
@@ -244,14 +245,14 @@ def test_round_trip_keeps_flat_colours(colour: tuple[int, int, int]) -> None:
     assert np.abs((result.astype(float) - frames).mean(axis=(0, 1, 2))).max() <= 1
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4", "mpeg2video"])
+@pytest.mark.parametrize("codec", ["h264", "h264_live", "hevc", "mpeg4", "mpeg2video"])
 def test_a_higher_crf_loses_more(codec: str) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 12, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     errors = [np.abs(codec_round_trip(frames, codec, crf).astype(float) - frames).mean() for crf in (5, 25, 40)]
     assert errors[0] < errors[1] < errors[2]
 
 
-@pytest.mark.parametrize("codec", ["h264", "mpeg4", "mpeg2video"])
+@pytest.mark.parametrize("codec", ["h264", "h264_live", "mpeg4", "mpeg2video"])
 def test_more_bits_lose_less(codec: str) -> None:
     """In clips of three frames too, where an unbounded first frame would take what it likes."""
     frames = np.random.default_rng(0).integers(0, 256, (3, 12, 16, 3)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
@@ -262,11 +263,11 @@ def test_more_bits_lose_less(codec: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"codec": "vp6"},
+        {"codecs": ("vp6",)},
         {"resize_kernels": ("nearest",)},
         {"resize_kernels": ()},
         {"interlaced": True},
-        {"interlaced": True, "codec": "mpeg2video"},
+        {"interlaced": True, "codecs": ("mpeg2video",)},
     ],
 )
 def test_unknown_parts_are_refused(wrong: dict[str, object]) -> None:

@@ -13,16 +13,20 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from ldm_video.video_io.encoders import repeatable_x264
 from ldm_video.video_io.interlace import deinterlace
 
 RATE = Fraction(25)
-ENCODERS = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video"}
-# `veryfast` is the slowest x264 preset whose set-up is negligible on small clips. No look-ahead, no macroblock tree and
-# sliced threads are what `zerolatency` sets: without them x264 fills a queue of 40 frames before it writes one.
+# h264: as files are made. h264_live: as cameras and streams make it, which look at no later frame and decide in haste.
+ENCODERS = {
+    "h264": "libx264", "h264_live": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video",
+}  # fmt: skip
 _OPTIONS = {
-    "h264": {"preset": "veryfast", "tune": "zerolatency"},
+    "h264": {"preset": "medium", **repeatable_x264()},
+    "h264_live": {"preset": "veryfast", "tune": "zerolatency", **repeatable_x264()},
     "hevc": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:pools=none:frame-threads=1"},
 }
+_LOOKS_AHEAD = {"h264"}  # and has B-frames, as many as x264's preset wants
 _SMALLEST = {"hevc": 32}
 _FIELD_LINES = 4  # 4:2:0 in fields: a chroma line of each field for every four lines
 _BROADCAST_GROUP = 12  # frames from one intra frame to the next, and
@@ -127,7 +131,7 @@ def _encode(
         context.thread_count = 1
         if interlaced:
             context.flags |= Flags.interlaced_dct | Flags.interlaced_me
-        else:
+        elif codec not in _LOOKS_AHEAD:
             context.max_b_frames = 0
         context.options = options
         for frame in frames:

@@ -28,7 +28,7 @@ class DegradeConfig:
         noise_sigma: of Gaussian noise, in levels of 0..255, drawn once for a clip; 0 adds none.
         crf: quality of the codec, x264's scale (mapped to a quantiser for MPEG-2 and MPEG-4). Negative: no codec.
         resize_kernels: one is drawn of ``bicubic``, ``bilinear`` (both antialiased) and ``area``.
-        codec: ``h264``, ``hevc``, ``mpeg4`` or ``mpeg2video``.
+        codecs: one is drawn, of the keys of :data:`data.degradation.codec.ENCODERS`.
         interlaced: broadcast in fields by ``mpeg2video`` and deinterlaced again.
     """
 
@@ -36,17 +36,18 @@ class DegradeConfig:
     noise_sigma: tuple[float, float] = (0.0, 0.0)
     crf: tuple[int, int] = (-1, -1)
     resize_kernels: tuple[str, ...] = ("bicubic",)
-    codec: str = "h264"
+    codecs: tuple[str, ...] = ("h264",)
     interlaced: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.resize_kernels) - set(RESIZE_KERNELS)
         if unknown or not self.resize_kernels:
             raise ValueError(f"unknown resize kernels {sorted(unknown)}; use bicubic, bilinear or area")
-        if self.codec not in ENCODERS:
-            raise ValueError(f"unknown codec {self.codec!r}; use one of {sorted(ENCODERS)}")
-        if self.interlaced and (self.codec != "mpeg2video" or self.crf[0] < 0):
-            raise ValueError(f"fields are coded by mpeg2video with a crf of 0 or more, not {self.codec} {self.crf}")
+        unknown = set(self.codecs) - set(ENCODERS)
+        if unknown or not self.codecs:
+            raise ValueError(f"unknown codecs {sorted(unknown)}; use some of {sorted(ENCODERS)}")
+        if self.interlaced and (self.codecs != ("mpeg2video",) or self.crf[0] < 0):
+            raise ValueError(f"fields are coded by mpeg2video with a crf of 0 or more, not {self.codecs} {self.crf}")
 
 
 def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
@@ -57,7 +58,8 @@ def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.rand
     if high >= 0:
         crf = int(rng.integers(max(low, 0), high + 1))
         frames = rearrange(lowres, "t c h w -> t h w c").numpy()
-        coded = interlaced_round_trip(frames, crf) if config.interlaced else codec_round_trip(frames, config.codec, crf)
+        codec = config.codecs[rng.integers(len(config.codecs))]
+        coded = interlaced_round_trip(frames, crf) if config.interlaced else codec_round_trip(frames, codec, crf)
         lowres = rearrange(torch.from_numpy(coded), "t h w c -> t c h w")
     return to_signed(lowres)
 

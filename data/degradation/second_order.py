@@ -84,7 +84,7 @@ class SecondOrderConfig:
     )
     kernel_sides: tuple[int, int] = (7, 21)
     grey_noise: float = 0.4
-    codecs: tuple[str, ...] = ("h264", "mpeg4", "mpeg2video")
+    codecs: tuple[str, ...] = ("h264_live", "mpeg4", "mpeg2video")
     bits: Range = (0.1, 1.0)
     final_sinc: float = 0.8
 

@@ -15,9 +15,15 @@ _SVT_PRESETS = {
 }  # fmt: skip
 
 
-# x264's AVX-512 code reads memory that nobody has written: the same pictures give other bytes from run to run, at
-# widths such as 192. Its AVX2 code does not, and answers as its plain SSE code does.
-_X264_REPEATABLE = "asm=SSE2,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
+def repeatable_x264() -> dict[str, str]:
+    """Options that make x264 write the same bytes for the same pictures.
+
+    Its AVX-512 code reads memory that nobody has written: bytes differ from run to run, at widths such as 192. Its AVX2
+    code does not, and answers as its plain SSE code does.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return {}
+    return {"x264-params": "asm=SSE2,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,7 @@ class Encoder:
                 raise UserError(f"--crf {crf} is outside 0 to 63; 16 is near transparent, 28 is small")
             named = _SVT_PRESETS[preset] if self.name == "libsvtav1" else preset
             arguments |= {"crf": str(crf), "preset": named}
-        if self.name == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
-            arguments["x264-params"] = _X264_REPEATABLE
-        return arguments
+        return arguments | (repeatable_x264() if self.name == "libx264" else {})
 
 
 _LARGEST = 16384  # pixels a side; x264 and SVT-AV1 take no more
