@@ -60,25 +60,29 @@ def test_sharp_sources_are_drawn_more_often(tmp_path: Path) -> None:
     assert sharp / soft == pytest.approx(10, rel=0.15)  # the root of a hundredfold energy
 
 
-def test_a_codec_sees_frames_before_those_of_an_item(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_a_codec_sees_frames_around_those_of_an_item(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
 
     def watched(clip: torch.Tensor, *arguments: object) -> torch.Tensor:
-        seen.append(len(clip))
-        return degrade(clip, *arguments)  # type: ignore[arg-type]
+        made.append(degrade(clip, *arguments))  # type: ignore[arg-type]
+        return made[-1]
 
     monkeypatch.setattr(data.clips, "degrade", watched)
-    items = dataset(folder, frames=2, lead=3, degrade="clean", masks={"empty": 1})
+    items = dataset(folder, frames=2, around=3, degrade="clean", masks={"empty": 1})
+    places = set()
     for index in range(30):
         item = items[index]
         assert item["hr"].shape == (2, 3, 64, 64)
         assert item["hole"].shape == (2, 1, 64, 64)
         shown = torch.nn.functional.interpolate(item["hr"], scale_factor=0.25, mode="bicubic", antialias=True)
         assert (shown - item["lr"]).abs().mean() < 0.03  # of the same moments; borders differ
-    assert set(seen) == {2, 3, 4, 5}
+        whole = made[-1][..., 4:-4, 4:-4]  # less the margin
+        assert len(whole) == 5
+        places |= {at for at in range(4) if torch.equal(whole[at : at + 2], item["lr"])}
+    assert places == {0, 1, 2, 3}
 
 
-def test_a_short_video_has_a_shorter_lead(tmp_path: Path) -> None:
+def test_a_short_video_has_fewer_frames_around_a_clip(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", np.stack([texture(110, 160, 0)] * 3))
-    item = ClipDataset(tmp_path, frames=2, size=64, cache=tmp_path / "c", lead=8)[0]
+    item = ClipDataset(tmp_path, frames=2, size=64, cache=tmp_path / "c", around=8)[0]
     assert item["hr"].shape == (2, 3, 64, 64)
