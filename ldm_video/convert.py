@@ -1,4 +1,4 @@
-"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | fresh | grow | mix``."""
+"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | add-restorer | ...``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ldm_video.models.export import to_pipeline
 from ldm_video.models.grow import grow
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
 from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
-from ldm_video.models.real_esrgan import load_published
+from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.models.real_esrgan import load_published, published_sizes
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 
@@ -34,6 +35,7 @@ def main() -> None:
         "to-bundle": to_bundle,
         "to-diffusers": to_diffusers,
         "add-motion": add_motion,
+        "add-restorer": add_restorer,
         "fresh": fresh,
         "grow": larger,
         "mix": mix,
@@ -66,6 +68,12 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     motion = commands.add_parser("add-motion", help="a bundle + an AnimateDiff motion adapter -> a bundle")
     motion.add_argument("model", help="the bundle, with new temporal layers")
     motion.add_argument("adapter", type=Path, help="folder of a diffusers MotionAdapter, or .safetensors file")
+    paired = commands.add_parser(
+        "add-restorer", help="a small model + Real-ESRGAN x4plus -> a bundle that averages both"
+    )
+    paired.add_argument("model", help="the bundle; the one that ships is ldm_video/weights/small-x4")
+    paired.add_argument("real_esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings")
+    paired.add_argument("--share", type=share, default=0.5, help="of the restorer's pictures (default %(default)s)")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
@@ -78,10 +86,10 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     mixed.add_argument("model", help="a bundle; scheduler and defaults of sampling are its own")
     mixed.add_argument("other", help="another one")
     mixed.add_argument("--share", type=share, default=0.5, help="of the other's weights (default %(default)s)")
-    for command in (bundle, diffusers, motion, new, large, mixed):
+    for command in (bundle, diffusers, motion, paired, new, large, mixed):
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    for command in (bundle, motion, new, large, mixed):
+    for command in (bundle, motion, paired, new, large, mixed):
         command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
     return parser.parse_args(words)
 
@@ -135,6 +143,23 @@ def add_motion(arguments: argparse.Namespace) -> list[str]:
     report = load_motion(model.denoiser, adapter)
     save(model, arguments.result, arguments.dtype)
     return report.lines()
+
+
+def add_restorer(arguments: argparse.Namespace) -> list[str]:
+    """Write a model whose pictures are half Real-ESRGAN's."""
+    model = open_model(arguments.model)
+    own = model.codec
+    if not isinstance(own, VideoCodec):
+        raise UserError(f"a restorer goes beside a VideoCodec; {arguments.model} has another codec")
+    channels, blocks = published_sizes(arguments.real_esrgan)
+    codec = PairedCodec(**own.config, restorer_channels=channels, restorer_blocks=blocks, share=arguments.share)
+    codec.decoder.load_state_dict(own.decoder.state_dict())
+    codec.latent_std.copy_(own.latent_std)
+    load_published(codec.restorer, arguments.real_esrgan)
+    model.codec = codec
+    save(model, arguments.result, arguments.dtype)
+    parts = [sum(p.numel() for p in part.parameters()) for part in (codec.decoder, codec.restorer)]
+    return [f"a decoder of {parts[0]:,} parameters and a restorer of {parts[1]:,}, {arguments.share:g} of each picture"]
 
 
 def fresh(arguments: argparse.Namespace) -> list[str]:

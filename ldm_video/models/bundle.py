@@ -23,6 +23,7 @@ from ldm_video.core.files import atomic_path
 from ldm_video.diffusion.sampler import draws_noise, make_scheduler
 from ldm_video.models.codec import DrawingCodec, ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
+from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
@@ -35,6 +36,7 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "VideoUNet": VideoUNet.from_config,
     "VideoCodec": lambda config: VideoCodec(**config),
     "DrawingCodec": lambda config: DrawingCodec(**config),
+    "PairedCodec": lambda config: PairedCodec(**config),
     "ImageCodec": lambda config: ImageCodec(AutoencoderKL.from_config(config)),
 }
 

