@@ -21,7 +21,6 @@ from data.masks import FAMILIES, Family, check_weights, sample_mask
 from data.motion import photo_clip
 from data.object_masks import ObjectMasks
 from data.paint import paint_hole
-from data.tones import vary_tones
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.motion_average import average_along_motion
@@ -56,9 +55,6 @@ class Sampling:
         around: this many frames are degraded with those of the clip, some before and the others after them, and
             dropped. The first frame that a codec writes is the clearest, and of a recording hardly any frame is the
             first; what a codec makes of a frame depends on later ones as well.
-        tones_share: share of the clips in tones that are drawn, see :mod:`data.tones`.
-        turn_share: share of the clips that are turned by 90 degrees (and mirrored, as all are half of the time); of
-            square crops.
         drawing_share: share of the filmed photographs with lines, letters and shapes drawn over them, see
             :mod:`data.drawings`.
         detail_power: a source is drawn in proportion to its pixels, times its detail (the mean squared gradient of its
@@ -73,8 +69,6 @@ class Sampling:
     max_frames: int = 64
     average: int = 0
     around: int = 0
-    tones_share: float = 0.0
-    turn_share: float = 0.0
     drawing_share: float = 0.0
     detail_power: float = 0.0
 
@@ -153,10 +147,6 @@ class ClipStream(Dataset[Item]):
             clip = clip[:, :, ::-1]
         if rng.random() < 0.5:
             clip = clip[::-1]
-        if self._draws(self.sampling.turn_share, rng) and clip.shape[1] == clip.shape[2]:
-            clip = clip.swapaxes(1, 2)
-        if self._draws(self.sampling.tones_share, rng):
-            clip = vary_tones(clip, rng)
         mask = sample_mask(rng, self.frames, self.size, self.masks, self.families)  # t 1 H W
         spare = len(clip) - self.frames
         before = int(rng.integers(spare + 1)) if spare else 0
@@ -165,11 +155,6 @@ class ClipStream(Dataset[Item]):
         whole = make_pair(clip.copy(), longer, self.margin, self.scale, self.degrade, rng)
         pair = {name: value[before : before + self.frames] for name, value in whole.items()}
         return {**pair, "lr": self.average(pair["lr"], pair["hole"], rng), "name": name, "caption": caption}
-
-    @staticmethod
-    def _draws(share: float, rng: np.random.Generator) -> bool:
-        """Whether something of this share is done; nothing is drawn for a share of 0."""
-        return share > 0 and rng.random() < share
 
     def average(self, lr: torch.Tensor, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         """Low-res frames ``t 3 h w`` under a hole ``t 1 H W``, averaged along the motion with a reach that is drawn."""
@@ -201,7 +186,7 @@ class ClipStream(Dataset[Item]):
         window = (min(photo.shape[0], _PHOTO_WINDOW * size[0] // 2), min(photo.shape[1], _PHOTO_WINDOW * size[1] // 2))
         top, left = self.choose_window(photo, window, rng)
         seen = photo[top : top + window[0], left : left + window[1]]
-        if self._draws(self.sampling.drawing_share, rng):
+        if self.sampling.drawing_share and rng.random() < self.sampling.drawing_share:
             seen = draw_over(seen, rng)
         return photo_clip(seen, self.cut_frames, size, rng)
 

@@ -73,7 +73,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     paired.add_argument("model", help="the bundle; the one that ships is ldm_video/weights/small-x4")
     paired.add_argument("real_esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings")
-    paired.add_argument("--share", type=share, default=0.5, help="of the restorer's pictures (default %(default)s)")
+    paired.add_argument("--share", type=share, default=0.45, help="of the restorer's pictures (default %(default)s)")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "

@@ -41,7 +41,7 @@ class PairedCodec(BasisCodec):
         decoder_blocks: tuple[int, int, int],
         restorer_channels: tuple[int, int],
         restorer_blocks: int,
-        share: float = 0.5,
+        share: float = 0.45,
     ) -> None:
         decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
         config = {
