@@ -74,6 +74,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     paired.add_argument("model", help="the bundle; the one that ships is ldm_video/weights/small-x4")
     paired.add_argument("real_esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings")
     paired.add_argument("--share", type=share, default=0.45, help="of the restorer's pictures (default %(default)s)")
+    paired.add_argument("--every", type=frames, default=16, metavar="N",
+        help="frames of which it draws one, to be carried along to the others (default %(default)s)")  # fmt: skip
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
@@ -103,6 +105,13 @@ def share(word: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{word} is no share; give a number from 0 to 1")
     return value
+
+
+def frames(word: str) -> int:
+    """A whole number from 1 on."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
+    return int(word)
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
@@ -152,14 +161,16 @@ def add_restorer(arguments: argparse.Namespace) -> list[str]:
     if not isinstance(own, VideoCodec):
         raise UserError(f"a restorer goes beside a VideoCodec; {arguments.model} has another codec")
     channels, blocks = published_sizes(arguments.real_esrgan)
-    codec = PairedCodec(**own.config, restorer_channels=channels, restorer_blocks=blocks, share=arguments.share)
+    restorer = {"restorer_channels": channels, "restorer_blocks": blocks}
+    codec = PairedCodec(**own.config, **restorer, share=arguments.share, every=arguments.every)
     codec.decoder.load_state_dict(own.decoder.state_dict())
     codec.latent_std.copy_(own.latent_std)
     load_published(codec.restorer, arguments.real_esrgan)
     model.codec = codec
     save(model, arguments.result, arguments.dtype)
     parts = [sum(p.numel() for p in part.parameters()) for part in (codec.decoder, codec.restorer)]
-    return [f"a decoder of {parts[0]:,} parameters and a restorer of {parts[1]:,}, {arguments.share:g} of each picture"]
+    drawn = f"{arguments.share:g} of the picture, drawn for one of {arguments.every} frames"
+    return [f"a decoder of {parts[0]:,} parameters and a restorer of {parts[1]:,}: {drawn}"]
 
 
 def fresh(arguments: argparse.Namespace) -> list[str]:

@@ -116,8 +116,11 @@ def test_only_the_decoder_is_trained(codec: PairedCodec) -> None:
 def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = small_video_model()
     save_bundle(model, tmp_path / "small")
-    assert call(convert, "add-restorer", tmp_path / "small", files, tmp_path / "both", "--share", "0.5") == 0
-    assert "0.5 of each picture" in capsys.readouterr().out
+    assert (
+        call(convert, "add-restorer", tmp_path / "small", files, tmp_path / "both", "--share", "0.5", "--every", "1")
+        == 0
+    )
+    assert "0.5 of the picture, drawn for one of 1 frames" in capsys.readouterr().out
     both = load_bundle(tmp_path / "both")
     assert isinstance(both.codec, PairedCodec)
     assert both.sampling == model.sampling

@@ -9,12 +9,13 @@ them where the picture is steep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -44,6 +45,13 @@ class Neighbour:
     motion: np.ndarray
     aligned: np.ndarray
     weight: np.ndarray
+
+    def on_grid(self, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Motion ``2 H W``, x and y in pixels of a finer grid of ``size``, and weight ``H W``."""
+        down, across = np.divide(size, self.weight.shape)
+        planes = np.stack([self.motion[..., 0] * across, self.motion[..., 1] * down, self.weight]).astype(np.float32)
+        fine = F.interpolate(torch.from_numpy(planes).to(device)[None], size, mode="bilinear")[0]  # 3 H W
+        return fine[:2], fine[2]
 
 
 def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Tensor:
@@ -102,11 +110,14 @@ class AlignedClip:
 
     def neighbours(self, t: int, reach: int) -> Iterator[Neighbour]:
         """What up to ``reach`` frames on each side of frame ``t`` say of it."""
+        others = (n for n in range(max(0, t - reach), min(len(self.images), t + reach + 1)) if n != t)
+        return self.look(t, others)
+
+    def look(self, t: int, others: Iterable[int]) -> Iterator[Neighbour]:
+        """What each of ``others`` says of frame ``t``."""
         frame = self.images[t]
         excused = _ASTRAY * _squared_slope(frame)
-        for other in range(max(0, t - reach), min(len(self.images), t + reach + 1)):
-            if other == t:
-                continue
+        for other in others:
             motion = self._search_motion(t, other)
             target = positions(motion)
             aligned = at(self.images[other], target, cv2.INTER_CUBIC)

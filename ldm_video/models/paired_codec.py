@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.evidence import Evidence, build_evidence, resize
+from ldm_video.core.carry import carry, key_frames
+from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
+from ldm_video.core.motion_average import can_align
 from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder
 from ldm_video.models.drawing_decoder import DrawingDecoder
@@ -25,13 +27,15 @@ class PairedCodec(BasisCodec):
     """Of what is neither hole nor known, ``1 - share`` is the decoder's and ``share`` the restorer's.
 
     The restorer sees the low-res frames alone and enlarges them by 4; for another enlargement its pictures are resized.
-    Below a doubling of both sides it is not asked.
+    Below a doubling of both sides it is not asked. It costs many times what the decoder does, so it is asked for few
+    frames, and what its pictures have beyond the decoder's is carried along the motion to the others.
 
     Args:
         latent_channels: components of the basis.
         decoder_channels, decoder_blocks: of the decoder, as in :class:`~ldm_video.models.codec.VideoCodec`.
         restorer_channels, restorer_blocks: of the restorer, as in :class:`~ldm_video.models.codec.DrawingCodec`.
         share: of the restorer's pictures.
+        every: the restorer is asked for one of as many frames; 1 asks for each.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class PairedCodec(BasisCodec):
         restorer_channels: tuple[int, int],
         restorer_blocks: int,
         share: float = 0.45,
+        every: int = 1,
     ) -> None:
         decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
         config = {
@@ -51,10 +56,11 @@ class PairedCodec(BasisCodec):
             "restorer_channels": list(restorer_channels),
             "restorer_blocks": restorer_blocks,
             "share": share,
+            "every": every,
         }
         super().__init__(latent_channels, decoder, config)
         self.restorer = DrawingDecoder(latent_channels, restorer_channels, restorer_blocks).requires_grad_(False)
-        self.share = share
+        self.share, self.every = share, every
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
@@ -69,7 +75,19 @@ class PairedCodec(BasisCodec):
         area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
         if area < _LEAST_AREA * low_area:
             return own
-        return own + self.share * _trust(evidence).to(own) * (self.restored(latents, evidence).to(own) - own)
+        return own + self.share * _trust(evidence).to(own) * self._beyond(own, latents, evidence)
+
+    def _beyond(self, own: Tensor, latents: Tensor, evidence: Evidence) -> Tensor:
+        """What the restorer's pictures have beyond the decoder's: ``b t 3 H W``."""
+        frames, lowres = own.shape[1], evidence.lowres
+        keys = key_frames(frames, self.every if can_align(lowres[0], self.every - 1) else 1)
+        asked = evidence.map(lambda x: x[:, keys])
+        beyond = self.restored(latents[:, keys], asked).to(own) - own[:, keys]  # b k 3 H W
+        if len(keys) == frames:
+            return beyond
+        hidden = unfold_time(lay_on_grid(fold_time(evidence.hole), (lowres.shape[-2], lowres.shape[-1])), frames)
+        clips = zip(beyond, lowres, hidden, strict=True)
+        return torch.stack([carry(values, keys, guide, holes) for values, guide, holes in clips])
 
     def restored(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """The restorer's pictures alone, ``b t 3 H W`` within [-1, 1]. Of the latents only the type is looked at."""

@@ -10,12 +10,10 @@ model is shown, before it has drawn anything; it is for clips so noisy that the 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.motion_average import AlignedClip, Neighbour, can_align
+from ldm_video.core.motion_average import AlignedClip, can_align
 from ldm_video.core.pictures import grid_of, read_at, smooth
 
 _SMOOTH = 0.35  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
@@ -42,17 +40,8 @@ def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
     for t, frame in enumerate(frames):
         total, mass = frame.clone(), torch.ones_like(frame[0])  # 3 H W, H W
         for neighbour in clip.neighbours(t, reach):
-            motion, weight = _enlarged(neighbour, (height, width), output.device)
+            motion, weight = neighbour.on_grid((height, width), output.device)
             total.addcmul_(weight, read_at(frames[neighbour.frame], grid + motion))
             mass += weight
         blended[t] = frame + smooth(total / mass - frame, sigma)
     return blended
-
-
-def _enlarged(neighbour: Neighbour, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Motion ``2 H W`` in pixels of the output, and weight ``H W``."""
-    down, across = np.divide(size, neighbour.weight.shape)
-    x, y = neighbour.motion[..., 0], neighbour.motion[..., 1]
-    planes = np.stack([x * across, y * down, neighbour.weight]).astype(np.float32)  # 3 h w
-    fine = F.interpolate(torch.from_numpy(planes).to(device)[None], size, mode="bilinear")[0]  # 3 H W
-    return fine[:2], fine[2]
