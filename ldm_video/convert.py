@@ -36,6 +36,7 @@ def main() -> None:
         "to-diffusers": to_diffusers,
         "add-motion": add_motion,
         "add-restorer": add_restorer,
+        "remove-restorer": remove_restorer,
         "fresh": fresh,
         "grow": larger,
         "mix": mix,
@@ -71,11 +72,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     paired = commands.add_parser(
         "add-restorer", help="a small model + Real-ESRGAN x4plus -> a bundle that averages both"
     )
-    paired.add_argument("model", help="the bundle; the one that ships is ldm_video/weights/small-x4")
+    paired.add_argument("model", help="the bundle")
     paired.add_argument("real_esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings")
     paired.add_argument("--share", type=share, default=0.45, help="of the restorer's pictures (default %(default)s)")
     paired.add_argument("--every", type=frames, default=16, metavar="N",
         help="frames of which it draws one, to be carried along to the others (default %(default)s)")  # fmt: skip
+    alone = commands.add_parser("remove-restorer", help="the model that ships -> a bundle with its own decoder alone")
+    alone.add_argument("model", help="the bundle")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
     new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
@@ -88,10 +91,10 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     mixed.add_argument("model", help="a bundle; scheduler and defaults of sampling are its own")
     mixed.add_argument("other", help="another one")
     mixed.add_argument("--share", type=share, default=0.5, help="of the other's weights (default %(default)s)")
-    for command in (bundle, diffusers, motion, paired, new, large, mixed):
+    for command in (bundle, diffusers, motion, paired, alone, new, large, mixed):
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    for command in (bundle, motion, paired, new, large, mixed):
+    for command in (bundle, motion, paired, alone, new, large, mixed):
         command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the stored weights")
     return parser.parse_args(words)
 
@@ -171,6 +174,17 @@ def add_restorer(arguments: argparse.Namespace) -> list[str]:
     parts = [sum(p.numel() for p in part.parameters()) for part in (codec.decoder, codec.restorer)]
     drawn = f"{arguments.share:g} of the picture, drawn for one of {arguments.every} frames"
     return [f"a decoder of {parts[0]:,} parameters and a restorer of {parts[1]:,}: {drawn}"]
+
+
+def remove_restorer(arguments: argparse.Namespace) -> list[str]:
+    """Write a model with the decoder of one that has a restorer beside it: to be trained on, or for speed."""
+    model = open_model(arguments.model)
+    paired = model.codec
+    if not isinstance(paired, PairedCodec):
+        raise UserError(f"{arguments.model} has no restorer to be removed")
+    model.codec = paired.alone()
+    save(model, arguments.result, arguments.dtype)
+    return [f"a decoder of {sum(p.numel() for p in model.codec.parameters()):,} parameters"]
 
 
 def fresh(arguments: argparse.Namespace) -> list[str]:

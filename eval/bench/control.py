@@ -55,7 +55,7 @@ def build_control(config: DictConfig) -> VideoModel:
 
 
 def build_diffusion(config: DictConfig) -> VideoModel:
-    """The shipped architecture, fresh but for the scale of the latents, which is a fact of the clips."""
+    """The shipped architecture less its restorer, fresh but for the scale of the latents, a fact of the clips."""
     model: VideoModel = build(config)
     scale = load_bundle(SHIPPED).codec.state_dict()["latent_std"]
     model.codec.load_state_dict({"latent_std": scale}, strict=False)

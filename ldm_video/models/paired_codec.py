@@ -15,7 +15,7 @@ from ldm_video.core.carry import carry, key_frames
 from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
 from ldm_video.core.motion_average import can_align
 from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
-from ldm_video.models.codec import BasisCodec, EvidenceDecoder
+from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.drawing_decoder import DrawingDecoder
 
 _ENLARGES = 4  # what the restorer was trained for
@@ -61,6 +61,14 @@ class PairedCodec(BasisCodec):
         super().__init__(latent_channels, decoder, config)
         self.restorer = DrawingDecoder(latent_channels, restorer_channels, restorer_blocks).requires_grad_(False)
         self.share, self.every = share, every
+
+    def alone(self) -> VideoCodec:
+        """The decoder without the restorer, with the same weights."""
+        kept = ("latent_channels", "decoder_channels", "decoder_blocks")
+        codec = VideoCodec(**{name: self.config[name] for name in kept})
+        codec.decoder.load_state_dict(self.decoder.state_dict())
+        codec.latent_std.copy_(self.latent_std)
+        return codec
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
