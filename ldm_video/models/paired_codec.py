@@ -83,7 +83,7 @@ class PairedCodec(BasisCodec):
         area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
         if area < _LEAST_AREA * low_area:
             return own
-        return own + self.share * _trust(evidence).to(own) * self._beyond(own, latents, evidence)
+        return torch.addcmul(own, self.share * _trust(evidence).to(own), self._beyond(own, latents, evidence))
 
     def _beyond(self, own: Tensor, latents: Tensor, evidence: Evidence) -> Tensor:
         """What the restorer's pictures have beyond the decoder's: ``b t 3 H W``."""
