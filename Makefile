@@ -49,7 +49,7 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
-# Real-ESRGAN's weights are data in a package; nothing of it is executed.
+# What goes beside the trained decoder, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
 train-shipped: setup ## Train the model that ships, in its four stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)

@@ -158,7 +158,7 @@ def add_motion(arguments: argparse.Namespace) -> list[str]:
 
 
 def add_restorer(arguments: argparse.Namespace) -> list[str]:
-    """Write a model whose pictures are half Real-ESRGAN's."""
+    """Write a model with a published restorer beside its decoder; says how large both are."""
     model = open_model(arguments.model)
     own = model.codec
     if not isinstance(own, VideoCodec):
