@@ -164,8 +164,13 @@ def add_restorer(arguments: argparse.Namespace) -> list[str]:
     if not isinstance(own, VideoCodec):
         raise UserError(f"a restorer goes beside a VideoCodec; {arguments.model} has another codec")
     channels, blocks = published_sizes(arguments.real_esrgan)
-    restorer = {"restorer_channels": channels, "restorer_blocks": blocks}
-    codec = PairedCodec(**own.config, **restorer, share=arguments.share, every=arguments.every)
+    codec = PairedCodec(
+        **own.config,
+        restorer_channels=channels,
+        restorer_blocks=blocks,
+        share=arguments.share,
+        every=arguments.every,
+    )
     codec.decoder.load_state_dict(own.decoder.state_dict())
     codec.latent_std.copy_(own.latent_std)
     load_published(codec.restorer, arguments.real_esrgan)
