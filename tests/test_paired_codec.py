@@ -98,6 +98,49 @@ def test_another_enlargement_is_resized(
     torch.testing.assert_close(codec.restored(latents_of(evidence), evidence), expected, atol=1e-5, rtol=0)
 
 
+def few_asked(files: Path) -> PairedCodec:
+    """Asks the restorer for one of four frames."""
+    paired = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 1, share=0.25, every=4)
+    perturb(paired.decoder)
+    load_published(paired.restorer, files)
+    return paired.eval().requires_grad_(False)
+
+
+def test_few_frames_are_asked_for_and_the_others_get_their_share(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a still clip of eight frames all get what two of them have."""
+    paired, asked = few_asked(files), []
+    lowres = rand_pixels(1, 1, 3, 20, 20).expand(1, 8, -1, -1, -1)
+    evidence = build_evidence(lowres, torch.zeros(1, 8, 1, 80, 80))
+    latents = torch.zeros(1, 8, 4, 10, 10)
+    restored_by = paired.restored
+
+    def watched(latents: Tensor, evidence: Evidence) -> Tensor:
+        asked.append(evidence.guess.shape[1])
+        return restored_by(latents, evidence)
+
+    monkeypatch.setattr(paired, "restored", watched)
+    own, made = paired.decode_alone(latents, evidence), paired.decode(latents, evidence)
+    assert asked == [2]
+    expected = 0.25 * (restored_by(latents, evidence) - own)
+    for key in (2, 6):
+        torch.testing.assert_close((made - own)[:, key], expected[:, key], atol=1e-5, rtol=0)
+    others = [0, 1, 3, 4, 5, 7]
+    off = (made - own - expected)[:, others, :, 8:-8, 8:-8].abs().mean()
+    # Before and behind the middle frames the decoder itself sees a border of time, so frames are not quite alike.
+    assert off < 0.3 * expected[:, others, :, 8:-8, 8:-8].abs().mean()
+
+
+def test_nothing_is_carried_into_a_hole_of_another_frame(files: Path) -> None:
+    paired = few_asked(files)
+    hole = torch.zeros(1, 4, 1, 80, 80)
+    hole[:, 0, :, 24:56, 24:56] = 1  # the key frame, number 2, has none
+    evidence = build_evidence(rand_pixels(1, 1, 3, 20, 20).expand(1, 4, -1, -1, -1), hole)
+    latents = torch.zeros(1, 4, 4, 10, 10)
+    change = (paired.decode(latents, evidence) - paired.decode_alone(latents, evidence)).abs()
+    assert change[:, 0, :, 24:56, 24:56].max() == 0
+    assert change[:, 2, :, 24:56, 24:56].mean() > 0.01
+
+
 def test_inpainting_alone_does_not_ask_the_restorer(codec: PairedCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "restored", None)
     evidence = evidence_of((48, 64), (48, 64))
