@@ -1,8 +1,9 @@
-"""What a model takes of memory, measured on two tiny frames, and what there is."""
+"""What a model takes of memory, measured on a few tiny frames, and what there is."""
 
 from __future__ import annotations
 
 import copy
+import math
 import re
 import weakref
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,8 @@ LEAVE = 0.9
 """The share of what is free that ``auto`` takes."""
 
 _GPU_CONTEXT = 600 * 10**6
-_PROBE_FRAMES = 2
+_PROBE_FRAMES = 2  # of what costs the same for every frame
+_PROBE_SIDE = 16  # low-res pixels at least: in fewer no motion is searched, and a codec may work otherwise
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Costs:
 
     Attributes:
         base: resident before the first clip.
-        sample, decode: live tensors for an output pixel of one frame of a window, while sampling and decoding.
+        sample: live tensors for an output pixel of one frame of a window, while sampling.
+        decode: the same while decoding as many frames as were asked about: some of it may not grow with them.
         encode: the same while the guess or the canvas is encoded, which happens in whole frames; 0: it is not.
         at_once: pixels that the codec takes at a time; None: all that it is given.
     """
@@ -47,26 +50,34 @@ class Costs:
 
 
 @torch.no_grad()
-def measure_costs(restorer: Restorer) -> Costs:
-    """Sample, decode and encode two tiny frames and count the tensors that are alive."""
+def measure_costs(restorer: Restorer, frames: int, scale: tuple[float, float]) -> Costs:
+    """Sample, decode and encode a few tiny frames and count the tensors that are alive.
+
+    Args:
+        restorer: a model and its settings.
+        frames: that the codec will decode at once.
+        scale: enlargement (down, across).
+    """
     model, settings = restorer.model, restorer.settings
-    side = 2 * model.multiple
-    pixels = _PROBE_FRAMES * side**2
-    evidence = _tiny_evidence(side, restorer.device)
-    dtype = next(iter(model.codec.parameters())).dtype
+    side = _round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
+    few, window = (_tiny_evidence(count, side, scale, restorer.device) for count in (_PROBE_FRAMES, frames))
+    codec_dtype = next(iter(model.codec.parameters())).dtype
     small = with_settings(restorer, steps=min(2, settings.steps), strength=1.0, tile=None)
+    grid = side // model.codec.factor
+    latents = torch.randn(1, frames, model.codec.latent_channels, grid, grid, device=restorer.device, dtype=codec_dtype)
     with LiveBytes() as sampling:
-        latents = small._sample(evidence, list(range(_PROBE_FRAMES)), None).to(dtype)
+        small._sample(few, list(range(_PROBE_FRAMES)), None)
     with LiveBytes() as decoding:
-        model.codec.decode(latents, evidence)
+        model.codec.decode(latents, window)
     with LiveBytes() as encoding:
-        encodes = model.encode_canvas(evidence) is not None
+        encodes = model.encode_canvas(few) is not None
         if settings.strength < 1:
-            encodes = model.codec.encode(evidence.guess.to(dtype), evidence) is not None
+            encodes = model.codec.encode(few.guess.to(codec_dtype), few) is not None
+    pixels = _PROBE_FRAMES * side**2
     return Costs(
         base=held_before_work(restorer.device),
         sample=sampling.peak / pixels,
-        decode=decoding.peak / pixels,
+        decode=decoding.peak / (frames * side**2),
         encode=encoding.peak / pixels if encodes else 0.0,
         at_once=getattr(model.codec, "pixels_at_once", None),
     )
@@ -133,10 +144,15 @@ def with_settings(restorer: Restorer, **changes: Any) -> Restorer:
     return changed
 
 
-def _tiny_evidence(side: int, device: torch.device) -> Evidence:
-    hole = torch.zeros(1, _PROBE_FRAMES, 1, side, side, device=device)  # b t 1 H W
+def _tiny_evidence(frames: int, side: int, scale: tuple[float, float], device: torch.device) -> Evidence:
+    hole = torch.zeros(1, frames, 1, side, side, device=device)  # b t 1 H W
     hole[..., : side // 2, : side // 2] = 1
-    return build_evidence(torch.zeros(1, _PROBE_FRAMES, 3, side // 4, side // 4, device=device), hole)
+    low = [math.ceil(side / enlarged) for enlarged in scale]
+    return build_evidence(torch.zeros(1, frames, 3, *low, device=device), hole)
+
+
+def _round_up(length: float, multiple: int) -> int:
+    return math.ceil(length / multiple) * multiple
 
 
 def _kilobytes(path: Path, name: str) -> int:

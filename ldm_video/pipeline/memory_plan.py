@@ -61,6 +61,11 @@ class Demand:
     multiple: int
     tile_overlap: int
 
+    @property
+    def decoded_at_once(self) -> int:
+        """Frames of a window in the longest segment."""
+        return min(self.window, self.segment, self.frames or self.segment)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -84,7 +89,9 @@ def fit_memory(
     if text == "auto" and share.count > 1:
         raise UserError("--memory auto may differ from process to process; give an amount, such as --memory 8GB")
     limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
-    demand, costs = demand_of(info, job, restorer), measure_costs(restorer)
+    demand = demand_of(info, job, restorer)
+    scale = job.size[0] / info.size[0], job.size[1] / info.size[1]
+    costs = measure_costs(restorer, demand.decoded_at_once, scale)
     choice = kept_choice(job.output, limit, costs, demand) if text == "auto" else None
     choice = choice or choose(limit, costs, demand)
     job = replace(job, rules=replace(job.rules, segment=choice.segment))
