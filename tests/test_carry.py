@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.core.carry import carry, key_frames
+from ldm_video.core import carry as carrying
+from ldm_video.core.carry import key_frames
 from tests.model_support import rand_pixels
 
 SIDE, SCALE, SPEED = 48, 2, 2
@@ -36,6 +37,10 @@ def pan(frames: int, side: int = SIDE, speed: int = SPEED) -> Tensor:
     return torch.stack([wide[..., t * speed : t * speed + side] for t in range(frames)])
 
 
+def carry(values: Tensor, keys: list[int], guide: Tensor, hidden: Tensor) -> Tensor:
+    return torch.stack(list(carrying.carry(values, keys, guide, hidden)))
+
+
 def test_it_moves_with_what_was_filmed() -> None:
     guide, values = pan(5), pan(5, SIDE * SCALE, SPEED * SCALE)
     carried = carry(values[[2]], [2], guide, torch.zeros(5, 1, SIDE, SIDE))
@@ -45,6 +50,15 @@ def test_it_moves_with_what_was_filmed() -> None:
     for t in (0, 1, 3, 4):
         error, unmoved = ((x[t] - values[t])[inside].abs().mean() for x in (carried, still))
         assert error < 0.2 * unmoved
+
+
+def test_what_has_moved_far_is_found_from_nearer_frames() -> None:
+    """By a third of the picture: a search that begins at nothing does not find it."""
+    guide = pan(9, speed=2 * SPEED)
+    values = pan(9, SIDE * SCALE, 2 * SPEED * SCALE)
+    carried = carry(values[[0]], [0], guide, torch.zeros(9, 1, SIDE, SIDE))
+    inside = (..., slice(24, -24), slice(8, SCALE * (SIDE - 8 * 2 * SPEED) - 8))
+    assert (carried[8] - values[8])[inside].abs().mean() < 0.25 * (values[0] - values[8])[inside].abs().mean()
 
 
 def test_between_two_key_frames_the_nearer_one_counts_more() -> None:

@@ -168,7 +168,7 @@ def test_the_sum_holds_for_a_segment(frames: int, tile: tuple[int, int] | None) 
     """The tensors of a segment that is 30 times the probe: within the sum, and not far below it."""
     size = (128, 192)
     restorer = Restorer(tiny_model(), RestoreSettings(window=4, overlap=1, tile=tile, tile_overlap=16))
-    costs = replace(measure_costs(restorer, 4, (4, 4)), base=0)
+    costs = replace(measure_costs(restorer, 4, 16, (4, 4)), base=0)
     demand = replace(FULL_HD, size=size, window=4, segment=16, least=4, fixed=0, per_frame=(90 + 130 / 16) * 128 * 192)
     with torch.no_grad(), LiveBytes() as live:
         restorer(torch.zeros(frames, 3, 32, 48), torch.zeros(frames, 1, *size), range(frames))
@@ -177,7 +177,7 @@ def test_the_sum_holds_for_a_segment(frames: int, tile: tuple[int, int] | None) 
 
 
 @pytest.mark.parametrize("every", [1, 16])
-@pytest.mark.parametrize(("frames", "scale"), [(1, 4), (1, 2), (3, 2), (12, 4)])
+@pytest.mark.parametrize(("frames", "scale"), [(1, 4), (1, 2), (3, 2), (12, 4), (24, 2)])
 def test_the_sum_holds_for_a_codec_that_asks_a_restorer(frames: int, scale: int, every: int) -> None:
     """What it takes is for the frame that is asked about, not for every frame of the window."""
     size = (128, 192)
@@ -186,27 +186,27 @@ def test_the_sum_holds_for_a_codec_that_asks_a_restorer(frames: int, scale: int,
     model.codec = PairedCodec(model.codec.latent_channels, (8, 8, 8, 4), (1, 1, 1), (64, 64), 1, every=every)
     restorer = Restorer(model, RestoreSettings(window=12, overlap=1))
     demand = replace(FULL_HD, size=size, frames=frames, fixed=0, per_frame=(90 + 130 / scale**2) * size[0] * size[1])
-    costs = replace(measure_costs(restorer, demand.decoded_at_once, (scale, scale)), base=0)
+    costs = replace(measure_costs(restorer, min(12, demand.longest), demand.longest, (scale, scale)), base=0)
     with torch.no_grad(), LiveBytes() as live:
         restorer(rand_pixels(frames, 3, *low), torch.zeros(frames, 1, *size), range(frames))
     expected = expected_peak(costs, demand, frames, None)
     assert 0.5 * expected < live.peak < expected
 
 
-def test_what_is_decoded_at_once() -> None:
-    assert FULL_HD.decoded_at_once == 12
-    assert replace(FULL_HD, segment=9).decoded_at_once == 9
-    assert replace(FULL_HD, frames=1).decoded_at_once == 1
+def test_the_longest_segment() -> None:
+    assert FULL_HD.longest == 32
+    assert replace(FULL_HD, frames=40).longest == 32
+    assert replace(FULL_HD, frames=1).longest == 1
 
 
 def test_a_model_that_decodes_in_batches_says_so(tmp_path: Path) -> None:
     model = small_text_model(tmp_path)
     prompts = model.text(["a", "b"]) if model.text is not None else torch.empty(0)
     text = prompts[:1], prompts[1:]
-    costs = measure_costs(Restorer(model, RestoreSettings(strength=0.5, guidance=3.0), text), 2, (4, 4))
+    costs = measure_costs(Restorer(model, RestoreSettings(strength=0.5, guidance=3.0), text), 2, 2, (4, 4))
     assert costs.at_once == 2**16  # on a CPU
     assert min(costs.sample, costs.decode, costs.encode) > 12  # at least the pixels themselves
-    alone = measure_costs(Restorer(model, RestoreSettings(), text), 2, (4, 4))
+    alone = measure_costs(Restorer(model, RestoreSettings(), text), 2, 2, (4, 4))
     assert alone.encode == 0
 
 
@@ -219,9 +219,9 @@ def test_what_is_free_is_shared_with_the_processes_of_a_machine() -> None:
 
 def _bases_around_a_clip(result: Any) -> None:
     restorer = Restorer(tiny_model(), RestoreSettings())
-    first, peak = measure_costs(restorer, 2, (4, 4)).base, peak_resident()
+    first, peak = measure_costs(restorer, 2, 2, (4, 4)).base, peak_resident()
     torch.ones(2 * 10**8, dtype=torch.uint8)
-    result.put((first, measure_costs(restorer, 2, (4, 4)).base, peak_resident() - peak))
+    result.put((first, measure_costs(restorer, 2, 2, (4, 4)).base, peak_resident() - peak))
 
 
 def test_what_one_clip_leaves_behind_is_not_counted_for_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.training.losses import psnr
 from tests.cli_support import ROOT, call
 from tests.eval_support import read
@@ -58,18 +60,18 @@ def latents_of(evidence: Evidence) -> Tensor:
 def test_without_a_hole_it_is_the_weighted_mean(codec: PairedCodec, files: Path) -> None:
     evidence = evidence_of((16, 12), (64, 48))
     latents = latents_of(evidence)
-    own, other = codec.decode_alone(latents, evidence), restored(files, evidence.lowres[0])[None]
+    own, other = codec.decode(latents, evidence), restored(files, evidence.lowres[0])[None]
     assert (own - other).abs().mean() > 0.05
-    torch.testing.assert_close(codec.decode(latents, evidence), 0.75 * own + 0.25 * other, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codec.finish(own, evidence), 0.75 * own + 0.25 * other, atol=1e-5, rtol=0)
 
 
 def test_holes_are_the_decoders_alone_and_there_is_no_seam(codec: PairedCodec) -> None:
     hole = box_hole(FRAMES, (64, 96), slice(24, 40), slice(24, 40))
     evidence = evidence_of((16, 24), (64, 96), hole)
     latents = latents_of(evidence)
-    own = codec.decode_alone(latents, evidence)
-    other = codec.restored(latents, evidence)
-    share = ((codec.decode(latents, evidence) - own) / (other - own)).median(dim=2).values[0]  # t H W
+    own = codec.decode(latents, evidence)
+    other = codec.restored(evidence)
+    share = ((codec.finish(own, evidence) - own) / (other - own)).median(dim=2).values[0]  # t H W
     assert share[:, 20:44, 20:44].abs().max() < 1e-3
     assert (share[..., 64:] - 0.25).abs().max() < 1e-3
     assert share.diff(dim=-1).abs().max() < 0.25 / 6
@@ -83,7 +85,10 @@ def test_known_pixels_stay_as_they_are(codec: PairedCodec) -> None:
     )
     latents = latents_of(shown)
     inside = (..., slice(16, 32), slice(16, 32))
-    assert torch.equal(codec.decode(latents, shown)[inside], codec.decode_alone(latents, shown)[inside])
+    own = codec.decode(latents, shown)
+    made = codec.finish(own, shown)
+    assert torch.equal(made[inside], own[inside])
+    assert not torch.equal(made, own)
 
 
 @pytest.mark.parametrize(("low", "size"), [((24, 32), (48, 64)), ((15, 13), (64, 48))])
@@ -95,7 +100,7 @@ def test_another_enlargement_is_resized(
     even = torch.nn.functional.pad(evidence.lowres[0], (0, low[1] % 2, 0, low[0] % 2), mode="replicate")
     large = restored(files, even)[..., : 4 * low[0], : 4 * low[1]]
     expected = resize(large[None], size)
-    torch.testing.assert_close(codec.restored(latents_of(evidence), evidence), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codec.restored(evidence), expected, atol=1e-5, rtol=0)
 
 
 def few_asked(files: Path) -> PairedCodec:
@@ -114,14 +119,15 @@ def test_few_frames_are_asked_for_and_the_others_get_their_share(files: Path, mo
     latents = torch.zeros(1, 8, 4, 10, 10)
     restored_by = paired.restored
 
-    def watched(latents: Tensor, evidence: Evidence) -> Tensor:
+    def watched(evidence: Evidence) -> Tensor:
         asked.append(evidence.guess.shape[1])
-        return restored_by(latents, evidence)
+        return restored_by(evidence)
 
     monkeypatch.setattr(paired, "restored", watched)
-    own, made = paired.decode_alone(latents, evidence), paired.decode(latents, evidence)
+    own = paired.decode(latents, evidence)
+    made = paired.finish(own, evidence)
     assert asked == [2]
-    expected = 0.25 * (restored_by(latents, evidence) - own)
+    expected = 0.25 * (restored_by(evidence) - own)
     for key in (2, 6):
         torch.testing.assert_close((made - own)[:, key], expected[:, key], atol=1e-5, rtol=0)
     others = [0, 1, 3, 4, 5, 7]
@@ -136,16 +142,34 @@ def test_nothing_is_carried_into_a_hole_of_another_frame(files: Path) -> None:
     hole[:, 0, :, 24:56, 24:56] = 1  # the key frame, number 2, has none
     evidence = build_evidence(rand_pixels(1, 1, 3, 20, 20).expand(1, 4, -1, -1, -1), hole)
     latents = torch.zeros(1, 4, 4, 10, 10)
-    change = (paired.decode(latents, evidence) - paired.decode_alone(latents, evidence)).abs()
+    own = paired.decode(latents, evidence)
+    change = (paired.finish(own, evidence) - own).abs()
     assert change[:, 0, :, 24:56, 24:56].max() == 0
     assert change[:, 2, :, 24:56, 24:56].mean() > 0.01
+
+
+def test_a_whole_segment_is_finished_at_once_and_in_tiles(files: Path) -> None:
+    """The restorer is asked for one of four frames of the segment, however short the windows are; tiles agree."""
+    model = small_video_model()
+    model.codec = few_asked(files)
+    frames, nothing = rand_pixels(1, 3, 20, 24).expand(8, -1, -1, -1), torch.zeros(8, 1, 80, 96)
+    settings = RestoreSettings(steps=0, window=3, overlap=1, tile_overlap=32, colour="none")
+    asked: list[Tensor] = []
+    model.codec.restorer.register_forward_hook(lambda module, given, made: asked.append(made))
+    whole, tiled = (
+        Restorer(model, replace(settings, tile=tile))(frames, nothing, range(8)) for tile in (None, (64, 64))
+    )
+    assert len(asked) == 2 * (1 + 4)  # one picture, and four tiles
+    model.codec.share = 0.0
+    alone = Restorer(model, settings)(frames, nothing, range(8))
+    assert (tiled - whole).abs().mean() < 0.1 * (alone - whole).abs().mean()
 
 
 def test_inpainting_alone_does_not_ask_the_restorer(codec: PairedCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "restored", None)
     evidence = evidence_of((48, 64), (48, 64))
-    latents = latents_of(evidence)
-    assert torch.equal(codec.decode(latents, evidence), codec.decode_alone(latents, evidence))
+    own = codec.decode(latents_of(evidence), evidence)
+    assert torch.equal(codec.finish(own, evidence), own)
 
 
 def test_only_the_decoder_is_trained(codec: PairedCodec) -> None:
@@ -168,7 +192,8 @@ def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: py
     evidence = evidence_of((16, 16), (64, 64))
     latents = latents_of(evidence)
     own, other = model.codec.decode(latents, evidence), restored(files, evidence.lowres[0])[None]
-    torch.testing.assert_close(both.codec.decode(latents, evidence), (own + other) / 2, atol=1e-5, rtol=0)
+    assert torch.equal(both.codec.decode(latents, evidence), own)
+    torch.testing.assert_close(both.codec.finish(own, evidence), (own + other) / 2, atol=1e-5, rtol=0)
     assert call(convert, "remove-restorer", tmp_path / "both", tmp_path / "again") == 0
     again, before = load_bundle(tmp_path / "again").state_dict(), model.state_dict()
     assert again.keys() == before.keys()
@@ -204,6 +229,7 @@ def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
     lowres = resize(truth[None, None], (48, 48))
     evidence = build_evidence(lowres, torch.zeros(1, 1, 1, 192, 192))
     latents = torch.zeros(1, 1, codec.latent_channels, 24, 24)
-    pictures = [method(latents, evidence) for method in (codec.decode, codec.decode_alone, codec.restored)]
+    own = codec.decode(latents, evidence)
+    pictures = [codec.finish(own, evidence), own, codec.restored(evidence)]
     both, *alone = [float(psnr(picture, truth[None, None])) for picture in pictures]
     assert both > max(alone) + 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def key_frames(count: int, every: int) -> list[int]:
     return [(2 * group + 1) * count // (2 * groups) for group in range(groups)]
 
 
-def carry(values: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) -> Tensor:
+def carry(values: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) -> Iterator[Tensor]:
     """Differences that key frames have, for every frame.
 
     A frame between two key frames takes from both, from the nearer one more, along the motion that the guide shows;
@@ -29,15 +29,14 @@ def carry(values: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) ->
         guide: low-res frames ``t 3 h w`` in [-1, 1], which tell motion and agreement.
         hidden: ``t 1 h w`` in {0, 1}; 1 = the guide says nothing there, and nothing is carried to it or from it.
 
-    Returns ``t c H W`` of the type of ``values``. Key frames keep their own, hidden or not.
+    Yields ``c H W`` of frame after frame, float32. Key frames keep their own, hidden or not.
     """
     clip, size = AlignedClip(guide, hidden), (values.shape[-2], values.shape[-1])
     grid = grid_of(size, values.device)  # 2 H W
     sources = {key: value.float() for key, value in zip(keys, values, strict=True)}
-    carried = values.new_zeros(len(guide), *values.shape[1:])
-    for t, result in enumerate(carried):
+    for t in range(len(guide)):
         if t in sources:
-            result.copy_(sources[t])
+            yield sources[t]
             continue
         total, mass = torch.zeros_like(sources[keys[0]]), torch.zeros(size, device=values.device)  # c H W, H W
         best = torch.zeros_like(mass)
@@ -48,8 +47,7 @@ def carry(values: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) ->
             total.addcmul_(share, read_at(sources[neighbour.frame], grid + motion))
             mass += share
             best = torch.maximum(best, weight)
-        result.copy_(best * total / mass.clamp(min=1e-6))
-    return carried
+        yield best * total / mass.clamp(min=1e-6)
 
 
 def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:

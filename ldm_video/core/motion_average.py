@@ -106,6 +106,7 @@ class AlignedClip:
         self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]
         self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._search.setFinestScale(0)  # of its own accord it stops at half size or below: too coarse to average at
+        self._motions: dict[tuple[int, int], np.ndarray] = {}  # of pairs of frames, each h w 2
         self.usual = self._usual_distance()
 
     def neighbours(self, t: int, reach: int) -> Iterator[Neighbour]:
@@ -114,7 +115,8 @@ class AlignedClip:
         return self.look(t, others)
 
     def look(self, t: int, others: Iterable[int]) -> Iterator[Neighbour]:
-        """What each of ``others`` says of frame ``t``."""
+        """What each of ``others`` says of frame ``t``. Quickest for frames in their order."""
+        self._motions = {pair: motion for pair, motion in self._motions.items() if pair[0] >= t - 1}
         frame = self.images[t]
         excused = _ASTRAY * _squared_slope(frame)
         for other in others:
@@ -126,7 +128,16 @@ class AlignedClip:
             yield Neighbour(other, motion, aligned, weight)
 
     def _search_motion(self, frame: int, other: int) -> np.ndarray:
-        return self._search.calc(self._grey[frame], self._grey[other], None)
+        """``h w 2``. A search that begins at nothing loses what is far away: it begins where that of the next frame
+        towards ``other`` ended, as if motion went on evenly."""
+        pair, distance = (frame, other), abs(other - frame)
+        if pair not in self._motions:
+            begin = None
+            if distance > 1:
+                nearer = self._search_motion(frame + (1 if other > frame else -1), other)
+                begin = nearer * np.float32(distance / (distance - 1))
+            self._motions[pair] = self._search.calc(self._grey[frame], self._grey[other], begin)
+        return self._motions[pair]
 
     def _usual_distance(self) -> float:
         """The median of the medians between neighbours."""

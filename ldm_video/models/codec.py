@@ -33,6 +33,7 @@ class Codec(nn.Module, ABC):
         factor: output pixels to a side of a latent cell.
         latent_channels: channels of a latent.
         sees_evidence: whether decoding looks at the evidence, so that latents of zero still give a picture.
+        finishes: whether :meth:`finish` changes anything.
         config: plain data that rebuilds it.
     """
 
@@ -40,6 +41,7 @@ class Codec(nn.Module, ABC):
     latent_channels: int
     sees_evidence: bool
     config: dict
+    finishes = False
 
     @abstractmethod
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
@@ -48,6 +50,10 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, about [-1, 1], not clipped."""
+
+    def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """Decoded pixels ``b t 3 H W`` of all frames of a segment -> the same, after what is done to them together."""
+        return pixels
 
     @abstractmethod
     def decoder_parameters(self) -> Iterator[nn.Parameter]:

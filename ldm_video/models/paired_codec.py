@@ -7,6 +7,9 @@ keeps to what the low-res frames show and holds it steady.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from operator import itemgetter
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +17,11 @@ from torch import Tensor
 from ldm_video.core.carry import carry, key_frames
 from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
 from ldm_video.core.motion_average import can_align
-from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
+from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.drawing_decoder import DrawingDecoder
 
+_ALL = slice(None)
 _ENLARGES = 4  # what the restorer was trained for
 _LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked
 _FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
@@ -28,7 +32,8 @@ class PairedCodec(BasisCodec):
 
     The restorer sees the low-res frames alone and enlarges them by 4; for another enlargement its pictures are resized.
     Below a doubling of both sides it is not asked. It costs many times what the decoder does, so it is asked for few
-    frames, and what its pictures have beyond the decoder's is carried along the motion to the others.
+    frames, and what its pictures have beyond the decoder's is carried along the motion to the others: when a segment
+    is finished, not when it is decoded, so that few are as few as they can be, and training sees the decoder alone.
 
     Args:
         latent_channels: components of the basis.
@@ -37,6 +42,8 @@ class PairedCodec(BasisCodec):
         share: of the restorer's pictures.
         every: the restorer is asked for one of as many frames; 1 asks for each.
     """
+
+    finishes = True
 
     def __init__(
         self,
@@ -70,46 +77,44 @@ class PairedCodec(BasisCodec):
         codec.latent_std.copy_(self.latent_std)
         return codec
 
-    def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
-        own = self.decode_alone(latents, evidence)
+    def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """The decoder's pixels ``b t 3 H W`` -> with the restorer's share."""
         area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
         if area < _LEAST_AREA * low_area:
-            return own
-        return torch.addcmul(own, self.share * _trust(evidence).to(own), self._beyond(own, latents, evidence))
+            return pixels
+        finished = pixels.clone()
+        for clip in range(len(pixels)):
+            seen = evidence.map(itemgetter(slice(clip, clip + 1)))
+            for t, beyond in enumerate(self._beyond(pixels[clip], seen)):  # 3 H W
+                trust = _trust(seen.crop(slice(t, t + 1), _ALL, _ALL))[0, 0]  # 1 H W
+                finished[clip, t].addcmul_(self.share * trust, beyond.to(finished))
+        return finished
 
-    def decode_alone(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """The decoder's pictures without the restorer's, as :meth:`decode`."""
-        return super().decode(latents, evidence)
+    def _beyond(self, own: Tensor, evidence: Evidence) -> Iterator[Tensor]:
+        """What the restorer's pictures have beyond the decoder's ``t 3 H W``: ``3 H W`` of frame after frame."""
+        lowres = evidence.lowres[0]
+        keys = key_frames(len(own), self.every if can_align(lowres, self.every - 1) else 1)
+        beyond = self.restored(evidence.map(lambda x: x[:, keys]))[0].to(own) - own[keys]  # k 3 H W
+        if len(keys) == len(own):
+            return iter(beyond)
+        hidden = lay_on_grid(evidence.hole[0], (lowres.shape[-2], lowres.shape[-1]))
+        return carry(beyond, keys, lowres, hidden)
 
-    def _beyond(self, own: Tensor, latents: Tensor, evidence: Evidence) -> Tensor:
-        """What the restorer's pictures have beyond the decoder's: ``b t 3 H W``."""
-        frames, lowres = own.shape[1], evidence.lowres
-        keys = key_frames(frames, self.every if can_align(lowres[0], self.every - 1) else 1)
-        asked = evidence.map(lambda x: x[:, keys])
-        beyond = self.restored(latents[:, keys], asked).to(own) - own[:, keys]  # b k 3 H W
-        if len(keys) == frames:
-            return beyond
-        hidden = unfold_time(lay_on_grid(fold_time(evidence.hole), (lowres.shape[-2], lowres.shape[-1])), frames)
-        clips = zip(beyond, lowres, hidden, strict=True)
-        return torch.stack([carry(values, keys, guide, holes) for values, guide, holes in clips])
-
-    def restored(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """The restorer's pictures alone, ``b t 3 H W`` within [-1, 1]. Of the latents only the type is looked at."""
-        height, width = evidence.size
-        few = frames_at_once(evidence.guess)
-        pictures = [self._enlarged(part, latents) for part in fold_time(evidence.lowres).split(few)]  # n 3 4h 4w
-        whole = torch.cat([resize(part[None], (height, width))[0] for part in pictures])  # (b t) 3 H W
+    def restored(self, evidence: Evidence) -> Tensor:
+        """The restorer's pictures alone, ``b t 3 H W`` within [-1, 1]."""
+        frames = fold_time(evidence.lowres).split(1)  # each takes so much memory that they go one by one
+        whole = torch.cat([resize(self._enlarged(frame)[None], evidence.size)[0] for frame in frames])  # (b t) 3 H W
         return unfold_time(whole, evidence.guess.shape[1])
 
-    def _enlarged(self, lowres: Tensor, latents: Tensor) -> Tensor:
-        """``n 3 h w -> n 3 4h 4w``; the decoder's grid takes sides that are even."""
-        count, _, height, width = lowres.shape
-        even = F.pad(lowres.float(), (0, width % 2, 0, height % 2), mode="replicate")
+    def _enlarged(self, frame: Tensor) -> Tensor:
+        """``1 3 h w -> 1 3 4h 4w``; the decoder's grid takes sides that are even."""
+        height, width = frame.shape[-2:]
+        even = F.pad(frame.float(), (0, width % 2, 0, height % 2), mode="replicate")
         size = (even.shape[-2] * _ENLARGES, even.shape[-1] * _ENLARGES)
-        evidence = build_evidence(even[None], even.new_zeros(1, count, 1, *size))
-        nothing = latents.new_zeros(1, count, self.latent_channels, size[0] // self.factor, size[1] // self.factor)
-        picture = self.restorer(nothing, evidence, evidence.guess)[0]  # n 3 4h' 4w'
+        evidence = build_evidence(even[None], even.new_zeros(1, 1, 1, *size))
+        grid = (size[0] // self.factor, size[1] // self.factor)
+        nothing = self.restorer.exit.weight.new_zeros(1, 1, self.latent_channels, *grid)
+        picture = self.restorer(nothing, evidence, evidence.guess)[0]  # 1 3 4h' 4w'
         return picture[..., : height * _ENLARGES, : width * _ENLARGES].clamp(-1, 1)
 
 

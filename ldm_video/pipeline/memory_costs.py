@@ -37,7 +37,9 @@ class Costs:
     Attributes:
         base: resident before the first clip.
         sample: live tensors for an output pixel of one frame of a window, while sampling.
-        decode: the same while decoding as many frames as were asked about: some of it may not grow with them.
+        decode: the same while decoding as many frames as were asked about.
+        finish: live tensors for an output pixel of all frames of a segment, while finishing it: what a restorer takes
+            for the few frames that it is asked for does not grow with the others. 0: the codec does not finish.
         encode: the same while the guess or the canvas is encoded, which happens in whole frames; 0: it is not.
         at_once: pixels that the codec takes at a time; None: all that it is given.
     """
@@ -45,40 +47,44 @@ class Costs:
     base: int
     sample: float
     decode: float
+    finish: float = 0.0
     encode: float = 0.0
     at_once: int | None = None
 
 
 @torch.no_grad()
-def measure_costs(restorer: Restorer, frames: int, scale: tuple[float, float]) -> Costs:
-    """Sample, decode and encode a few tiny frames and count the tensors that are alive.
+def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[float, float]) -> Costs:
+    """Sample, decode, finish and encode a few tiny frames and count the tensors that are alive.
 
     Args:
         restorer: a model and its settings.
-        frames: that the codec will decode at once.
+        window: frames that are decoded at once.
+        segment: frames that are finished at once.
         scale: enlargement (down, across).
     """
     model, settings = restorer.model, restorer.settings
     side = _round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
-    few, window = (_tiny_evidence(count, side, scale, restorer.device) for count in (_PROBE_FRAMES, frames))
+    few, some, all_ = (_tiny_evidence(n, side, scale, restorer.device) for n in (_PROBE_FRAMES, window, segment))
     codec_dtype = next(iter(model.codec.parameters())).dtype
     small = with_settings(restorer, steps=min(2, settings.steps), strength=1.0, tile=None)
     grid = side // model.codec.factor
-    latents = torch.randn(1, frames, model.codec.latent_channels, grid, grid, device=restorer.device, dtype=codec_dtype)
+    latents = torch.randn(1, window, model.codec.latent_channels, grid, grid, device=restorer.device, dtype=codec_dtype)
     with LiveBytes() as sampling:
         small._sample(few, list(range(_PROBE_FRAMES)), None)
     with LiveBytes() as decoding:
-        model.codec.decode(latents, window)
+        model.codec.decode(latents, some)
+    with LiveBytes() as finishing:
+        model.codec.finish(all_.guess, all_)
     with LiveBytes() as encoding:
         encodes = model.encode_canvas(few) is not None
         if settings.strength < 1:
             encodes = model.codec.encode(few.guess.to(codec_dtype), few) is not None
-    pixels = _PROBE_FRAMES * side**2
     return Costs(
         base=held_before_work(restorer.device),
-        sample=sampling.peak / pixels,
-        decode=decoding.peak / (frames * side**2),
-        encode=encoding.peak / pixels if encodes else 0.0,
+        sample=sampling.peak / (_PROBE_FRAMES * side**2),
+        decode=decoding.peak / (window * side**2),
+        finish=finishing.peak / side**2,
+        encode=encoding.peak / (_PROBE_FRAMES * side**2) if encodes else 0.0,
         at_once=getattr(model.codec, "pixels_at_once", None),
     )
 

@@ -5,7 +5,8 @@ The peak is taken for a sum, in bytes, ``H W`` being the output's pixels and ``h
 - what is resident now: libraries and the model, already loaded;
 - ``frames of a segment * (90 H W + 130 h w)``: evidence, results and their temporaries, the segment read ahead and
   the one that is encoded; more where the sides are padded, and with ``--compare`` or ``join=continue``;
-- ``frames of a window * pixels of a tile * cost``: the model's activations; ``cost`` is measured (:mod:`memory_costs`);
+- ``frames of a window * pixels of a tile * cost``: the model's activations, or what the codec takes to finish a tile of
+  a segment, whichever is more; both are measured (:mod:`memory_costs`);
 - ``150 MB + 500 H W``: demuxer, decoder and encoder, which hold dozens of frames.
 
 The constants are those of the shipped model's runs, rounded up (docs/films.md has the figures). Kernels' scratch space
@@ -62,9 +63,9 @@ class Demand:
     tile_overlap: int
 
     @property
-    def decoded_at_once(self) -> int:
-        """Frames of a window in the longest segment."""
-        return min(self.window, self.segment, self.frames or self.segment)
+    def longest(self) -> int:
+        """Frames of the longest segment."""
+        return min(self.segment, self.frames or self.segment)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def fit_memory(
     limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
     demand = demand_of(info, job, restorer)
     scale = job.size[0] / info.size[0], job.size[1] / info.size[1]
-    costs = measure_costs(restorer, demand.decoded_at_once, scale)
+    costs = measure_costs(restorer, min(demand.window, demand.longest), demand.longest, scale)
     choice = kept_choice(job.output, limit, costs, demand) if text == "auto" else None
     choice = choice or choose(limit, costs, demand)
     job = replace(job, rules=replace(job.rules, segment=choice.segment))
@@ -151,7 +152,7 @@ def expected_peak(costs: Costs, demand: Demand, segment: int, tile: tuple[int, i
     seen = min(demand.window, frames) * part
     decoded = seen if costs.at_once is None else min(seen, max(part, costs.at_once))
     encoded = frames * pixels if costs.at_once is None else min(frames * pixels, max(pixels, costs.at_once))
-    work = max(costs.sample * seen, costs.decode * decoded, costs.encode * encoded)
+    work = max(costs.sample * seen, costs.decode * decoded, costs.finish * part, costs.encode * encoded)
     return costs.base + demand.fixed + demand.per_frame * frames + work
 
 

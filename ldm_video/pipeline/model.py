@@ -16,12 +16,17 @@ class PixelCodec(Protocol):
 
     factor: int
     latent_channels: int
+    finishes: bool
 
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``."""
+
+    def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """Decoded pixels ``b t 3 H W`` of all frames of a segment -> what is made of them together; asked for where
+        ``finishes``."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters; the first tells the type, which need not be the denoiser's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole
 from ldm_video.pipeline.steady import steady
 
+_ALL = slice(None)
 ShareCallback = Callable[[float], None]
 """``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
 
@@ -154,7 +155,7 @@ class Restorer:
         evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
-        output = self._decode(latents, padded)[..., :height, :width].float()  # b t 3 H W
+        output = self._finish(self._decode(latents, padded), padded)[..., :height, :width].float()  # b t 3 H W
         output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
         if before is not None:
             output[:, : len(before)] = before.to(output)
@@ -245,22 +246,37 @@ class Restorer:
         return merge((self._decode_window(latents, evidence, window) for window in windows), windows, dim=1)
 
     def _decode_window(self, latents: Tensor, evidence: Evidence, window: Window) -> Tensor:
+        codec, latents, evidence = (
+            self.model.codec,
+            latents[:, window.slice],
+            evidence.map(lambda x: x[:, window.slice]),
+        )
         if self.settings.tile is None:
-            whole = slice(None)
-            return self.model.codec.decode(latents[:, window.slice], evidence.crop(window.slice, whole, whole))
-        factor = self.model.codec.factor
-        overlap = (self.settings.tile_overlap // factor * factor,) * 2  # tiles start on the latent grid
-        grid = tiles(*evidence.size, self.settings.tile, overlap)
-        return merge_tiles(self._decode_tiles(latents, evidence, window, grid), grid)
+            return codec.decode(latents, evidence)
+        grid = self._tiles(evidence.size)
 
-    def _decode_tiles(
-        self, latents: Tensor, evidence: Evidence, window: Window, grid: Sequence[Tile]
-    ) -> Iterator[Tensor]:
+        def decode(tile: Tile) -> Tensor:
+            rows, columns = (slice(w.start // codec.factor, w.stop // codec.factor) for w in (tile.rows, tile.cols))
+            return codec.decode(latents[..., rows, columns], evidence.crop(_ALL, tile.rows.slice, tile.cols.slice))
+
+        return merge_tiles(map(decode, grid), grid)
+
+    def _finish(self, output: Tensor, evidence: Evidence) -> Tensor:
+        """Pixels ``b t 3 H W`` of the whole segment -> finished ones, in tiles of all frames."""
+        codec = self.model.codec
+        if not codec.finishes or self.settings.tile is None:
+            return codec.finish(output, evidence)
+        grid = self._tiles(evidence.size)
+        parts = (
+            (output[..., t.rows.slice, t.cols.slice], evidence.crop(_ALL, t.rows.slice, t.cols.slice)) for t in grid
+        )
+        return merge_tiles((codec.finish(*part) for part in parts), grid)
+
+    def _tiles(self, size: tuple[int, int]) -> list[Tile]:
+        """Of the settings' size; they start on the latent grid."""
         factor = self.model.codec.factor
-        for tile in grid:
-            rows, columns = (slice(w.start // factor, w.stop // factor) for w in (tile.rows, tile.cols))
-            part = evidence.crop(window.slice, tile.rows.slice, tile.cols.slice)
-            yield self.model.codec.decode(latents[:, window.slice, :, rows, columns], part)
+        tile = self.settings.tile or size
+        return tiles(*size, tile, (self.settings.tile_overlap // factor * factor,) * 2)
 
 
 def _finished(output: Tensor, callback: ShareCallback | None) -> Tensor:
