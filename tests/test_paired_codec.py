@@ -19,10 +19,11 @@ from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.training.losses import psnr
-from tests.cli_support import ROOT, call
+from tests.cli_support import ROOT, call, tiny_model
 from tests.eval_support import read
 from tests.model_support import box_hole, perturb, rand_pixels, randn, small_text_model, small_video_model
 from tests.test_real_esrgan import decoded, published, write_ncnn
+from tests.test_training_model_stage import few_step_task, fit
 
 FRAMES = 2
 
@@ -176,6 +177,20 @@ def test_only_the_decoder_is_trained(codec: PairedCodec) -> None:
     fresh = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 1)
     assert {id(p) for p in fresh.decoder_parameters()} == {id(p) for p in fresh.decoder.parameters()}
     assert not any(p.requires_grad for p in fresh.restorer.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`", "ignore:Found .* in eval mode")
+def test_a_pair_is_trained_as_its_decoder_alone(files: Path) -> None:
+    """The shipped model may be trained on as it is; its restorer is neither asked nor changed."""
+    model = tiny_model()
+    model.codec = few_asked(files)
+    before = {name: weight.clone() for name, weight in model.codec.state_dict().items()}
+    model.codec.restorer.register_forward_hook(lambda *call: pytest.fail("the restorer was asked"))
+    fit(few_step_task(model, decoder_share=1.0), steps=2)
+    changed = {
+        name.partition(".")[0] for name, weight in model.codec.state_dict().items() if weight.ne(before[name]).any()
+    }
+    assert changed == {"decoder"}
 
 
 def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
