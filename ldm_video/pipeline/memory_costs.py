@@ -64,7 +64,9 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
     """
     model, settings = restorer.model, restorer.settings
     side = _round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
-    few, some, all_ = (_tiny_evidence(n, side, scale, restorer.device) for n in (_PROBE_FRAMES, window, segment))
+    few, decoded, finished = (
+        _tiny_evidence(count, side, scale, restorer.device) for count in (_PROBE_FRAMES, window, segment)
+    )
     codec_dtype = next(iter(model.codec.parameters())).dtype
     small = with_settings(restorer, steps=min(2, settings.steps), strength=1.0, tile=None)
     grid = side // model.codec.factor
@@ -72,9 +74,9 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
     with LiveBytes() as sampling:
         small._sample(few, list(range(_PROBE_FRAMES)), None)
     with LiveBytes() as decoding:
-        model.codec.decode(latents, some)
+        model.codec.decode(latents, decoded)
     with LiveBytes() as finishing:
-        model.codec.finish(all_.guess, all_)
+        model.codec.finish(finished.guess, finished)
     with LiveBytes() as encoding:
         encodes = model.encode_canvas(few) is not None
         if settings.strength < 1:

@@ -246,11 +246,8 @@ class Restorer:
         return merge((self._decode_window(latents, evidence, window) for window in windows), windows, dim=1)
 
     def _decode_window(self, latents: Tensor, evidence: Evidence, window: Window) -> Tensor:
-        codec, latents, evidence = (
-            self.model.codec,
-            latents[:, window.slice],
-            evidence.map(lambda x: x[:, window.slice]),
-        )
+        codec, latents = self.model.codec, latents[:, window.slice]
+        evidence = evidence.map(lambda x: x[:, window.slice])
         if self.settings.tile is None:
             return codec.decode(latents, evidence)
         grid = self._tiles(evidence.size)
