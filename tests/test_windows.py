@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ldm_video.diffusion.windows import Region, Window, merge, merge_tiles, ramp, split, tiled, tiles, windowed
+from ldm_video.diffusion.windows import (
+    Region,
+    Window,
+    even_size,
+    merge,
+    merge_tiles,
+    ramp,
+    split,
+    tiled,
+    tiles,
+    windowed,
+)
 
 
 @st.composite
@@ -39,6 +50,17 @@ def test_the_tail_is_shifted_in() -> None:
     assert split(10, 4, 1) == [Window(0, 4), Window(3, 7), Window(6, 10)]
     assert split(11, 4, 1) == [Window(0, 4), Window(3, 7), Window(6, 10), Window(7, 11)]
     assert split(3, 4, 1) == [Window(0, 3)]
+
+
+@given(grids())
+def test_even_windows_are_as_many_and_as_small_as_can_be(grid: tuple[int, int, int, int]) -> None:
+    length, most, overlap, _ = grid
+    size = even_size(length, most, overlap)
+    windows = split(length, size, overlap)
+    assert overlap < size <= most
+    assert len(windows) == len(split(length, most, overlap))
+    assert len(windows) == 1 or len(windows) * size < length + overlap * (len(windows) - 1) + len(windows)
+    assert even_size(25, 12, 2) == 10  # 30 frames are seen in place of 36
 
 
 def test_the_staggered_grid_moves_by_the_offset() -> None:

@@ -26,7 +26,7 @@ from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 SCALE = 4
 OURS = "ours"
-SHORT = 12  # frames of the shorter run of ours; of a method that works frame by frame, one
+SHORT = 32  # frames of the shorter run of ours, one segment; of a method that works frame by frame, one
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--peers", default="real_esrgan_x4plus", help="methods of the benchmark, comma-separated")
     parser.add_argument("--model", help="a bundle; default: the shipped one")
     parser.add_argument("--also", metavar="OPTIONS", help='time ours with these options as well, such as "--steps 0"')
-    parser.add_argument("--frames", type=int, default=24, help="of ours that are timed")
+    parser.add_argument("--frames", type=int, default=60, help="of ours that are timed: two more segments")
     parser.add_argument("--peer-frames", type=int, default=2, help="of each peer that are timed")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

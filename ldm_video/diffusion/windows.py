@@ -98,6 +98,12 @@ def split(length: int, size: int, overlap: int, offset: int = 0) -> list[Window]
     return [Window(start, start + size) for start in starts]
 
 
+def even_size(length: int, most: int, overlap: int) -> int:
+    """The smallest window of which no more are needed to cover ``length`` than of ``most``: little is seen twice."""
+    count = max(1, -(-(length - overlap) // (most - overlap)))
+    return max(overlap + 1, -(-(length + (count - 1) * overlap) // count))
+
+
 def ramp(windows: Sequence[Window]) -> list[Tensor]:
     """The weights of each window, ``(window.size,)`` float32, positive; at every covered position they sum to one.
 

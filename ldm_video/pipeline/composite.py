@@ -11,7 +11,7 @@ from ldm_video.core.tensors import fold_time, unfold_time
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
     """Grow a ``b t 1 H W`` mask by ``radius`` pixels (a square)."""
-    if radius <= 0:
+    if radius <= 0 or not bool(mask.any()):
         return mask
     return unfold_time(F.max_pool2d(fold_time(mask), 2 * radius + 1, stride=1, padding=radius), mask.shape[1])
 

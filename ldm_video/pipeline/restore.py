@@ -17,6 +17,7 @@ from ldm_video.diffusion.windows import (
     Region,
     Tile,
     Window,
+    even_size,
     merge,
     merge_tiles,
     split,
@@ -242,7 +243,8 @@ class Restorer:
 
     def _decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """Latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, in windows of frames and tiles."""
-        windows = split(latents.shape[1], self.settings.window, self.settings.overlap)
+        frames, overlap = latents.shape[1], self.settings.overlap
+        windows = split(frames, even_size(frames, self.settings.window, overlap), overlap)
         return merge((self._decode_window(latents, evidence, window) for window in windows), windows, dim=1)
 
     def _decode_window(self, latents: Tensor, evidence: Evidence, window: Window) -> Tensor:
