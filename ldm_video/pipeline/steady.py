@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm_video.core.motion_average import AlignedClip, can_align
 from ldm_video.core.pictures import grid_of, read_at, smooth
 
-_SMOOTH = 0.30  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
+_SMOOTH = 0.32  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
 
 
 def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
