@@ -38,7 +38,8 @@ def pan(frames: int, side: int = SIDE, speed: int = SPEED) -> Tensor:
 
 
 def carry(values: Tensor, keys: list[int], guide: Tensor, hidden: Tensor) -> Tensor:
-    return torch.stack(list(carrying.carry(values, keys, guide, hidden)))
+    """What every frame is shown, as far as it is sure."""
+    return torch.stack([picture * sure for picture, sure in carrying.carry(values, keys, guide, hidden)])
 
 
 def test_it_moves_with_what_was_filmed() -> None:

@@ -71,7 +71,7 @@ def test_holes_are_the_decoders_alone_and_there_is_no_seam(codec: PairedCodec) -
     evidence = evidence_of((16, 24), (64, 96), hole)
     latents = latents_of(evidence)
     own = codec.decode(latents, evidence)
-    other = codec.restored(evidence)
+    other = codec.restored(own, evidence)
     share = ((codec.finish(own, evidence) - own) / (other - own)).median(dim=2).values[0]  # t H W
     assert share[:, 20:44, 20:44].abs().max() < 1e-3
     assert (share[..., 64:] - 0.25).abs().max() < 1e-3
@@ -101,7 +101,7 @@ def test_another_enlargement_is_resized(
     even = torch.nn.functional.pad(evidence.lowres[0], (0, low[1] % 2, 0, low[0] % 2), mode="replicate")
     large = restored(files, even)[..., : 4 * low[0], : 4 * low[1]]
     expected = resize(large[None], size)
-    torch.testing.assert_close(codec.restored(evidence), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codec.restored(rand_pixels(1, FRAMES, 3, *size), evidence), expected, atol=1e-5, rtol=0)
 
 
 def few_asked(files: Path) -> PairedCodec:
@@ -120,21 +120,33 @@ def test_few_frames_are_asked_for_and_the_others_get_their_share(files: Path, mo
     latents = torch.zeros(1, 8, 4, 10, 10)
     restored_by = paired.restored
 
-    def watched(evidence: Evidence) -> Tensor:
+    def watched(own: Tensor, evidence: Evidence) -> Tensor:
         asked.append(evidence.guess.shape[1])
-        return restored_by(evidence)
+        return restored_by(own, evidence)
 
     monkeypatch.setattr(paired, "restored", watched)
     own = paired.decode(latents, evidence)
     made = paired.finish(own, evidence)
     assert asked == [2]
-    expected = 0.25 * (restored_by(evidence) - own)
+    expected = 0.25 * (restored_by(own, evidence) - own)
     for key in (2, 6):
         torch.testing.assert_close((made - own)[:, key], expected[:, key], atol=1e-5, rtol=0)
     others = [0, 1, 3, 4, 5, 7]
     off = (made - own - expected)[:, others, :, 8:-8, 8:-8].abs().mean()
     # Before and behind the middle frames the decoder itself sees a border of time, so frames are not quite alike.
     assert off < 0.3 * expected[:, others, :, 8:-8, 8:-8].abs().mean()
+
+
+@torch.no_grad()
+def test_what_the_decoder_draws_anew_in_every_frame_is_left_out_where_motion_is_sure(files: Path) -> None:
+    """At a share of 1 a still clip is as still as its key frames, however the decoder's pictures flicker."""
+    paired = few_asked(files)
+    paired.share = 1.0
+    evidence = build_evidence(rand_pixels(1, 1, 3, 20, 20).expand(1, 4, -1, -1, -1), torch.zeros(1, 4, 1, 80, 80))
+    own = evidence.guess + 0.2 * randn(1, 4, 3, 80, 80)
+    inside = (..., slice(8, -8), slice(8, -8))
+    flicker, left = (x.diff(dim=1)[inside].abs().mean() for x in (own, paired.finish(own, evidence)))
+    assert left < 0.05 * flicker
 
 
 def test_nothing_is_carried_into_a_hole_of_another_frame(files: Path) -> None:
@@ -245,6 +257,6 @@ def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
     evidence = build_evidence(lowres, torch.zeros(1, 1, 1, 192, 192))
     latents = torch.zeros(1, 1, codec.latent_channels, 24, 24)
     own = codec.decode(latents, evidence)
-    pictures = [codec.finish(own, evidence), own, codec.restored(evidence)]
+    pictures = [codec.finish(own, evidence), own, codec.restored(own, evidence)]
     both, *alone = [float(psnr(picture, truth[None, None])) for picture in pictures]
     assert both > max(alone) + 0.1

@@ -261,7 +261,7 @@ def test_the_model_is_left_as_it_was(model: VideoModel) -> None:
 @pytest.mark.gpu
 def test_the_gpu_agrees_with_the_cpu(model: VideoModel) -> None:
     frames, hole, indices = clip(3, (9, 7))
-    settings = replace(PLAIN, window=2, overlap=1, tile=(32, 16), colour="wavelet")
+    settings = replace(PLAIN, window=2, overlap=1, tile=(32, 16), tile_overlap=8, colour="wavelet")
     cpu = Restorer(model, settings)(frames, hole, indices)
     gpu = Restorer(small_video_model().to("cuda"), settings)(frames, hole, indices)
     assert gpu.device.type == "cpu"

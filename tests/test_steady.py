@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.evidence import resize
+from ldm_video.core.evidence import Evidence, resize
 from ldm_video.core.motion_average import average_along_motion
 from ldm_video.pipeline import restore
 from ldm_video.pipeline.fidelity import back_project
@@ -149,13 +149,36 @@ def restored(settings: RestoreSettings, scale: int = 2, before: Tensor | None = 
 
 
 def test_a_restorer_does_both_after_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "match_colour", lambda output, *_: output.clamp(-1, 1))  # as it comes out by itself
+    decode = Restorer._decode
+    monkeypatch.setattr(Restorer, "_decode", lambda *given: decode(*given).clamp(-1, 1))  # as it comes out by itself
+    monkeypatch.setattr(restore, "match_colour", lambda output, *_: output)
     clip = noisy(scene()).clamp(-1, 1)
     none = nothing(clip)
     averaged = average_along_motion(clip, none, 2)
     output = steady(restored(RestoreSettings(average=2)), averaged, none, 1)
     output = back_project(output[None], clip[None], none[None], 0.2)[0].clamp(-1, 1)
     torch.testing.assert_close(restored(RestoreSettings(average=2, steady=1, fidelity=0.2)), output, atol=1e-6, rtol=0)
+
+
+def test_what_the_codec_adds_at_the_end_is_not_blended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that are carried along the motion are steady as they come."""
+    seen: list[Tensor] = []
+    model = small_video_model()
+
+    def finish(pixels: Tensor, evidence: Evidence) -> Tensor:
+        seen.append(pixels.clone())
+        return pixels + 0.25 * torch.arange(FRAMES).view(-1, 1, 1, 1).remainder(2)  # every other frame is brighter
+
+    clip, hole = noisy(scene()).clamp(-1, 1) / 2, torch.zeros(FRAMES, 1, SIZE[0] * 2, SIZE[1] * 2)
+    settings = RestoreSettings(steady=1, colour="none")
+    plain = Restorer(model, settings)(clip, hole, range(FRAMES))
+    monkeypatch.setattr(model.codec, "finish", finish)
+    finished = Restorer(model, settings)(clip, hole, range(FRAMES))
+    height, width = finished.shape[-2:]
+    blended = seen[0][0, ..., :height, :width]  # before it was finished
+    torch.testing.assert_close(blended.clamp(-1, 1), plain, atol=1e-6, rtol=0)
+    bright = (blended[1::2] + 0.25).clamp(-1, 1)
+    torch.testing.assert_close(finished[1::2], bright, atol=1e-6, rtol=0)
 
 
 def test_where_inpainting_alone_is_asked_for_neither_is_done() -> None:

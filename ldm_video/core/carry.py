@@ -17,37 +17,37 @@ def key_frames(count: int, every: int) -> list[int]:
     return [(2 * group + 1) * count // (2 * groups) for group in range(groups)]
 
 
-def carry(values: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) -> Iterator[Tensor]:
-    """Differences that key frames have, for every frame.
+def carry(pictures: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What key frames show, for every frame.
 
-    A frame between two key frames takes from both, from the nearer one more, along the motion that the guide shows;
-    what neither of them shows stays zero.
+    A frame between two key frames takes from both, from the nearer one more, along the motion that the guide shows.
 
     Args:
-        values: ``k c H W`` of the key frames.
+        pictures: ``k c H W`` of the key frames.
         keys: their numbers, rising.
         guide: low-res frames ``t 3 h w`` in [-1, 1], which tell motion and agreement.
         hidden: ``t 1 h w`` in {0, 1}; 1 = the guide says nothing there, and nothing is carried to it or from it.
 
-    Yields ``c H W`` of frame after frame, float32. Key frames keep their own, hidden or not.
+    Yields, float32, of frame after frame what it is shown, ``c H W``, and how sure that is, ``H W``: from 0 (no key
+    frame shows it) to 1. Key frames are shown their own, for sure, hidden or not.
     """
-    clip, size = AlignedClip(guide, hidden), (values.shape[-2], values.shape[-1])
-    grid = grid_of(size, values.device)  # 2 H W
-    sources = {key: value.float() for key, value in zip(keys, values, strict=True)}
+    clip, size = AlignedClip(guide, hidden), (pictures.shape[-2], pictures.shape[-1])
+    grid = grid_of(size, pictures.device)  # 2 H W
+    sources = {key: picture.float() for key, picture in zip(keys, pictures, strict=True)}
     for t in range(len(guide)):
         if t in sources:
-            yield sources[t]
+            yield sources[t], torch.ones(size, device=pictures.device)
             continue
-        total, mass = torch.zeros_like(sources[keys[0]]), torch.zeros(size, device=values.device)  # c H W, H W
-        best = torch.zeros_like(mass)
+        total, mass = torch.zeros_like(sources[keys[0]]), torch.zeros(size, device=pictures.device)  # c H W, H W
+        sure = torch.zeros_like(mass)
         shares = _shares(t, keys)
         for neighbour in clip.look(t, shares):
-            motion, weight = neighbour.on_grid(size, values.device)
+            motion, weight = neighbour.on_grid(size, pictures.device)
             share = shares[neighbour.frame] * weight  # H W
             total.addcmul_(share, read_at(sources[neighbour.frame], grid + motion))
             mass += share
-            best = torch.maximum(best, weight)
-        yield best * total / mass.clamp(min=1e-6)
+            sure = torch.maximum(sure, weight)
+        yield total / mass.clamp(min=1e-6), sure
 
 
 def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:

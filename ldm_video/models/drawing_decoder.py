@@ -53,6 +53,10 @@ class DrawingDecoder(nn.Module):
             for parameter in conv.parameters():
                 nn.init.zeros_(parameter)
 
+    def drawing_parts(self) -> list[nn.Module]:
+        """The layers that a frame without latents goes through, which no other frame touches."""
+        return [self.evidence4, self.trunk, self.up2, self.up1, self.refine, self.exit]
+
     def forward(self, latents: Tensor, evidence: Evidence, draft: Tensor) -> Tensor:
         """``b t c h w``, evidence and draft ``b t 3 H W`` of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
         frames = latents.shape[1]

@@ -1,8 +1,8 @@
-"""A codec whose pictures are the mean of its own decoder's and of a published restorer's.
+"""A codec whose pictures are a mixture of its own decoder's and of a large restorer's.
 
-Networks that were trained apart err apart, so the mean of their pictures is nearer to the truth than either, in PSNR,
+Networks that were trained apart err apart, so a mixture of their pictures is nearer to the truth than either, in PSNR,
 LPIPS and DISTS alike (docs/model-log.md): the restorer draws cleaner edges than a small decoder learns, the decoder
-keeps to what the low-res frames show and holds it steady.
+keeps to what the low-res frames show.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _FADE = 8  # output pixels around holes and known pixels that are the decoder's 
 class PairedCodec(BasisCodec):
     """Of what is neither hole nor known, ``1 - share`` is the decoder's and ``share`` the restorer's.
 
-    The restorer sees the low-res frames alone and enlarges them by 4; for another enlargement its pictures are resized.
-    Below a doubling of both sides it is not asked. It costs many times what the decoder does, so it is asked for few
-    frames, and what its pictures have beyond the decoder's is carried along the motion to the others: when a segment
-    is finished, not when it is decoded, so that few are as few as they can be, and training sees the decoder alone.
+    The restorer sees low-res frames one by one, and what the decoder made of them, and enlarges by 4; for another
+    enlargement its pictures are resized. Below a doubling of both sides it is not asked. It costs many times what the
+    decoder does, so it is asked for few frames, and its pictures are carried along the motion to the others, where they
+    fade into the decoder's as motion gets unsure: when a segment is finished, not when it is decoded, so that few are
+    as few as they can be, and training sees the decoder alone.
 
     Args:
         latent_channels: components of the basis.
@@ -85,37 +86,54 @@ class PairedCodec(BasisCodec):
         finished = pixels.clone()
         for clip in range(len(pixels)):
             seen = evidence.map(itemgetter(slice(clip, clip + 1)))
-            for t, beyond in enumerate(self._beyond(pixels[clip], seen)):  # 3 H W
+            for t, (picture, sure) in enumerate(self._carried(pixels[clip], seen)):  # 3 H W, H W
                 trust = _trust(seen.crop(slice(t, t + 1), _ALL, _ALL))[0, 0]  # 1 H W
-                finished[clip, t].addcmul_(self.share * trust, beyond.to(finished))
+                own = pixels[clip, t]
+                finished[clip, t].addcmul_(self.share * trust * sure, picture.to(own) - own)
         return finished
 
-    def _beyond(self, own: Tensor, evidence: Evidence) -> Iterator[Tensor]:
-        """What the restorer's pictures have beyond the decoder's ``t 3 H W``: ``3 H W`` of frame after frame."""
+    def _carried(self, own: Tensor, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
+        """The restorer's pictures, given the decoder's ``t 3 H W``: frame after frame ``3 H W``, how sure ``H W``."""
         lowres = evidence.lowres[0]
         keys = key_frames(len(own), self.every if can_align(lowres, self.every - 1) else 1)
-        beyond = self.restored(evidence.map(lambda x: x[:, keys]))[0].to(own) - own[keys]  # k 3 H W
+        restored = self.restored(own[None, keys], evidence.map(lambda x: x[:, keys]))[0]  # k 3 H W
         if len(keys) == len(own):
-            return iter(beyond)
+            return ((picture, torch.ones_like(picture[0])) for picture in restored)
         hidden = lay_on_grid(evidence.hole[0], (lowres.shape[-2], lowres.shape[-1]))
-        return carry(beyond, keys, lowres, hidden)
+        return carry(restored, keys, lowres, hidden)
 
-    def restored(self, evidence: Evidence) -> Tensor:
-        """The restorer's pictures alone, ``b t 3 H W`` within [-1, 1]."""
-        frames = fold_time(evidence.lowres).split(1)  # each takes so much memory that they go one by one
-        whole = torch.cat([resize(self._enlarged(frame)[None], evidence.size)[0] for frame in frames])  # (b t) 3 H W
-        return unfold_time(whole, evidence.guess.shape[1])
+    def restored(self, own: Tensor, evidence: Evidence) -> Tensor:
+        """The restorer's pictures alone, given the decoder's ``b t 3 H W``: of the same shape, within [-1, 1]."""
+        lowres, drafts = fold_time(evidence.lowres), fold_time(own)  # (b t) 3 h w, (b t) 3 H W
+        # Each frame takes so much memory that they go one by one, but for a trainer, which keeps all of it anyway.
+        at_once = len(drafts) if torch.is_grad_enabled() else 1
+        parts = zip(lowres.split(at_once), drafts.split(at_once), strict=True)
+        whole = torch.cat([_resized(self._enlarged(*part), evidence.size) for part in parts])  # (b t) 3 H W
+        return unfold_time(whole, own.shape[1])
 
-    def _enlarged(self, frame: Tensor) -> Tensor:
-        """``1 3 h w -> 1 3 4h 4w``; the decoder's grid takes sides that are even."""
-        height, width = frame.shape[-2:]
-        even = F.pad(frame.float(), (0, width % 2, 0, height % 2), mode="replicate")
-        size = (even.shape[-2] * _ENLARGES, even.shape[-1] * _ENLARGES)
-        evidence = build_evidence(even[None], even.new_zeros(1, 1, 1, *size))
-        grid = (size[0] // self.factor, size[1] // self.factor)
-        nothing = self.restorer.exit.weight.new_zeros(1, 1, self.latent_channels, *grid)
-        picture = self.restorer(nothing, evidence, evidence.guess)[0]  # 1 3 4h' 4w'
+    def _enlarged(self, lowres: Tensor, own: Tensor) -> Tensor:
+        """``n 3 h w`` and the decoder's pictures of them ``n 3 H W`` -> ``n 3 4h 4w``.
+
+        The restorer is shown what the decoder's pictures have beyond the low-res frames. That is nothing to it until it
+        has been trained on them: published weights see the low-res frames alone.
+        """
+        height, width = lowres.shape[-2:]
+        more = (0, width % 2, 0, height % 2)  # the decoder's grid takes sides that are even
+        even = F.pad(lowres.float(), more, mode="replicate")[:, None]  # n 1 3 h' w'
+        more = (0, more[1] * _ENLARGES, 0, more[3] * _ENLARGES)
+        draft = _resized(own.float(), (height * _ENLARGES, width * _ENLARGES))
+        draft = F.pad(draft, more, mode="replicate")[:, None]  # n 1 3 4h' 4w'
+        evidence = build_evidence(even, torch.zeros_like(draft[:, :, :1]))
+        grid = (draft.shape[-2] // self.factor, draft.shape[-1] // self.factor)
+        nothing = self.restorer.exit.weight.new_zeros(len(even), 1, self.latent_channels, *grid)
+        # The restorer adds what it draws to its draft; here that is to be seen and not to be added.
+        picture = (self.restorer(nothing, evidence, draft) - draft + evidence.guess)[:, 0]  # n 3 4h' 4w'
         return picture[..., : height * _ENLARGES, : width * _ENLARGES].clamp(-1, 1)
+
+
+def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """``n 3 . .`` -> ``n 3 H W``."""
+    return resize(frames[:, None], size)[:, 0]
 
 
 def _trust(evidence: Evidence) -> Tensor:

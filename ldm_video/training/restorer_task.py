@@ -1,0 +1,82 @@
+"""Train the restorer of a paired codec: better pictures of the frames that it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import Evidence
+from ldm_video.models.codec import BasisCodec
+from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.training.batches import batch_evidence
+from ldm_video.training.losses import PixelLoss, psnr
+from ldm_video.training.stage import MakeOptimizer, Stage
+
+
+class RestorerTask(Stage):
+    """Batch -> the decoder's pictures, which stay as they are, and the restorer's -> a mixture of both -> loss.
+
+    What is shown is a ``share`` of the restorer's picture, and the rest the decoder's. In training the share is drawn
+    from ``least_share`` to 1 for each clip: so the restorer learns to make up for what the decoder lacks, and which
+    share is best can still be measured afterwards.
+
+    Args:
+        codec: the codec whose restorer is trained. Raises ``UserError`` for one that has none.
+        pixel_loss: L1, perceptual and motion terms.
+        least_share: see above, from 0 to 1.
+        optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
+    """
+
+    def __init__(
+        self,
+        codec: BasisCodec,
+        pixel_loss: PixelLoss,
+        optimizer: MakeOptimizer,
+        least_share: float = 0.4,
+        warmup: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, warmup, seed)
+        if not isinstance(codec, PairedCodec):
+            raise UserError("this model has no restorer to train; `python -m ldm_video.convert add-restorer` adds one")
+        if not 0 <= least_share <= 1:
+            raise UserError(f"task.least_share is a share from 0 to 1, not {least_share}")
+        codec.requires_grad_(False)
+        for part in codec.restorer.drawing_parts():
+            part.requires_grad_(True)
+        self.codec = codec
+        self.pixel_loss = pixel_loss
+        self.least_share = least_share
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        draws = self.draws(batch, index)
+        evidence = batch_evidence(batch, 0.0, draws)
+        own = self._own(batch["hr"], evidence)
+        restored = self.codec.restored(own, evidence)  # b t 3 H W
+        share = torch.lerp(torch.ones(()), torch.tensor(self.least_share), draws.rand(1, 1, 1, 1))  # b 1 1 1 1
+        shown = torch.lerp(own, restored.to(own), share.to(own))
+        terms = self.pixel_loss(shown, batch["hr"], draws.step)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/loss", loss, prog_bar=True)
+        return self.finite(loss, batch)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.log("val/psnr", psnr(self.restore(batch).clamp(-1, 1), batch["hr"]), prog_bar=True, sync_dist=True)
+
+    @torch.no_grad()
+    def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """As the codec is used: latents of zero, the restorer asked for few frames, its share carried to the others."""
+        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"))
+        return self.codec.finish(self._own(batch["hr"], evidence), evidence)
+
+    @torch.no_grad()
+    def _own(self, pixels: Tensor, evidence: Evidence) -> Tensor:
+        """The decoder's pictures without a denoiser, in float32 under autocast too: ``b t 3 H W``."""
+        b, t, _, height, width = pixels.shape
+        factor = self.codec.factor
+        nothing = pixels.new_zeros(b, t, self.codec.latent_channels, height // factor, width // factor)
+        return self.codec.decode(nothing, evidence).to(pixels)
