@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import train
+from ldm_video import convert
 from ldm_video.models.bundle import load_bundle
 from tests.cli_support import ROOT, call, files_below
+from tests.test_real_esrgan import published, write_ncnn
 
 STAGES = ROOT / "configs" / "train" / "tiny"
 SMALL = {
@@ -88,6 +90,14 @@ def test_the_stages_follow_one_another(codec_run: Path, base: list[str], tmp_pat
     stage = ["--config", str(STAGES / "polish.yaml"), *base, NO_JUDGE, f"output={tmp_path / 'polish'}"]
     assert call(train, *stage, f"init_from={few_step / 'bundle'}") == 0
     assert changed(weights(few_step), weights(tmp_path / "polish")) == {"codec.decoder"}  # the denoiser is not asked
+    published_files, paired = write_ncnn(tmp_path / "net", published(blocks=1)), tmp_path / "paired"
+    assert call(convert, "add-restorer", tmp_path / "polish" / "bundle", published_files, paired / "bundle") == 0
+    stage = ["--config", str(STAGES / "restorer.yaml"), *base, NO_JUDGE, f"output={tmp_path / 'restorer'}"]
+    here = ["trainer.precision=32-true", "data.workers=0", f"init_from={paired / 'bundle'}"]
+    assert call(train, *stage, *here) == 0
+    assert changed(weights(paired), weights(tmp_path / "restorer")) == {"codec.restorer"}
+    assert call(convert, "mix", paired / "bundle", tmp_path / "restorer" / "bundle", tmp_path / "mean") == 0
+    assert call(train, *stage, *here, f"init_from={few_step / 'bundle'}", "--restart") == 2  # it has no restorer
 
 
 def test_a_run_continues_where_it_stopped(
