@@ -156,13 +156,13 @@ class Restorer:
         evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
-        decoded = self._decode(latents, padded)  # b t 3 H' W'
+        decoded = self._decode(latents, padded).float()  # b t 3 H' W'
         if before is not None:
             decoded[:, : len(before), :, :height, :width] = before.to(decoded)
         if enlarges:
             small = padded.lowres[0]  # t 3 h' w'
             decoded = steady(decoded[0], small, lay_on_grid(padded.hole[0], _size(small)), settings.steady)[None]
-        output = self._finish(decoded, padded)[..., :height, :width].float()  # b t 3 H W
+        output = self._finish(decoded, padded)[..., :height, :width]  # b t 3 H W
         output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
         if enlarges:
             output = back_project(output, given.float(), hidden, settings.fidelity)
