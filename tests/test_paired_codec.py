@@ -216,6 +216,10 @@ def test_a_restorer_is_added_to_a_bundle(files: Path, tmp_path: Path, capsys: py
     both = load_bundle(tmp_path / "both")
     assert isinstance(both.codec, PairedCodec)
     assert both.sampling == model.sampling
+    notice = (tmp_path / "both" / "NOTICE.txt").read_text()
+    assert "Copyright (c) 2021, Xintao Wang" in notice
+    assert notice == (SHIPPED / "NOTICE.txt").read_text()
+    assert not (tmp_path / "small" / "NOTICE.txt").exists()
     evidence = evidence_of((16, 16), (64, 64))
     latents = latents_of(evidence)
     own, other = model.codec.decode(latents, evidence), restored(files, evidence.lowres[0])[None]

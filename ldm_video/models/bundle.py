@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from ldm_video.diffusion.sampler import draws_noise, make_scheduler
 from ldm_video.models.codec import DrawingCodec, ImageCodec, VideoCodec
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.models.real_esrgan import NOTICE
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
@@ -42,9 +44,14 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write ``model`` to ``folder``, whole or not at all; a bundle that was there is replaced."""
+    """Write ``model`` to ``folder``, whole or not at all; a bundle that was there is replaced.
+
+    Beside a model with a restorer lies the notice that the licence of its published weights asks for.
+    """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
+        if isinstance(model.codec, PairedCodec):
+            shutil.copyfile(NOTICE, temporary / "NOTICE.txt")
         index: dict[str, Any] = {
             "_class_name": "VideoModel",
             "format": FORMAT,

@@ -21,6 +21,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.models.dense_blocks import SLOPE
 from ldm_video.models.drawing_decoder import DrawingDecoder
 
+NOTICE = Path(__file__).with_name("real_esrgan_notice.txt")  # where its weights are
 _GIVE = "give ncnn's files of Real-ESRGAN x4plus"
 _HALF = 0x01306B47  # ncnn's mark before weights in half precision
 _OF_A_BLOCK = 15  # convolutions: three dense blocks of five
