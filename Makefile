@@ -49,7 +49,7 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
-# What the restorer begins with, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
+# The last stage needs a GPU. What the restorer begins with, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
 train-shipped: setup ## Train the model that ships, in its five stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
