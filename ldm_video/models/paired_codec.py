@@ -118,11 +118,10 @@ class PairedCodec(BasisCodec):
         has been trained on them: published weights see the low-res frames alone.
         """
         height, width = lowres.shape[-2:]
-        more = (0, width % 2, 0, height % 2)  # the decoder's grid takes sides that are even
-        even = F.pad(lowres.float(), more, mode="replicate")[:, None]  # n 1 3 h' w'
-        more = (0, more[1] * _ENLARGES, 0, more[3] * _ENLARGES)
+        right, bottom = width % 2, height % 2  # the restorer's grid takes sides that are even
+        even = F.pad(lowres.float(), (0, right, 0, bottom), mode="replicate")[:, None]  # n 1 3 h' w'
         draft = _resized(own.float(), (height * _ENLARGES, width * _ENLARGES))
-        draft = F.pad(draft, more, mode="replicate")[:, None]  # n 1 3 4h' 4w'
+        draft = F.pad(draft, (0, right * _ENLARGES, 0, bottom * _ENLARGES), mode="replicate")[:, None]  # n 1 3 4h' 4w'
         evidence = build_evidence(even, torch.zeros_like(draft[:, :, :1]))
         grid = (draft.shape[-2] // self.factor, draft.shape[-1] // self.factor)
         nothing = self.restorer.exit.weight.new_zeros(len(even), 1, self.latent_channels, *grid)

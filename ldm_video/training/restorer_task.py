@@ -21,7 +21,7 @@ class RestorerTask(Stage):
 
     What is shown is a ``share`` of the restorer's picture, and the rest the decoder's. In training the share is drawn
     from ``least_share`` to 1 for each clip: so the restorer learns to make up for what the decoder lacks, and which
-    share is best can still be measured afterwards.
+    share is best can still be measured afterwards. Clips should have no holes: those are the decoder's alone.
 
     Args:
         codec: the codec whose restorer is trained. Raises ``UserError`` for one that has none.
