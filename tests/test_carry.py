@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm_video.core import carry as carrying
-from ldm_video.core.carry import key_frames
+from ldm_video.core.carry import Repair, frames_between, key_frames, sureness
+from ldm_video.core.motion_average import AlignedClip
 from tests.model_support import rand_pixels
 
 SIDE, SCALE, SPEED = 48, 2, 2
@@ -30,6 +31,21 @@ def test_no_frame_is_far_from_a_key_frame(every: int) -> None:
         assert max(min(abs(t - key) for key in keys) for t in range(count)) <= every // 2
 
 
+@pytest.mark.parametrize(
+    ("count", "keys", "between"), [(1, [0], []), (2, [1], [0]), (8, [4], [2, 6]), (32, [8, 24], [4, 12, 20, 28])]
+)
+def test_repairs_stand_half_way(count: int, keys: list[int], between: list[int]) -> None:
+    assert frames_between(count, keys) == between
+
+
+def test_no_frame_is_far_from_a_key_frame_or_a_repair() -> None:
+    for count in range(1, 70):
+        keys = key_frames(count, 16)
+        told = [*keys, *frames_between(count, keys)]
+        assert len(set(told)) == len(told) <= 3 * len(keys)
+        assert max(min(abs(t - other) for other in told) for t in range(count)) <= 4
+
+
 def pan(frames: int, side: int = SIDE, speed: int = SPEED) -> Tensor:
     """A texture that moves to the left by ``speed`` pixels a frame: ``t 3 side side``."""
     rough = rand_pixels(1, 3, side // 4, (side + frames * speed) // 4 + 1, seed=5)
@@ -39,7 +55,11 @@ def pan(frames: int, side: int = SIDE, speed: int = SPEED) -> Tensor:
 
 def carry(values: Tensor, keys: list[int], guide: Tensor, hidden: Tensor) -> Tensor:
     """What every frame is shown, as far as it is sure."""
-    return torch.stack([picture * sure for picture, sure in carrying.carry(values, keys, guide, hidden)])
+    return told(AlignedClip(guide, hidden), dict(zip(keys, values, strict=True)))
+
+
+def told(clip: AlignedClip, pictures: dict[int, Tensor], repairs: dict[int, Repair] | None = None) -> Tensor:
+    return torch.stack([picture * sure for picture, sure in carrying.carry(clip, pictures, repairs)])
 
 
 def test_it_moves_with_what_was_filmed() -> None:
@@ -94,3 +114,34 @@ def test_nothing_is_carried_to_what_is_hidden() -> None:
     carried = carry(torch.ones(1, 1, 96, 96), [2], guide, hidden)
     assert carried[0, :, 30:66, 30:66].abs().max() < 0.05
     assert carried[1, :, 30:66, 30:66].min() > 0.9
+
+
+def test_repairs_show_what_key_frames_do_not_and_nothing_else() -> None:
+    """What appears beside a still half is carried from the frame that was repaired to its neighbour."""
+    guide, nothing = pan(5, speed=0), torch.zeros(5, 1, SIDE, SIDE)
+    guide[:2, :, :, 24:] = rand_pixels(3, SIDE, 24, seed=9).sign()
+    clip, key = AlignedClip(guide, nothing), {4: torch.ones(1, 96, 96)}
+    sure = sureness(clip, 1, [4])
+    assert sure[:, :12].mean() > 0.95
+    assert sure[:, 28:].mean() < 0.25
+    shown = torch.ones(96, 96)
+    shown[:48] = 0
+    made = told(clip, key, {1: Repair(5 * torch.ones(1, 96, 96), shown)})
+    alone = told(clip, key)
+    for t in (0, 1):
+        np.testing.assert_allclose(made[t, 0, :, :24], 1, atol=0.15)
+        np.testing.assert_allclose(made[t, 0, 52:, 56:], (alone + 5 * (1 - alone))[t, 0, 52:, 56:], atol=0.2)
+        torch.testing.assert_close(made[t, 0, :44], alone[t, 0, :44])
+    assert made[1, 0, 52:, 56:].mean() > 4
+    torch.testing.assert_close(made[2:], alone[2:], atol=0.1, rtol=0)
+
+
+def test_a_repair_is_not_carried_past_a_key_frame() -> None:
+    """In a still clip whose key frame shows something else only frames on the repair's side have it."""
+    guide = rand_pixels(1, 3, SIDE, SIDE, seed=3).sign().repeat(9, 1, 1, 1)
+    guide[4] = rand_pixels(3, SIDE, SIDE, seed=4).sign()
+    clip = AlignedClip(guide, torch.zeros(9, 1, SIDE, SIDE))
+    made = told(clip, {4: torch.zeros(1, 96, 96)}, {2: Repair(torch.ones(1, 96, 96), torch.ones(96, 96))})
+    means = made.mean(dim=(1, 2, 3))
+    assert means[:4].min() > 0.7
+    assert means[4:].max() == 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from infer import SHIPPED
 from ldm_video import convert
+from ldm_video.core.carry import Repair
 from ldm_video.core.evidence import Evidence, build_evidence, resize
 from ldm_video.core.tensors import to_signed
 from ldm_video.models.bundle import load_bundle, save_bundle
@@ -264,3 +266,40 @@ def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
     pictures = [codec.finish(own, evidence), own, codec.restored(own, evidence)]
     both, *alone = [float(psnr(picture, truth[None, None])) for picture in pictures]
     assert both > max(alone) + 0.1
+
+
+@torch.no_grad()
+def test_what_motion_loses_is_asked_for_again_and_nothing_else(files: Path) -> None:
+    """Of eight frames a part changes in the middle of the group: it alone is repaired, as if that frame were asked for.
+
+    Still frames are left as they are; so is a hole, which is the decoder's.
+    """
+    paired = few_asked(files)
+    paired.every, paired.share = 8, 1.0
+    still = rand_pixels(1, 1, 3, 72, 72).repeat(1, 8, 1, 1, 1)
+    changed = still.clone()
+    changed[:, :3, :, :24, :24] = rand_pixels(3, 24, 24, seed=8).sign()
+    nothing = torch.zeros(1, 8, 1, 288, 288)
+    evidence = build_evidence(changed, nothing)
+    own = evidence.guess + 0.1 * randn(1, 8, 3, 288, 288)
+    repaired: list[float] = []
+    repair = paired._repair
+
+    def watched(own: Tensor, lowres: Tensor, sure: np.ndarray) -> Repair:
+        made = repair(own, lowres, sure)
+        repaired.append(float(made.shown.mean()))
+        return made
+
+    paired._repair = watched  # type: ignore[method-assign]
+    made = paired.finish(own, evidence)
+    assert repaired[0] == pytest.approx(1 / 9, abs=0.03)  # a block of nine
+    assert repaired[1] == 0
+    inside = (..., slice(16, 72), slice(16, 72))
+    truth = paired.restored(own[:, [2]], evidence.map(lambda x: x[:, [2]]))[:, 0]
+    assert (made[:, 2] - truth)[inside].abs().mean() < 0.1 * (own[:, 2] - truth)[inside].abs().mean()
+    paired.finish(own, build_evidence(still, nothing))
+    assert repaired[2:] == [0, 0]
+    hole = nothing.clone()
+    hole[..., :96, :96] = 1
+    paired.finish(own, build_evidence(changed, hole))
+    assert repaired[4:] == [0, 0]

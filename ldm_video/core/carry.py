@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_video.core.motion_average import AlignedClip
+from ldm_video.core.motion_average import AlignedClip, Neighbour
 from ldm_video.core.pictures import grid_of, read_at
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is new in parts of a frame that no key frame shows.
+
+    Attributes:
+        picture: ``c H W``, float32.
+        shown: ``H W`` in [0, 1], where it is to be seen.
+    """
+
+    picture: Tensor
+    shown: Tensor
 
 
 def key_frames(count: int, every: int) -> list[int]:
@@ -17,43 +33,95 @@ def key_frames(count: int, every: int) -> list[int]:
     return [(2 * group + 1) * count // (2 * groups) for group in range(groups)]
 
 
-def carry(pictures: Tensor, keys: Sequence[int], guide: Tensor, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def frames_between(count: int, keys: Sequence[int]) -> list[int]:
+    """Frames half as far from a key frame as anything is: two for each key frame, where there is room for them."""
+    borders = [(before + after) // 2 for before, after in pairwise(keys)]
+    groups = zip([0, *borders], [*borders, count - 1], keys, strict=True)
+    halves = {half for first, last, key in groups for half in ((first + key) // 2, (key + last + 1) // 2)}
+    return sorted(halves - set(keys))
+
+
+def sureness(clip: AlignedClip, t: int, keys: Sequence[int]) -> np.ndarray:
+    """How surely key frames show what frame ``t`` does, on the low-res grid: ``h w`` in [0, 1]."""
+    return np.maximum.reduce([neighbour.weight for neighbour in clip.look(t, _shares(t, keys))])
+
+
+def carry(
+    clip: AlignedClip, pictures: Mapping[int, Tensor], repairs: Mapping[int, Repair] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What key frames show, for every frame.
 
-    A frame between two key frames takes from both, from the nearer one more, along the motion that the guide shows.
+    A frame between two key frames takes from both, from the nearer one more, along the motion of the low-res frames.
+    Of what neither shows it takes from repairs, of those between the same key frames and from the nearer one first.
 
     Args:
-        pictures: ``k c H W`` of the key frames.
-        keys: their numbers, rising.
-        guide: low-res frames ``t 3 h w`` in [-1, 1], which tell motion and agreement.
-        hidden: ``t 1 h w`` in {0, 1}; 1 = the guide says nothing there, and nothing is carried to it or from it.
+        clip: the low-res frames, which tell motion and agreement; nothing is carried to or from what is hidden there.
+        pictures: of the key frames, by their numbers, each ``c H W``.
+        repairs: of other frames, by their numbers.
 
-    Yields, float32, of frame after frame what it is shown, ``c H W``, and how sure that is, ``H W``: from 0 (no key
-    frame shows it) to 1. Key frames are shown their own, for sure, hidden or not.
+    Yields, float32, of frame after frame what it is shown, ``c H W``, and how sure that is, ``H W``: from 0 (no frame
+    shows it) to 1. Key frames are shown their own, for sure, hidden or not.
     """
-    clip, size = AlignedClip(guide, hidden), (pictures.shape[-2], pictures.shape[-1])
-    grid = grid_of(size, pictures.device)  # 2 H W
-    sources = {key: picture.float() for key, picture in zip(keys, pictures, strict=True)}
-    for t in range(len(guide)):
+    repairs = repairs or {}
+    keys, sources = sorted(pictures), {key: picture.float() for key, picture in pictures.items()}
+    first = sources[keys[0]]
+    grid = grid_of((first.shape[-2], first.shape[-1]), first.device)  # 2 H W
+    for t in range(len(clip.images)):
         if t in sources:
-            yield sources[t], torch.ones(size, device=pictures.device)
+            yield sources[t], torch.ones_like(first[0])
             continue
-        total, mass = torch.zeros_like(sources[keys[0]]), torch.zeros(size, device=pictures.device)  # c H W, H W
+        total, mass = torch.zeros_like(first), torch.zeros_like(first[0])  # c H W, H W
         sure = torch.zeros_like(mass)
         shares = _shares(t, keys)
         for neighbour in clip.look(t, shares):
-            motion, weight = neighbour.on_grid(size, pictures.device)
+            points, weight = _points(neighbour, grid)
             share = shares[neighbour.frame] * weight  # H W
-            total.addcmul_(share, read_at(sources[neighbour.frame], grid + motion))
+            total.addcmul_(share, read_at(sources[neighbour.frame], points))
             mass += share
             sure = torch.maximum(sure, weight)
-        yield total / mass.clamp(min=1e-6), sure
+        picture = total / mass.clamp(min=1e-6)
+        yield _repaired(clip, t, picture, sure, _nearest(t, keys, repairs), grid)
+
+
+def _repaired(
+    clip: AlignedClip, t: int, picture: Tensor, sure: Tensor, repairs: Mapping[int, Repair], grid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``picture`` ``c H W`` with as much of the repairs, in turn, as is not sure ``H W``; and how sure that is."""
+    total = sure * picture
+    for frame, repair in repairs.items():
+        if frame == t:
+            shown, weight = repair.picture, (1 - sure) * repair.shown
+        else:
+            (neighbour,) = clip.look(t, [frame])
+            points, agrees = _points(neighbour, grid)
+            both = read_at(torch.cat([repair.picture, repair.shown[None]]), points)  # (c 1) H W
+            shown, weight = both[:-1], (1 - sure) * agrees * both[-1].clamp(0, 1)
+        total = total.addcmul(weight, shown)
+        sure = sure + weight
+    return total / sure.clamp(min=1e-6), sure
+
+
+def _points(neighbour: Neighbour, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each pixel of ``grid`` ``2 H W`` is in the neighbour, ``2 H W``, and how far that agrees, ``H W``."""
+    motion, weight = neighbour.on_grid((grid.shape[-2], grid.shape[-1]), grid.device)
+    return grid + motion, weight
+
+
+def _around(t: int, keys: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The key frame before ``t`` and the one after it, each where there is one."""
+    return [key for key in keys if key < t][-1:], [key for key in keys if key > t][:1]
 
 
 def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:
     """Key frames on both sides of ``t`` and what each of them counts; together 1."""
-    before, after = [key for key in keys if key < t][-1:], [key for key in keys if key > t][:1]
+    before, after = _around(t, keys)
     if not before or not after:
         return dict.fromkeys(before + after, 1.0)
     (first,), (second,) = before, after
     return {first: (second - t) / (second - first), second: (t - first) / (second - first)}
+
+
+def _nearest(t: int, keys: Sequence[int], repairs: Mapping[int, Repair]) -> dict[int, Repair]:
+    """Repairs of frames between the same key frames as ``t``, the nearest one first."""
+    between = [frame for frame in repairs if _around(frame, keys) == _around(t, keys)]
+    return {frame: repairs[frame] for frame in sorted(between, key=lambda frame: abs(frame - t))}

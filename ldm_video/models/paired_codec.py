@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import itemgetter
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.carry import carry, key_frames
+from ldm_video.core.blocks import Box, boxes_below
+from ldm_video.core.carry import Repair, carry, frames_between, key_frames, sureness
 from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
-from ldm_video.core.motion_average import can_align
+from ldm_video.core.motion_average import AlignedClip, can_align
 from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.drawing_decoder import DrawingDecoder
@@ -25,6 +27,9 @@ _ALL = slice(None)
 _ENLARGES = 4  # what the restorer was trained for
 _LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked
 _FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
+_BLOCK = 24  # low-res pixels to a side of the parts that are repaired or not
+_UNSURE = 0.8  # mean sureness of a block below which it is repaired
+_RIM = 4  # low-res pixels around repairs in which they fade; the restorer is shown twice as many
 
 
 class PairedCodec(BasisCodec):
@@ -32,16 +37,17 @@ class PairedCodec(BasisCodec):
 
     The restorer sees low-res frames one by one, and what the decoder made of them, and enlarges by 4; for another
     enlargement its pictures are resized. Below a doubling of both sides it is not asked. It costs many times what the
-    decoder does, so it is asked for few frames, and its pictures are carried along the motion to the others, where they
-    fade into the decoder's as motion gets unsure: when a segment is finished, not when it is decoded, so that few are
-    as few as they can be, and training sees the decoder alone.
+    decoder does, so it is asked for few frames, and its pictures are carried along the motion to the others. Half way
+    it is asked for the parts of a frame that motion has lost, which are carried on from there; what is unsure even then
+    fades into the decoder's. All of that when a segment is finished, not when it is decoded, so that few are as few as
+    they can be, and training sees the decoder alone.
 
     Args:
         latent_channels: components of the basis.
         decoder_channels, decoder_blocks: of the decoder, as in :class:`~ldm_video.models.codec.VideoCodec`.
         restorer_channels, restorer_blocks: of the restorer, as in :class:`~ldm_video.models.codec.DrawingCodec`.
         share: of the restorer's pictures.
-        every: the restorer is asked for one of as many frames; 1 asks for each.
+        every: the restorer is asked for one of as many whole frames; 1 asks for each.
     """
 
     finishes = True
@@ -99,12 +105,42 @@ class PairedCodec(BasisCodec):
         restored = self.restored(own[None, keys], evidence.map(lambda x: x[:, keys]))[0]  # k 3 H W
         if len(keys) == len(own):
             return ((picture, torch.ones_like(picture[0])) for picture in restored)
-        hidden = lay_on_grid(evidence.hole[0], (lowres.shape[-2], lowres.shape[-1]))
-        return carry(restored, keys, lowres, hidden)
+        hidden, settled = (
+            lay_on_grid(x, (lowres.shape[-2], lowres.shape[-1]))  # t 1 h w
+            for x in (evidence.hole[0], (evidence.hole + evidence.known)[0].clamp(max=1))
+        )
+        clip = AlignedClip(lowres, hidden)
+        repairs = {
+            t: self._repair(own[t], lowres[t], np.maximum(sureness(clip, t, keys), settled[t, 0].float().cpu().numpy()))
+            for t in frames_between(len(own), keys)
+        }
+        return carry(clip, dict(zip(keys, restored, strict=True)), repairs)
+
+    def _repair(self, own: Tensor, lowres: Tensor, sure: np.ndarray) -> Repair:
+        """The restorer's picture of one frame, where key frames do not tell it.
+
+        Args:
+            own: the decoder's picture ``3 H W``.
+            lowres: ``3 h w``.
+            sure: ``h w`` in [0, 1]; 1 = no repair is needed.
+        """
+        low_size, size = sure.shape, (own.shape[-2], own.shape[-1])
+        draft = _on_restorers_grid(own[None], low_size)  # 1 3 4h 4w
+        picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
+        for box in boxes_below(sure, _BLOCK, _UNSURE):
+            seen, kept = box.grown(2 * _RIM, low_size), box.grown(_RIM, low_size)
+            part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(_ENLARGES)])
+            inner = Box(kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left)
+            picture[..., *kept.slices(_ENLARGES)] = part[..., *inner.slices(_ENLARGES)]
+            shown[..., *box.slices()] = 1
+        shown = F.avg_pool2d(shown, _RIM + 1, stride=1, padding=_RIM // 2, count_include_pad=False)
+        shown = F.interpolate(shown, size, mode="bilinear")[0, 0]  # H W
+        return Repair(_resized(picture, size)[0], shown)
 
     def restored(self, own: Tensor, evidence: Evidence) -> Tensor:
         """The restorer's pictures alone, given the decoder's ``b t 3 H W``: of the same shape, within [-1, 1]."""
-        lowres, drafts = fold_time(evidence.lowres), fold_time(own)  # (b t) 3 h w, (b t) 3 H W
+        lowres = fold_time(evidence.lowres)  # (b t) 3 h w
+        drafts = _on_restorers_grid(fold_time(own), (lowres.shape[-2], lowres.shape[-1]))  # (b t) 3 4h 4w
         # Each frame takes so much memory that they go one by one, but for a trainer, which keeps all of it anyway.
         at_once = len(drafts) if torch.is_grad_enabled() else 1
         parts = zip(lowres.split(at_once), drafts.split(at_once), strict=True)
@@ -112,7 +148,7 @@ class PairedCodec(BasisCodec):
         return unfold_time(whole, own.shape[1])
 
     def _enlarged(self, lowres: Tensor, own: Tensor) -> Tensor:
-        """``n 3 h w`` and the decoder's pictures of them ``n 3 H W`` -> ``n 3 4h 4w``.
+        """``n 3 h w`` and the decoder's pictures of them ``n 3 4h 4w`` -> ``n 3 4h 4w``.
 
         The restorer is shown what the decoder's pictures have beyond the low-res frames. That is nothing to it until it
         has been trained on them: published weights see the low-res frames alone.
@@ -120,14 +156,19 @@ class PairedCodec(BasisCodec):
         height, width = lowres.shape[-2:]
         right, bottom = width % 2, height % 2  # the restorer's grid takes sides that are even
         even = F.pad(lowres.float(), (0, right, 0, bottom), mode="replicate")[:, None]  # n 1 3 h' w'
-        draft = _resized(own.float(), (height * _ENLARGES, width * _ENLARGES))
-        draft = F.pad(draft, (0, right * _ENLARGES, 0, bottom * _ENLARGES), mode="replicate")[:, None]  # n 1 3 4h' 4w'
+        draft = F.pad(own, (0, right * _ENLARGES, 0, bottom * _ENLARGES), mode="replicate")[:, None]  # n 1 3 4h' 4w'
         evidence = build_evidence(even, torch.zeros_like(draft[:, :, :1]))
         grid = (draft.shape[-2] // self.factor, draft.shape[-1] // self.factor)
         nothing = self.restorer.exit.weight.new_zeros(len(even), 1, self.latent_channels, *grid)
         # The restorer adds what it draws to its draft; here that is to be seen and not to be added.
         picture = (self.restorer(nothing, evidence, draft) - draft + evidence.guess)[:, 0]  # n 3 4h' 4w'
         return picture[..., : height * _ENLARGES, : width * _ENLARGES].clamp(-1, 1)
+
+
+def _on_restorers_grid(frames: Tensor, low_size: tuple[int, int]) -> Tensor:
+    """``n 3 . .`` -> ``n 3 4h 4w``, float32."""
+    height, width = low_size
+    return _resized(frames.float(), (height * _ENLARGES, width * _ENLARGES))
 
 
 def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
