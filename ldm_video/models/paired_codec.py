@@ -139,12 +139,16 @@ class PairedCodec(BasisCodec):
 
     def restored(self, own: Tensor, evidence: Evidence) -> Tensor:
         """The restorer's pictures alone, given the decoder's ``b t 3 H W``: of the same shape, within [-1, 1]."""
-        lowres = fold_time(evidence.lowres)  # (b t) 3 h w
-        drafts = _on_restorers_grid(fold_time(own), (lowres.shape[-2], lowres.shape[-1]))  # (b t) 3 4h 4w
+        lowres, drafts = fold_time(evidence.lowres), fold_time(own)  # (b t) 3 h w, (b t) 3 H W
+        low_size = (lowres.shape[-2], lowres.shape[-1])
         # Each frame takes so much memory that they go one by one, but for a trainer, which keeps all of it anyway.
         at_once = len(drafts) if torch.is_grad_enabled() else 1
-        parts = zip(lowres.split(at_once), drafts.split(at_once), strict=True)
-        whole = torch.cat([_resized(self._enlarged(*part), evidence.size) for part in parts])  # (b t) 3 H W
+        whole = torch.cat(
+            [
+                _resized(self._enlarged(low, _on_restorers_grid(draft, low_size)), evidence.size)
+                for low, draft in zip(lowres.split(at_once), drafts.split(at_once), strict=True)
+            ]
+        )  # (b t) 3 H W
         return unfold_time(whole, own.shape[1])
 
     def _enlarged(self, lowres: Tensor, own: Tensor) -> Tensor:
