@@ -35,6 +35,14 @@ def test_rows_of_other_columns_are_other_boxes() -> None:
     assert boxes_below(values, 2, 0.5) == [Box(0, 2, 0, 4), Box(2, 4, 2, 6)]
 
 
+def test_no_more_than_the_lowest_are_chosen() -> None:
+    values = np.arange(16.0).reshape(4, 4)[::-1]
+    assert boxes_below(values, 1, 100, most=0.25) == [Box(3, 4, 0, 4)]
+    assert boxes_below(values, 1, 100, most=0.45) == [Box(2, 3, 0, 3), Box(3, 4, 0, 4)]
+    assert boxes_below(values, 1, 2, most=0.25) == [Box(3, 4, 0, 2)]
+    assert boxes_below(values, 1, 100, most=0.05) == []
+
+
 def test_a_box_grows_as_far_as_the_grid_goes() -> None:
     assert Box(1, 3, 4, 6).grown(2, (6, 7)) == Box(0, 5, 2, 7)
     assert Box(1, 3, 4, 6).slices(4) == (slice(4, 12), slice(16, 24))

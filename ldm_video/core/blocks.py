@@ -29,8 +29,8 @@ class Box:
         return slice(self.top * factor, self.bottom * factor), slice(self.left * factor, self.right * factor)
 
 
-def boxes_below(values: np.ndarray, block: int, least: float) -> list[Box]:
-    """Blocks in which the mean of ``values`` ``h w`` is below ``least``.
+def boxes_below(values: np.ndarray, block: int, least: float, most: float = 1.0) -> list[Box]:
+    """Blocks in which the mean of ``values`` ``h w`` is below ``least``: the lowest ones, a share of ``most`` at most.
 
     Blocks side by side are one box, and so are boxes of the same columns below each other. The last blocks of a row or
     a column are smaller where sides are no multiples of ``block``.
@@ -38,7 +38,10 @@ def boxes_below(values: np.ndarray, block: int, least: float) -> list[Box]:
     height, width = values.shape
     tops, lefts = range(0, height, block), range(0, width, block)
     areas = np.add.reduceat(np.add.reduceat(np.ones_like(values), tops, axis=0), lefts, axis=1)
-    low = np.add.reduceat(np.add.reduceat(values, tops, axis=0), lefts, axis=1) < least * areas
+    means = np.add.reduceat(np.add.reduceat(values, tops, axis=0), lefts, axis=1) / areas
+    low = np.zeros(means.shape, dtype=bool)
+    lowest = np.argsort(means, axis=None, kind="stable")[: int(most * means.size)]
+    low.flat[lowest] = means.flat[lowest] < least
     boxes: list[Box] = []
     above: dict[tuple[int, int], Box] = {}  # by columns, of the row above
     for top, row in zip(tops, low, strict=True):

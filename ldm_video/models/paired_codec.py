@@ -29,6 +29,7 @@ _LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of 
 _FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
 _BLOCK = 24  # low-res pixels to a side of the parts that are repaired or not
 _UNSURE = 0.8  # mean sureness of a block below which it is repaired
+_MOST = 0.25  # share of a frame's blocks that are repaired: with their rims, two frames cost as much as a key frame
 _RIM = 4  # low-res pixels around repairs in which they fade; the restorer is shown twice as many
 
 
@@ -127,7 +128,7 @@ class PairedCodec(BasisCodec):
         low_size, size = sure.shape, (own.shape[-2], own.shape[-1])
         draft = _on_restorers_grid(own[None], low_size)  # 1 3 4h 4w
         picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
-        for box in boxes_below(sure, _BLOCK, _UNSURE):
+        for box in boxes_below(sure, _BLOCK, _UNSURE, _MOST):
             seen, kept = box.grown(2 * _RIM, low_size), box.grown(_RIM, low_size)
             part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(_ENLARGES)])
             inner = Box(kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left)
