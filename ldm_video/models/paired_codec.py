@@ -7,7 +7,7 @@ keeps to what the low-res frames show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -111,24 +111,25 @@ class PairedCodec(BasisCodec):
             for x in (evidence.hole[0], (evidence.hole + evidence.known)[0].clamp(max=1))
         )
         clip = AlignedClip(lowres, hidden)
-        repairs = {
-            t: self._repair(own[t], lowres[t], np.maximum(sureness(clip, t, keys), settled[t, 0].float().cpu().numpy()))
-            for t in frames_between(len(own), keys)
-        }
+        repairs = {}
+        for t in frames_between(len(own), keys):
+            sure = np.maximum(sureness(clip, t, keys), settled[t, 0].float().cpu().numpy())  # h w
+            if boxes := boxes_below(sure, _BLOCK, _UNSURE, _MOST):
+                repairs[t] = self._repair(own[t], lowres[t], boxes)
         return carry(clip, dict(zip(keys, restored, strict=True)), repairs)
 
-    def _repair(self, own: Tensor, lowres: Tensor, sure: np.ndarray) -> Repair:
-        """The restorer's picture of one frame, where key frames do not tell it.
+    def _repair(self, own: Tensor, lowres: Tensor, boxes: Sequence[Box]) -> Repair:
+        """The restorer's picture of parts of one frame.
 
         Args:
             own: the decoder's picture ``3 H W``.
             lowres: ``3 h w``.
-            sure: ``h w`` in [0, 1]; 1 = no repair is needed.
+            boxes: the parts, on the low-res grid.
         """
-        low_size, size = sure.shape, (own.shape[-2], own.shape[-1])
+        low_size, size = (lowres.shape[-2], lowres.shape[-1]), (own.shape[-2], own.shape[-1])
         draft = _on_restorers_grid(own[None], low_size)  # 1 3 4h 4w
         picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
-        for box in boxes_below(sure, _BLOCK, _UNSURE, _MOST):
+        for box in boxes:
             seen, kept = box.grown(2 * _RIM, low_size), box.grown(_RIM, low_size)
             part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(_ENLARGES)])
             inner = Box(kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left)
