@@ -21,7 +21,7 @@ from ldm_video.models.bundle import save_bundle
 from ldm_video.models.lora import LoRA, adapter_parameters, add_adapters, save_adapter
 from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.checkpoints import full_disk_explained, last_good
+from ldm_video.training.checkpoints import begin_anew, full_disk_explained, last_good, read_checkpoint
 from ldm_video.training.estimate import Plan, estimate, parameter_table
 from ldm_video.training.loggers import log_bundle
 from ldm_video.training.order import ClipOrder
@@ -54,23 +54,22 @@ def main() -> None:
         print(describe(config, model, task))
         return
     output = Path(config.output)
-    last, resume = (None, {}) if arguments.restart else last_good(output / "checkpoints")
-    done = resume.get("global_step", 0)
-    if last is not None:
-        check_same_run(output / "config.yaml", config)
-        check_fits(resume["state_dict"], task, last)
+    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
     loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
     trainer = build_trainer(config, output, build_watchers(config, output))
-    if config.ema and isinstance(trainer.strategy, FSDPStrategy):
-        raise UserError("there is no moving average under FSDP; set ema=null, or trainer.strategy=ddp")
+    if isinstance(trainer.strategy, FSDPStrategy):
+        check_fsdp(config)
     check_scales(loaders["train_dataloaders"].dataset, config.data.batch * trainer.world_size)
+    if arguments.restart and trainer.is_global_zero:
+        begin_anew(output / "checkpoints")
     save_config(config, output / "config.yaml")
-    if resume:
+    if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
     with full_disk_explained(output):
         trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
-    if resume and trainer.global_step == done:
-        task.load_state_dict(resume["state_dict"])  # nothing was left to do: Lightning did not put the average in place
+    if last is not None and trainer.global_step == done:
+        # Nothing was left to do: Lightning did not put the average in place.
+        task.load_state_dict(read_checkpoint(last)["state_dict"])
     if trainer.is_global_zero:
         if task.gathered:  # FSDP left a piece of the weights in this model
             model = build_model(config)
@@ -93,6 +92,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="begin anew where a run of this name has a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args()
+
+
+def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and its step; ``UserError`` where it is not of this run."""
+    last, state = last_good(output / "checkpoints")
+    if last is None:
+        return None, 0
+    check_same_run(output / "config.yaml", config)
+    check_fits(state["state_dict"], task, last)
+    return last, state["global_step"]
 
 
 def build_model(config: DictConfig) -> VideoModel:
@@ -149,15 +158,22 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
                     pin_memory=torch.cuda.is_available(),
                     drop_last=name == "train",
                 )
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error
             loaders[f"{name}_dataloaders"] = loader
     return loaders
 
 
+def check_fsdp(config: DictConfig) -> None:
+    """``UserError`` for what needs all weights in one process, where each has a piece of them."""
+    for key, what in (("ema", "moving average"), ("watch", "picture of fixed clips")):
+        if config.get(key) is not None:
+            raise UserError(f"there is no {what} under FSDP; set {key}=null, or trainer.strategy=ddp")
+
+
 def check_scales(dataset: Dataset[Any], clips: int) -> None:
     """``UserError`` when the clips of a step could have low-res frames of several sizes."""
-    if isinstance(dataset, SeveralScales) and dataset.together % clips:
+    if isinstance(dataset, SeveralScales) and len(dataset.sets) > 1 and dataset.together % clips:
         raise UserError(
             f"data.train.together={dataset.together} is no multiple of the {clips} clips of a step; set it to {clips}"
         )

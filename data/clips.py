@@ -92,6 +92,8 @@ class ClipStream(Dataset[Item]):
     Raises ``UserError`` for an option that is unknown or does not fit.
     """
 
+    comes_degraded = False
+
     def __init__(
         self,
         frames: int = 5,
@@ -104,6 +106,8 @@ class ClipStream(Dataset[Item]):
         length: int = 1000,
         **sampling: Any,
     ) -> None:
+        if degrade is None and not self.comes_degraded:
+            raise UserError("these clips have to be degraded; data.degrade=null is for data.pairs.PairDataset alone")
         if not isinstance(frames, int) or frames < 1:
             raise UserError(f"a clip of {frames!r} frames cannot be drawn; give 1 or more")
         if length < 1:

@@ -50,6 +50,8 @@ class PairDataset(ClipStream):
     Raises ``UserError`` for a missing folder or when no pair can be used; a pair that cannot be is logged and left out.
     """
 
+    comes_degraded = True
+
     def __init__(
         self,
         root: str | Path,

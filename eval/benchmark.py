@@ -42,6 +42,14 @@ class Suite:
     metrics: str
     methods: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        for name, least in (("scale", 1), ("seed", 0), ("frames", 1)):
+            value = getattr(self, name)
+            if value is None and name == "frames":
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, no whole number from {least} on")
+
 
 def read_suite(config: DictConfig) -> Suite:
     """Check a suite's configuration. ``UserError`` names a key that is unknown, missing or of the wrong type."""
@@ -50,8 +58,8 @@ def read_suite(config: DictConfig) -> Suite:
         tracks = tuple(Track(name=name, **values) for name, values in content.pop("tracks").items())
         metrics = ",".join(content.pop("metrics"))
         suite = Suite(tracks=tracks, metrics=metrics, methods=tuple(content.pop("methods")), **content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the suite does not have the right keys: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"the suite does not have the right keys and values: {error}") from error
     if BASELINE not in suite.methods:
         raise UserError(f"the suite's methods lack {BASELINE}; times and warp errors are read against it")
     return suite

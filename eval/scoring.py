@@ -21,6 +21,7 @@ from eval.metrics import consistency, fidelity, flow, perceptual, temporal
 from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.seams import SeamBorders, SeamMeter
 from eval.regions import regions
+from ldm_video.core.device import find_device
 
 Scores = dict[str, float]
 
@@ -32,6 +33,9 @@ class Tools:
     raft: str | None = None
     device: str = "cpu"
     seams: SeamBorders | None = None
+
+    def __post_init__(self) -> None:
+        find_device(self.device)  # before anything is read: one that cannot be used is a ``UserError``
 
     def flow(self) -> flow.FlowEstimator:
         """RAFT when its weights are given, else OpenCV's DIS."""

@@ -51,6 +51,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_plus_adds_what_the_file_leaves_at_its_default(child: Path) -> None:
+    config = load_config(child, ["data.root=/clips", "+data.fps=25", "+train.betas.third=0.5", "+data.size=[8, 8]"])
+    assert (config.data.fps, config.train.betas.third, config.crop) == (25, 0.5, [8, 8])
+
+
+@pytest.mark.parametrize("override", ["+fps=25", "+dat.fps=25", "+data.size.fps=25"])
+def test_a_plus_needs_a_section(child: Path, override: str) -> None:
+    with pytest.raises(UserError, match="unknown key"):
+        load_config(child, ["data.root=/clips", override])
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 

@@ -154,6 +154,12 @@ def test_unknown_method_and_track_and_key(tmp_path: Path) -> None:
         read_suite(load_config(file))
 
 
+@pytest.mark.parametrize("override", ["frames=all", "frames=0", "scale=0", "scale=x4", "seed=none"])
+def test_a_value_of_the_suite_that_cannot_be(override: str) -> None:
+    with pytest.raises(UserError, match=f"{override.partition('=')[0]} is .*, no whole number from"):
+        read_suite(load_config(SUITE, [override]))
+
+
 def test_the_shipped_suite_is_the_one_described() -> None:
     suite = read_suite(load_config(SUITE))
     assert {t.name: t for t in suite.tracks} == {

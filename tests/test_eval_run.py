@@ -254,6 +254,15 @@ def test_a_metric_without_weights_is_reported_not_invented(
     assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
 
 
+def test_a_device_that_cannot_be_used(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ("--pred", clips[0], "--ref", clips[1], "--out", tmp_path / "out", "--device", "abacus")
+    assert command(monkeypatch, *arguments) == 2
+    assert "unknown device 'abacus'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bootstrap_interval() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = bootstrap_interval(values)

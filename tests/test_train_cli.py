@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import train
+from data.scales import SeveralScales
 from ldm_video import convert
+from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
 from tests.cli_support import ROOT, call, files_below
 from tests.test_real_esrgan import published, write_ncnn
@@ -136,6 +139,23 @@ def test_restart_begins_anew(codec_options: list[str], codec_run: Path, tmp_path
     assert changed(once, weights(tmp_path / "run")) == set()
 
 
+def test_a_restart_that_fails_leaves_nothing_to_go_on_from(
+    codec_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*codec_options, f"output={tmp_path / 'run'}"]
+    assert call(train, *options) == 0
+
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytorch_lightning.Trainer.fit", fail)
+        assert call(train, *options, "--restart", "trainer.max_steps=1") == 2
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert call(train, *options, "trainer.max_steps=1") == 0
+    assert steps_done(tmp_path / "run") == 1
+
+
 def test_dry_run_prints_config_and_size_and_writes_nothing(
     codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,10 +170,15 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
     ("option", "message"),
     [
         ("trainer.max_stepz=3", "unknown key 'trainer.max_stepz'"),
+        ("+data.train.clips.max_shrimp=2", "unknown data option 'max_shrimp'"),
+        ("+turbo=1", "unknown key 'turbo'"),
         ("data.root=/no/such/folder", "data folder /no/such/folder does not exist"),
         ("data.root=???", "the value of 'data.root'"),
         ("data.size=62", "no multiple of 4"),
         ("data.batch=0", "batch_size"),
+        ("data.workers=auto", "data.workers cannot be used"),
+        ("checkpoint_every=-1", "checkpoint_every is -1"),
+        ("data.degrade=null", "these clips have to be degraded"),
         ("data.frames=99", "no usable video"),
         ("data.frames=0", "a clip of 0 frames"),
         ("optimizer.lr=-1", "Invalid learning rate"),
@@ -174,6 +199,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line
     assert files_below(tmp_path) == set()
+
+
+@pytest.mark.parametrize(("scales", "refused"), [([4], False), ([4, 2], True)])
+def test_only_clips_of_several_scales_have_to_fill_steps(scales: list[int], refused: bool) -> None:
+    sets = SeveralScales(lambda scale: [scale], scales, [1] * len(scales), together=64)
+    outcome = pytest.raises(UserError, match="no multiple of the 48 clips") if refused else nullcontext()
+    with outcome:
+        train.check_scales(sets, 48)
+
+
+@pytest.mark.parametrize("key", ["ema", "watch"])
+def test_what_fsdp_cannot_have(key: str) -> None:
+    config = OmegaConf.create({"ema": None, "watch": None, key: 0.5})
+    with pytest.raises(UserError, match=f"set {key}=null"):
+        train.check_fsdp(config)
 
 
 def test_a_warm_up_that_cannot_be(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import train
+from ldm_video.config import load_config, save_config
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.objective import Objective
 from ldm_video.training.denoiser_task import DenoiserTask
@@ -146,6 +147,12 @@ def test_where_how_long_and_how_fast_may_change(tmp_path: Path, now: dict[str, A
     same(tmp_path, CONFIG, CONFIG | now)
 
 
+def test_the_cache_of_a_shipped_stage_may_move(tmp_path: Path) -> None:
+    stage, given = ROOT / "configs" / "train" / "tiny" / "codec.yaml", ["data.root=clips"]
+    save_config(load_config(stage, [*given, "data.cache=here"]), tmp_path / "config.yaml")
+    check_same_run(tmp_path / "config.yaml", load_config(stage, [*given, "data.cache=elsewhere"]))
+
+
 def test_no_saved_configuration_is_nothing_to_compare(tmp_path: Path) -> None:
     check_same_run(tmp_path / "config.yaml", OmegaConf.create(CONFIG))
 
@@ -210,6 +217,15 @@ def test_the_estimate_counts_weights_gradients_and_moments(name: str) -> None:
     weights = 4 * (sum(p.numel() for p in task.parameters()) + sum(b.numel() for b in task.buffers())) / 2**20
     assert f"weights {weights:.1f} MiB, gradients {trained:.1f} MiB, optimizer {2 * trained:.1f} MiB" in text
     assert "average 0.0 MiB" in text and "activations 0.0" not in text
+
+
+def test_the_estimate_is_of_the_costliest_steps() -> None:
+    """Not of those that train the decoder alone, nor of those before the decoder is trained."""
+    whole, saving = (
+        estimate(few_step_task(tiny_model(), **options), PLAN, torch.device("cpu")).partition("optimizer")[2]
+        for options in ({}, {"decoder_share": 1.0, "pixel_from_step": 9, "latent_weight": 0.05})
+    )
+    assert saving.partition(";")[0] == whole.partition(";")[0]
 
 
 def test_time_grows_with_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:

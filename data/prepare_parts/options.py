@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data.clips import Sampling
 from ldm_video.core.errors import UserError
 
 
@@ -29,7 +30,7 @@ class PrepareOptions:
     """
 
     min_frames: int = 16
-    max_frames: int = 128
+    max_frames: int = Sampling.max_frames  # a folder source keeps no more of a file
     min_side: int = 128
     cut: float = 3.0
     static: float = 0.1

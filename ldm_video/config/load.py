@@ -27,6 +27,8 @@ def load_config(
 ) -> DictConfig:
     """Read ``path``, the files that its ``defaults`` names, then ``key=value`` overrides; later ones win.
 
+    ``+section.key=value`` adds a key that the files leave at its default, as in Hydra; the section has to be there.
+
     ``defaults`` is a list at the top of the file. ``other.yaml`` (relative to the file that names it) is merged
     at the root, ``section: other.yaml`` under the key ``section``. Interpolations (``${data.size}``) are allowed,
     ``???`` marks a value that the caller must give (``allow_missing`` lets it stand, to look at a file as it is).
@@ -129,21 +131,23 @@ def _read(path: Path) -> DictConfig:
 def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
     """Set one ``dotted.key=value`` in ``tree``. The value is YAML; a mapping is merged, anything else replaces."""
     key, separator, text = override.partition("=")
-    key = key.strip()
+    key, adds = key.strip().removeprefix("+"), key.strip().startswith("+")
     if not separator or not all(key.split(".")):
         raise UserError(f"override '{override}' is not of the form key=value (as in data.root=clips)")
     try:
         parsed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False))
     except (yaml.MarkedYAMLError, OmegaConfBaseException) as error:
         raise UserError(f"override '{override}' has an invalid value: {_first_line(error)}") from error
-    _set(tree, key, parsed["value"], path)
+    _set(tree, key, parsed["value"], path, adds)
 
 
-def _set(tree: dict[Any, Any], key: str, value: Any, path: Path) -> None:
+def _set(tree: dict[Any, Any], key: str, value: Any, path: Path, adds: bool = False) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for name in parents:
         node = node[_existing_key(node, name, key, tree, path)]
+    if adds and parents and isinstance(node, dict):
+        node.setdefault(last, None)
     slot = _existing_key(node, last, key, tree, path)
     if isinstance(value, dict) and isinstance(node[slot], dict):
         for name, item in value.items():
@@ -162,7 +166,10 @@ def _existing_key(node: Any, name: str, key: str, tree: dict[Any, Any], path: Pa
                 return candidate
     known = list(_dotted_keys(tree))
     nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or [str(top) for top in tree]
-    raise UserError(f"unknown key '{key}' in an override of {path}; nearest keys: {', '.join(nearest)}")
+    raise UserError(
+        f"unknown key '{key}' in an override of {path}; nearest keys: {', '.join(nearest)} "
+        "(+section.key=value adds one that the file leaves at its default)"
+    )
 
 
 def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:

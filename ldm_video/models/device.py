@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ldm_video.core.device import find_device
 from ldm_video.core.errors import UserError
 from ldm_video.models.video_model import VideoModel
 
@@ -13,20 +14,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> VideoModel:
     """Move ``model`` to its device and type.
 
-    ``auto``: CUDA where there is one; bfloat16 where the device computes in it, else float32.
+    A dtype of ``auto``: bfloat16 where the device computes in it, else float32.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"unknown device '{device}'; use auto, cpu, cuda or cuda:0") from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device was found; use --device cpu")
-    try:
-        torch.empty(1, device=where).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # a number too high, or a backend that is not here
-        raise UserError(f"device '{device}' cannot be used with this machine's torch; use auto, cpu or cuda") from error
+    where = find_device(device)
     if dtype == "auto":
         dtype = "bf16" if where.type == "cuda" or (where.type == "cpu" and computes_bf16()) else "fp32"
     if dtype not in DTYPES:

@@ -54,20 +54,39 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """The newest whole checkpoint of ``folder`` and what it holds; ``(None, {})`` where there is none at all.
 
-    Pickles: only for checkpoints that this very run wrote. Raises ``UserError`` when every one of them is damaged.
+    Raises ``UserError`` when every one of them is damaged.
     """
-    found = [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
+    found = _checkpoints(folder)
     # Of two as new as one another, last.ckpt. The time decides, not the step: a restarted run counts anew.
     found.sort(key=lambda path: (path.stat().st_mtime_ns, path.stem == "last"), reverse=True)
     for path in found:
         try:
-            _check_sums(path)
-            return path, torch.load(path, map_location="cpu", weights_only=False)
+            return path, read_checkpoint(path)
         except _DAMAGED as error:
             log.warning("%s is damaged and is passed over (%s)", path, str(error).partition(". ")[0])
     if found:
         raise UserError(f"no checkpoint in {folder} can be read; use --restart to begin anew")
     return None, {}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. Pickles: only for checkpoints that this very run wrote.
+
+    Raises what ``torch.load`` does, and ``BadZipFile`` where bytes are not those that were written.
+    """
+    _check_sums(path)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    return state
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove the checkpoints of the run before: one that stops before its own first must not go on from them."""
+    for path in _checkpoints(folder):
+        path.unlink()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.ckpt") if not path.name.startswith(".")]
 
 
 @contextmanager

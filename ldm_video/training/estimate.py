@@ -54,7 +54,10 @@ def parameter_table(model: nn.Module, stage: Stage) -> str:
 
 
 def estimate(stage: Stage, plan: Plan, device: torch.device) -> str:
-    """Lines on memory and time of one process, from two real steps of ``stage`` on ``device``; its weights change."""
+    """Lines on memory and time of one process, from two real steps of ``stage`` on ``device``, of those that cost most.
+
+    Its weights and settings change.
+    """
     parameters = sum(p.numel() for p in stage.parameters())
     if device.type == "cpu" and parameters > TOO_LARGE_FOR_A_CPU:
         return (
@@ -62,6 +65,7 @@ def estimate(stage: Stage, plan: Plan, device: torch.device) -> str:
             "run this where the training will run"
         )
     half = next((dtype for name, dtype in _HALF.items() if plan.precision.startswith(name)), None)
+    stage.at_full_cost()
     stage.to(device)
     if half is not None and plan.precision.endswith("true"):
         stage.to(half)

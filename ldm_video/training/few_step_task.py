@@ -70,6 +70,9 @@ class FewStepTask(ModelStage):
         self.pixel_from_step = pixel_from_step
         self.decoder_share = decoder_share
 
+    def at_full_cost(self) -> None:
+        self.decoder_share, self.pixel_from_step = 0.0, 0
+
     def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
         return [*super().paces(), (self._pixel_parameters(), Pace(self.pixel_from_step))]
 

@@ -16,7 +16,7 @@ from ldm_video.core.errors import UserError
 # one, is in the checkpoint.
 FREE = (
     "name", "output", "logger", "watch", "publish", "checkpoint_every", "compile", "attention",
-    "gradient_checkpointing", "data.workers", "data.cache", "data.train.cache", "data.val", "trainer",
+    "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val", "trainer",
 )  # fmt: skip
 FIXED_IN_TRAINER = ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
 _ABSENT = "absent"

@@ -65,6 +65,9 @@ class Stage(pl.LightningModule):
         """Parameters that are trained later or slower than the rest."""
         return []
 
+    def at_full_cost(self) -> None:
+        """Make every step one of those that take most memory: for an estimate, not for a run."""
+
     def parameter_groups(self) -> dict[Pace, list[nn.Parameter]]:
         """Every parameter that takes gradients, by its pace."""
         special = {id(parameter): pace for parameters, pace in self.paces() for parameter in parameters}

@@ -24,12 +24,7 @@ def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callba
     """The trainer of ``config.trainer``; ``watchers`` are called after weight averaging, before a checkpoint."""
     facts: Any = OmegaConf.to_container(config, resolve=True)
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(
-            output / "checkpoints",
-            every_n_train_steps=config.checkpoint_every,
-            save_last=True,
-            enable_version_counter=False,
-        ),
+        _checkpoints(output / "checkpoints", config.checkpoint_every),
         TQDMProgressBar(refresh_rate=10),
         Facts({**facts, "git": git_revision()}),
         LearningRateMonitor("step"),
@@ -52,3 +47,9 @@ def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callba
         )
     except MisconfigurationException as error:
         raise UserError(f"the trainer section cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
+    if not isinstance(every, int) or every < 1:
+        raise UserError(f"checkpoint_every is {every!r}; give a whole number of steps, 1 or more")
+    return ModelCheckpoint(folder, every_n_train_steps=every, save_last=True, enable_version_counter=False)
