@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -32,7 +33,16 @@ from ldm_video.pipeline.batch import (
     run_batch,
 )
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.job import (
+    Job,
+    Outcome,
+    Part,
+    compare_path,
+    explain_memory,
+    open_mask,
+    open_writers,
+    run_job,
+)
 from ldm_video.pipeline.memory_plan import fit_memory
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
@@ -51,6 +61,8 @@ DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
 
 def main() -> None:
     """Read the command line, build the job, run it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of names that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, on_signal)
     try:
@@ -69,6 +81,8 @@ def on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 def run(arguments: argparse.Namespace) -> None:
     """One clip, or an archive of them."""
+    if Path(arguments.output).name in ("", ".."):  # files beside it are named after it
+        arguments.output = os.path.abspath(arguments.output)
     if is_archive(Path(arguments.input), Path(arguments.output)):
         return run_archive(arguments)
     if arguments.preview:
@@ -148,7 +162,7 @@ def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[Video
     if arguments.preview and config.steps is None:
         config.steps = min(model.sampling.steps, FEW_STEPS)
     share, lora = find_share(arguments.share, os.environ), None if adapter is None else (adapter.where, adapter.scale)
-    return model, Part(share, arguments.restart, model_files, lora)
+    return model, Part(share, arguments.restart, model_files, lora, config.variant)
 
 
 def prepare_clip(
@@ -240,7 +254,8 @@ def make_restorer(
     config: DictConfig, info: VideoInfo, job: Job, model: VideoModel, prompts: Prompts | None
 ) -> Restorer:
     settings = make_settings(config, job.size[0] / info.size[0], model)
-    place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
+    device = own_device(config.device, os.environ, torch.cuda.device_count())
+    explain_memory(lambda: place(model, device, config.dtype, config.attention))
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)
     if model.text is None:

@@ -20,7 +20,7 @@ from torch.distributed import TCPStore
 
 import infer
 from ldm_video.core.errors import UserError
-from ldm_video.pipeline.batch import Clip, find_mask, is_archive, list_clips, own_clips
+from ldm_video.pipeline.batch import Clip, Report, find_mask, is_archive, list_clips, own_clips
 from ldm_video.pipeline.workers import Share, finish
 from ldm_video.video_io import probe
 from tests.cli_support import ROOT, call, files_below, read_pixels, write_tiny_bundle
@@ -160,14 +160,17 @@ def test_a_bad_file_does_not_stop_the_rest(
 ) -> None:
     (archive / "broken.mp4").write_text("not a video at all\n" * 50)
     (archive / "cover.jpg").touch()
+    (archive / "gone.mp4").symlink_to(archive / "nowhere.mp4")
     assert restore(*LOSSLESS) == 2
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0].endswith("4 videos, 4 of them for share 1/1; 1 pictures are passed over")
+    assert printed[0].endswith("5 videos, 5 of them for share 1/1; 1 pictures are passed over")
     assert any(line.startswith("broken.mp4: ") and "not a video" in line for line in printed)
-    assert printed[-1] == f"error: 1 of 4 clips failed; {tmp_path / 'hd' / 'report.json'} says why"
+    assert any(line.startswith("gone.mp4: ") for line in printed)
+    assert printed[-1] == f"error: 2 of 5 clips failed; {tmp_path / 'hd' / 'report.json'} says why"
     assert states(tmp_path / "hd") == {
         "a.mp4": "done",
         "broken.mp4": "failed",
+        "gone.mp4": "failed",
         "sub/a.mkv": "done",
         "sub/b.avi": "done",
     }
@@ -220,6 +223,28 @@ def test_one_mask_is_for_all_and_two_are_refused(tmp_path: Path) -> None:
 
 
 # Ends before its time.
+
+
+def test_a_name_that_is_no_utf8_stays_in_the_report(tmp_path: Path) -> None:
+    names = [Path(os.fsdecode(b"caf\xe9.mp4")), Path("b.mp4")]
+    clips = [Clip(name, name, tmp_path / name, 1) for name in names]
+    report = Report(tmp_path / "report.json", clips, clips, shared=False)
+    for clip in clips:
+        report.enter(clip, "done")
+    kept = json.loads((tmp_path / "report.json").read_text(encoding="utf-8", errors="surrogateescape"))
+    assert (kept["done"], list(kept["clips"])) == (2, [str(name) for name in names])
+
+
+def test_an_archive_from_within_its_output(
+    bundle: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The output is no part of its own archive, by whatever name it goes."""
+    (archive / "hd").mkdir()
+    monkeypatch.chdir(archive / "hd")
+    given = ["--input", "..", "--output", ".", "--model", str(bundle), "--scale", "2"]
+    for expected in ("done", "skipped"):
+        assert call(infer, *given) == 0
+        assert states(archive / "hd") == dict.fromkeys(["a.mp4", "sub/a.mkv", "sub/b.avi"], expected)
 
 
 @pytest.fixture

@@ -292,13 +292,28 @@ def test_padding_reaches_the_multiple_and_keeps_the_picture(low: tuple[int, int]
         assert torch.equal(whole[..., : size[0], : size[1]], part)
         assert torch.equal(whole[..., -1, : size[1]], part[..., -1, :])
         assert torch.equal(whole[..., : size[0], -1], part[..., -1])
-    assert torch.equal(padded.lowres[..., : low[0], : low[1]], evidence.lowres)
+    if all((side - old) % scale == 0 for side, old in zip(padded.size, size, strict=True)):
+        assert torch.equal(padded.lowres[..., : low[0], : low[1]], evidence.lowres)
+        assert torch.equal(padded.lowres[..., -1, : low[1]], evidence.lowres[..., -1, :])
 
 
 def test_padding_keeps_lowres_and_canvas_in_step() -> None:
     padded = pad_evidence(clip_evidence(1, (25, 45)), 64)  # 100 x 180, as the demo's clip
     assert padded.size == (128, 192)
     assert tuple(padded.lowres.shape[-2:]) == (32, 48)
+
+
+@pytest.mark.parametrize(("low", "size"), [((360, 24), (1080, 72)), ((288, 36), (540, 60)), ((45, 40), (67, 100))])
+def test_padding_keeps_both_grids_on_each_other(low: tuple[int, int], size: tuple[int, int]) -> None:
+    """Whatever the enlargement: what lies at a place of one grid lies at the same place of the other."""
+    down = (torch.arange(low[0]) + 0.5) / low[0] * 1.6 - 0.8
+    across = (torch.arange(low[1]) + 0.5) / low[1] * 0.2
+    lowres = (down[:, None] - across).expand(1, 1, 3, *low)
+    padded = pad_evidence(build_evidence(lowres, torch.zeros(1, 1, 1, *size)), 32)
+    assert padded.size != size
+    inside = (..., slice(8, size[0] - 8), slice(8, size[1] - 8))  # the repeated edge is not even
+    off = (resize(padded.lowres, padded.size) - padded.guess)[inside].abs().max()
+    assert off < 0.2 * 1.6 / size[0]  # a fifth of an output pixel
 
 
 def test_map_reaches_every_tensor() -> None:

@@ -18,7 +18,7 @@ from ldm_video.core.memory import peak_resident
 from ldm_video.diffusion.windows import split
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.pipeline.journal import Journal, Survey
-from ldm_video.pipeline.memory_costs import Costs, LiveBytes, free_memory, measure_costs
+from ldm_video.pipeline.memory_costs import Costs, LiveBytes, _forgettable, free_memory, measure_costs
 from ldm_video.pipeline.memory_plan import (
     Choice,
     Demand,
@@ -215,6 +215,11 @@ def test_what_is_free_is_shared_with_the_processes_of_a_machine() -> None:
     alone, two, four = (free_memory(device, {"LOCAL_WORLD_SIZE": text}) for text in ("", "2", "4"))
     assert (alone - two) == pytest.approx(2 * (two - four), rel=0.2)
     assert alone > two > four > 0
+
+
+def test_files_that_are_kept_while_there_is_room_are_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.stat").write_text("anon 7\nfile 500\ninactive_anon 9\ninactive_file 400\nactive_file 100\n")
+    assert _forgettable(tmp_path) == 400
 
 
 def _bases_around_a_clip(result: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import ceil, floor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from ldm_video.core.errors import UserError
 from ldm_video.models.device import place
 from ldm_video.pipeline.colour import METHODS, match_colour
 from ldm_video.pipeline.composite import dilate, feather, put_back
+from ldm_video.pipeline.job import Job, Stopped, Watch, read_pieces
+from ldm_video.pipeline.plan import Segment
 from ldm_video.pipeline.sizes import output_size, parse_tile, scale_box
+from ldm_video.video_io import probe
 from tests.model_support import box_hole, rand_pixels, small_video_model
 
 SHIFT = torch.tensor([0.2, -0.1, 0.05]).view(3, 1, 1)
@@ -247,3 +251,19 @@ def test_place_on_the_cpu() -> None:
 def test_place_refuses(options: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         place(small_video_model(), **options)
+
+
+# Reading
+
+
+def test_frames_that_are_passed_over_are_not_decoded_to_the_end_once_nobody_wants_them(
+    tiny_video: Path, tmp_path: Path
+) -> None:
+    asked = iter([False, False, True])
+    frames = probe(tiny_video).frames
+    assert frames is not None and frames > 4
+    last = Segment(0, 0, frames - 1, frames, frames - 1, frames, False, False, False, False)
+    job = Job(tiny_video, tmp_path / "hd.mp4", probe(tiny_video).size)
+    with pytest.raises(Stopped):
+        list(read_pieces(job, [last], Watch(), lambda: next(asked)))
+    assert [piece.index for piece in read_pieces(job, [last], Watch())] == [frames - 1]

@@ -184,6 +184,13 @@ def test_a_job_with_other_prompts_is_another_job(model: VideoModel, tiny_video: 
         assert "prompt_file" in changes(a, b)
 
 
+def test_a_job_with_another_variant_is_another_job(model: VideoModel, tiny_video: Path, tmp_path: Path) -> None:
+    """Both variants lie in one folder: its files do not tell which of them are used."""
+    job = Job(tiny_video, tmp_path / "hd.mp4", (32, 32))
+    exact, half = (identify(job, Restorer(model, SETTINGS), Part(variant=name)) for name in (None, "fp16"))
+    assert changes(exact, half) == ["variant"]
+
+
 @pytest.fixture(scope="module")
 def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipeline(tmp_path_factory.mktemp("sd") / "x4", "x4-upscaler")

@@ -268,6 +268,18 @@ def test_the_gpu_agrees_with_the_cpu(model: VideoModel) -> None:
     torch.testing.assert_close(gpu, cpu, atol=1e-2, rtol=0)  # convolutions on the GPU may be in TF32
 
 
+@pytest.mark.gpu
+def test_the_gpu_looks_behind_a_hole_as_the_cpu_does(model: VideoModel) -> None:
+    """A still hole in frames that are large enough for a search for motion."""
+    frames, _, indices = clip(3, (24, 32))
+    hole = torch.zeros(3, 1, 96, 128)
+    hole[..., 40:56, 48:72] = 1
+    settings = replace(PLAIN, propagate="auto")
+    cpu = Restorer(model, settings)(frames, hole, indices)
+    gpu = Restorer(small_video_model().to("cuda"), settings)(frames, hole, indices)
+    torch.testing.assert_close(gpu, cpu, atol=1e-2, rtol=0)
+
+
 def test_propagation_puts_in_what_other_frames_show(model: VideoModel) -> None:
     """A logo stands still over a moving camera; at scale 1 what is carried over is known, whatever the model says."""
     generator = torch.Generator().manual_seed(5)

@@ -71,6 +71,13 @@ def test_pieces_that_end_early_end_the_segments() -> None:
     assert len(list(read_segments(make_pieces(25), make_plan(40, [10, 20, 30], PlanRules(10, 0))))) == 2
 
 
+def test_what_is_left_of_a_segment_is_taken_where_it_is_asked_for() -> None:
+    pieces, segments = make_pieces(7), make_plan(20, [], PlanRules(5, 0))
+    runs = [[p.index for p in run] for run in read_segments(pieces, segments, partial=True)]
+    assert runs == [[0, 1, 2, 3, 4], [5, 6]]
+    assert list(read_segments(pieces[:0], segments, partial=True)) == []
+
+
 def test_a_stream_holds_no_frame_that_is_done() -> None:
     alive: set[int] = set()
 

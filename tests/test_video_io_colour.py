@@ -82,6 +82,18 @@ def test_grey_sources_reach_black_and_white(pix_fmt: str, low: int, high: int) -
         assert to_pixels(frame, colour_of(frame), 16, 16).unique().tolist() == pytest.approx([want])
 
 
+@pytest.mark.parametrize(("pix_fmt", "unit"), [("gray", 1), ("gray10le", 4), ("gray12le", 16), ("gray16le", 256)])
+def test_grey_with_video_levels_reaches_black_and_white(pix_fmt: str, unit: int) -> None:
+    for code, want in ((16, -1.0), (235, 1.0), (125.5, 0.0)):
+        frame = av.VideoFrame(16, 16, pix_fmt)
+        kind = np.uint8 if unit == 1 else np.uint16
+        samples = np.full(16 * frame.planes[0].line_size, round(code * unit), kind)
+        frame.planes[0].update(samples.tobytes()[: frame.planes[0].buffer_size])
+        frame.color_range = RANGES["limited"]
+        got = to_pixels(frame, colour_of(frame), 16, 16).unique()
+        assert got.tolist() == pytest.approx([want], abs=1 / 219)
+
+
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 @pytest.mark.parametrize("range_", ["limited", "full"])
 def test_tagged_file(tmp_path: Path, matrix: str, range_: str) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ldm_video.core.errors import UserError
 from ldm_video.video_io import FrameReader, VideoInfo, VideoWriter, probe
+from ldm_video.video_io.sinks import write_image
 from tests.video_io_support import packet_bytes, packet_times, pan, texture, write_clip, yuv_frame
 
 SIZE = (64, 96)
@@ -68,6 +69,13 @@ def clip_with_everything(path: Path, subtitles: str = "mov_text", start: Fractio
     return path
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".jpg"])
+def test_a_picture_too_large_for_its_format(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(UserError, match=rf"70000x1 does not fit into \{suffix}"):
+        write_image(tmp_path / f"a{suffix}", picture(size=(1, 70000)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_rate_and_count(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with VideoWriter(path, SIZE, None, NTSC) as writer:  # medium: with B-frames
@@ -108,6 +116,35 @@ def test_sound_and_subtitles_are_copied_bit_for_bit(tmp_path: Path, source: str,
         assert [payload for _, payload in got] == [payload for _, payload in want]
         assert [t for t, _ in got] == pytest.approx([t for t, _ in want], abs=1e-3)
     assert packet_times(output) == packet_times(clip)
+
+
+def test_rare_subtitles_of_a_broadcast_keep_their_times(tmp_path: Path) -> None:
+    """Gaps between them are no jumps of the clock; where sound and picture jump, they go along."""
+    clip, shows = tmp_path / "in.ts", [1, 14, 27, 1000 + 30]
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("mpeg2video", rate=1)
+        video.width, video.height = 96, 64
+        audio = output.add_stream("mp2", rate=48000)
+        rare = output.add_mux_stream("dvb_subtitle")
+        for second in range(32):
+            jumped = second + 1000 * (second >= 28)
+            frame = yuv_frame(texture(64, 96))
+            frame.pts, frame.time_base = jumped, Fraction(1)
+            output.mux(video.encode(frame))
+            for i in range(40):
+                block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1200), np.int16), format="s16", layout="stereo")
+                block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+                block.pts = 48000 * jumped + 1200 * i
+                output.mux(audio.encode(block))
+            if jumped in shows:
+                packet = av.Packet(bytes.fromhex("200f14000000000000000000ff"))
+                packet.stream, packet.time_base = rare, Fraction(1, 1000)
+                packet.pts = packet.dts = 1000 * jumped
+                output.mux(packet)
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / "out.mkv")
+    got = [float(t) for t, _ in packet_bytes(tmp_path / "out.mkv", "subtitle")]
+    assert np.diff(got) == pytest.approx([13, 13, 3], abs=1.1)  # a second is a frame's
 
 
 def test_subtitles_that_do_not_fit_are_named_and_left_out(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ def find_device(name: str) -> torch.device:
         raise UserError("no CUDA device was found; use --device cpu")
     try:
         torch.empty(1, device=device).cpu()
+    except torch.OutOfMemoryError:
+        raise UserError(f"the memory of device '{name}' is full; use another, or end what fills it") from None
     except (RuntimeError, AssertionError, ImportError) as error:  # a number too high, or a backend that is not here
         raise UserError(f"device '{name}' cannot be used with this machine's torch; use auto, cpu or cuda") from error
     return device

@@ -23,11 +23,19 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a script's ``main``: a ``UserError`` is one line on stderr and exit code 2, Ctrl-C is 130."""
+    """Run a script's ``main``: a ``UserError`` is one line on stderr and exit code 2, Ctrl-C is 130.
+
+    So is a file that the system refuses, whoever asked for it; any other error is a fault of the program.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; see that it can be read or written", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

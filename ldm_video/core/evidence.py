@@ -6,6 +6,7 @@ Upscaling, inpainting, both at once, outpainting and continuation are the same c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -177,19 +178,41 @@ def space_to_depth(x: Tensor, factor: int) -> Tensor:
 
 
 def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:
-    """Pad bottom and right by repeating the edge until both sides are multiples of ``multiple``."""
+    """Pad bottom and right by repeating the edge until both sides are multiples of ``multiple``.
+
+    Both grids go on to show the same: where the padding is no whole number of low-res pixels, these are laid anew on
+    as many as are nearest to it.
+    """
     height, width = evidence.size
     bottom, right = -height % multiple, -width % multiple
     if not bottom and not right:
         return evidence
     low_height, low_width = evidence.lowres.shape[-2:]
-    low_bottom, low_right = round(bottom * low_height / height), round(right * low_width / width)
+    shown = (height + bottom) * low_height / height, (width + right) * low_width / width  # in low-res pixels
     return Evidence(
         guess=_pad(evidence.guess, bottom, right),
         hole=_pad(evidence.hole, bottom, right),
         known=_pad(evidence.known, bottom, right),
-        lowres=_pad(evidence.lowres, low_bottom, low_right),
+        lowres=_laid_anew(evidence.lowres, shown),
     )
+
+
+def _laid_anew(lowres: Tensor, shown: tuple[float, float]) -> Tensor:
+    """``b t 3 h w``, its edge repeated to ``shown`` (down, across) of its pixels, on a grid of about as many."""
+    padded = _pad(lowres, *(math.ceil(n) - side for n, side in zip(shown, lowres.shape[-2:], strict=True)))
+    if all(n == int(n) for n in shown):
+        return padded
+    size = (round(shown[0]), round(shown[1]))
+    middles = (
+        (torch.arange(n, device=lowres.device) + 0.5) / n * (2 * extent / side) - 1  # -1 to 1 are padded's borders
+        for n, extent, side in zip(size, shown, padded.shape[-2:], strict=True)
+    )
+    points = torch.stack(torch.meshgrid(*middles, indexing="ij")[::-1], dim=-1)  # h' w' 2, x and y
+    frames = fold_time(padded).float()  # (b t) 3 h w
+    laid = F.grid_sample(
+        frames, points.expand(len(frames), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False
+    )
+    return unfold_time(laid, lowres.shape[1]).clamp(-1, 1).to(lowres)
 
 
 def _pad(x: Tensor, bottom: int, right: int) -> Tensor:

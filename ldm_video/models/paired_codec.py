@@ -37,7 +37,7 @@ class PairedCodec(BasisCodec):
     """Of what is neither hole nor known, ``1 - share`` is the decoder's and ``share`` the restorer's.
 
     The restorer sees low-res frames one by one, and what the decoder made of them, and enlarges by 4; for another
-    enlargement its pictures are resized. Below a doubling of both sides it is not asked. It costs many times what the
+    enlargement its pictures are resized. Below four times the pixels it is not asked. It costs many times what the
     decoder does, so it is asked for few frames, and its pictures are carried along the motion to the others. Half way
     it is asked for the parts of a frame that motion has lost, which are carried on from there; what is unsure even then
     fades into the decoder's. All of that when a segment is finished, not when it is decoded, so that few are as few as

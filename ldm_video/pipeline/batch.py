@@ -52,7 +52,7 @@ class Clip:
 
     @property
     def done(self) -> bool:
-        """Whether the output is there, and not by half: with its comparison, where there is one."""
+        """Whether the output is there, and is not being put together with its comparison."""
         return self.output.exists() and not Journal(self.output).joining
 
 
@@ -87,7 +87,8 @@ def list_clips(
     clips, owners = list[Clip](), dict[Path, Path]()
     for path in sorted(_videos(source, target), key=lambda path: natural_key(str(path))):
         name = path.relative_to(source)
-        clip = Clip(name, path, target / name.with_suffix(output_suffix(name, codec)), path.stat().st_size)
+        size = path.stat().st_size if path.exists() else 0  # a link to nothing fails when its turn comes
+        clip = Clip(name, path, target / name.with_suffix(output_suffix(name, codec)), size)
         for written in (clip.output, *(make(clip.output) for make in also)):
             if written in owners:
                 raise UserError(f"{owners[written]} and {name} would both be written to {written}; rename one of them")
@@ -158,7 +159,7 @@ class Report:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.path.read_text(encoding="utf-8"))["clips"])
+            return dict(json.loads(self.path.read_text(encoding="utf-8", errors="surrogateescape"))["clips"])
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or another program's
             return {}
 

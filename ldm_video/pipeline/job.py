@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import torch
@@ -30,6 +30,8 @@ from ldm_video.video_io.masks import fill_boxes
 from ldm_video.video_io.probe import DEFAULT_RATE
 from ldm_video.video_io.reader import Deinterlace
 from ldm_video.video_io.stills import is_image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Part:
     Attributes:
         share: of the clip's chains.
         restart: begin anew whatever is kept.
-        model: the files of the model, which tell work kept from another model apart.
+        model: the files of the model, which tell work kept from another model apart; variant: which of them.
         lora: those of the adapter that is merged into it, and its scale.
     """
 
@@ -74,6 +76,7 @@ class Part:
     restart: bool = False
     model: Path | None = None
     lora: tuple[Path, float] | None = None
+    variant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,22 +182,38 @@ def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, par
     sizes = [parts.frames_of(segment) for segment in todo]
     restore = _reporting(restorer, watch, sizes, frames, kept)
     canvas = _wide if job.compare is not None else _plain
-    done = restore_parts(parts, todo, read_pieces(job, todo, watch), restore, canvas, watch.timed)
+    pieces = read_pieces(job, todo, watch, lambda: parts.stopped)
+    done = restore_parts(parts, todo, pieces, restore, canvas, watch.timed)
     if done < len(todo):
         raise _ended_early(job, todo[done].start, frames)
     return sum(sizes)
 
 
-def read_pieces(job: Job, segments: Sequence[Segment], watch: Watch) -> Generator[Piece, None, None]:
-    """The frames that ``segments`` take, each once and in order; others are decoded and passed over."""
+class Stopped(Exception):
+    """Frames were still being read that nobody wanted any more."""
+
+
+def read_pieces(
+    job: Job, segments: Sequence[Segment], watch: Watch, stopped: Callable[[], bool] = lambda: False
+) -> Generator[Piece, None, None]:
+    """The frames that ``segments`` take, each once and in order; others are decoded and passed over.
+
+    ``stopped`` is asked with every frame, as hours of film may be passed over: once it says so, ``Stopped`` is raised.
+    """
     if not segments:
         return
     last = max(segment.stop for segment in segments)
     needed = bytearray(last)
     for segment in segments:
         needed[segment.start : segment.stop] = b"\1" * (segment.stop - segment.start)
+
+    def wanted(index: int) -> bool:
+        if stopped():
+            raise Stopped
+        return bool(needed[index])
+
     with (
-        FrameReader(job.source, job.deinterlace, stop=last, wanted=lambda index: bool(needed[index])) as reader,
+        FrameReader(job.source, job.deinterlace, stop=last, wanted=wanted) as reader,
         open_mask(job, reader.info) as mask,
     ):
         while True:
@@ -225,6 +244,7 @@ def identify(job: Job, restorer: Restorer, part: Part) -> dict[str, Any]:
         "device": restorer.device.type,
         "dtype": str(restorer.dtype),
         "model": hash_files(part.model) if part.model is not None and part.model.exists() else str(part.model),
+        "variant": part.variant,
         "lora": None if part.lora is None else [hash_files(part.lora[0]), part.lora[1]],
         "software": f"ldm-video {ldm_video.__version__}, torch {torch.__version__}, PyAV {av.__version__}",
     }
@@ -308,7 +328,7 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_compare{output.suffix}")
 
 
-def explain_memory(run: Callable[[], Tensor]) -> Tensor:
+def explain_memory(run: Callable[[], T]) -> T:
     """``run``; memory that is full is a ``UserError`` that says what needs less."""
     try:
         return run()

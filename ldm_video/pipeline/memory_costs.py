@@ -171,6 +171,12 @@ def _kilobytes(path: Path, name: str) -> int:
     return int(found[1]) * 1024
 
 
+def _forgettable(group: Path) -> int:
+    """Bytes of files that were read or written and are kept while there is room: they count as used."""
+    found = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def _cgroup_room() -> Iterator[int]:
     """Bytes left below the limits of this process's control groups (version 2), such as a batch system sets."""
     try:
@@ -182,6 +188,7 @@ def _cgroup_room() -> Iterator[int]:
         if not folder.is_relative_to(root):
             return
         try:
-            yield int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+            used = int((folder / "memory.current").read_text()) - _forgettable(folder)
+            yield int((folder / "memory.max").read_text()) - used
         except (OSError, ValueError):  # none, or "max"
             continue

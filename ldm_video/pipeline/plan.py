@@ -109,11 +109,6 @@ def even_runs(items: int, most: int) -> list[int]:
     return even_sizes(items, -(-items // most))
 
 
-def needed_frames(segments: Sequence[Segment]) -> Iterator[range]:
-    """The spans of frames that restoring ``segments`` (in order) takes; they may overlap."""
-    return (range(segment.start, segment.stop) for segment in segments)
-
-
 def _shot(
     spans: Sequence[tuple[int, int]], runs: Sequence[int], number: int, chain: int, rules: PlanRules
 ) -> Iterator[Segment]:

@@ -58,7 +58,7 @@ def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
         for opened in reversed(writers):
             stack.enter_context(opened)
         pieces = stack.enter_context(closing(read_pieces(job, segments, watch)))
-        for run in read_segments(pieces, segments):
+        for run in read_segments(pieces, segments, partial=True):
             for shot in shots(run) if job.find_cuts else [run]:
                 output = _restore(restorer, shot, watch, done, total)
                 for piece, pixels in zip(shot, output, strict=True):

@@ -233,7 +233,7 @@ def _points(pixels: tuple[np.ndarray, ...], corner: tuple[int, int]) -> np.ndarr
 def _grey(frame: Tensor) -> np.ndarray:
     """``3 h w`` in [-1, 1] -> ``h w`` uint8."""
     pixels = rearrange((frame + 1) * 127.5, "c h w -> h w c").round().clamp(0, 255).to(torch.uint8)
-    return cv2.cvtColor(pixels.contiguous().numpy(), cv2.COLOR_RGB2GRAY)
+    return cv2.cvtColor(pixels.contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY)
 
 
 def _majority(mask: Tensor, side: int = 3) -> Tensor:

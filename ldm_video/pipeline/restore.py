@@ -126,7 +126,8 @@ class Restorer:
         Args:
             frames: low-res frames ``t 3 h w`` in [-1, 1].
             hole: ``t 1 H W`` in {0, 1}, at the output's size. Of the low-res frames' size, it asks for inpainting
-                alone: every pixel outside the hole is known and comes back unchanged.
+                alone: every pixel outside the hole is known and comes back, blended with what is made over ``feather``
+                pixels around the hole.
             indices: the frames' absolute numbers in the clip, from which their noise is drawn.
             callback: told of the share that is done after every step and at the end.
             before: ``t0 3 H W`` in [-1, 1], the finished first ``t0`` frames: known pixels, which come back unchanged.

@@ -41,10 +41,12 @@ class RestoreSegment(Protocol):
         """
 
 
-def read_segments(pieces: Iterable[Piece], segments: Iterable[Segment]) -> Generator[list[Piece], None, None]:
+def read_segments(
+    pieces: Iterable[Piece], segments: Iterable[Segment], partial: bool = False
+) -> Generator[list[Piece], None, None]:
     """The pieces of each segment. ``pieces`` runs forwards and holds the frames of all; shared ones are kept.
 
-    Ends early, with what there is, when ``pieces`` do.
+    Ends early when ``pieces`` do, without the segment that is not whole; ``partial``: with what there is of it.
     """
     source = iter(pieces)
     held: list[Piece] = []
@@ -53,6 +55,8 @@ def read_segments(pieces: Iterable[Piece], segments: Iterable[Segment]) -> Gener
         while not held or held[-1].index < segment.stop - 1:
             piece = next(source, None)
             if piece is None:
+                if partial and held:
+                    yield held
                 return
             held.append(piece)
         yield list(held)

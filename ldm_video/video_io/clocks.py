@@ -35,6 +35,15 @@ class JoinedClock:
         self._last = seconds
         return seconds - self._shift
 
+    def beside(self, seconds: Fraction) -> Fraction:
+        """The time of something rare, such as a subtitle, whose own gaps say nothing; it changes nothing.
+
+        What is farther from this clock than a jump belongs to one that comes now.
+        """
+        if self._last is None:
+            return seconds
+        return (seconds if abs(seconds - self._last) <= self._limit else self._last) - self._shift
+
 
 def timed_frames(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[TimedFrame]:
     """Exact seconds for each frame; missing time stamps, and those out of order, are replaced by the frame rate's."""

@@ -57,11 +57,13 @@ def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> 
     if colour.matrix == "rgb" and depth <= 8:
         rgb = _reformat(frame, colour, width, height, "rgb24")
         values = rgb.to_ndarray().astype(np.float32) / 255.0  # h w c
-        if colour.range == "limited":  # grey with video levels, which swscale takes for full range
-            values = (values * 255.0 - 16.0) / 219.0
     else:
         rgb = _reformat(frame, colour, width, height, "rgb48le")
         values = rgb.to_ndarray().astype(np.float32) / _white_level(frame, colour, depth)  # h w c
+    if colour.matrix == "rgb" and colour.range == "limited":  # grey with video levels: to swscale, full range
+        bits = max(depth, 8)
+        unit = (1 << bits - 8) / ((1 << bits) - 1)  # of a level of 8 bits
+        values = (values - 16 * unit) / (219 * unit)
     pixels = torch.from_numpy(values).permute(2, 0, 1)  # h w c -> c h w
     return pixels.clamp(0.0, 1.0).mul(2.0).sub(1.0).contiguous()
 

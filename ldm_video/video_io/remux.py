@@ -38,7 +38,7 @@ class StreamCopier:
         self._source = source
         self._warnings = warnings
         self._streams: dict[int, Stream] = {}
-        self._clocks: dict[int, JoinedClock] = {}
+        self._clocks: dict[int, JoinedClock] = {}  # of sound
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
         self._left_out = 0  # packets
@@ -53,7 +53,8 @@ class StreamCopier:
                 warnings.append(_left_out(template, target, problem))
             else:
                 self._streams[template.index] = _add_copy(output, template)
-                self._clocks[template.index] = JoinedClock(source)
+                if template.type == "audio":
+                    self._clocks[template.index] = JoinedClock(source)
         self._copy_chapters(container)
         if self._streams:
             copied = [template for template in templates if template.index in self._streams]
@@ -90,13 +91,18 @@ class StreamCopier:
         assert self._source is not None
         if packet.dts is None:
             packet.dts = packet.pts
-        step = (packet.duration or 0) * packet.time_base
-        seconds = self._clocks[packet.stream.index](packet.dts * packet.time_base - self._source.time_origin, step)
+        seconds = self._joined(packet, packet.dts * packet.time_base - self._source.time_origin)
         ticks = packet.dts - round(seconds / packet.time_base)
         packet.dts -= ticks
         if packet.pts is not None:
             packet.pts -= ticks
         return packet
+
+    def _joined(self, packet: Packet, seconds: Fraction) -> Fraction:
+        """``seconds`` on the clock of the packet's stream; subtitles, which are rare, go by that of the first sound."""
+        if packet.stream.index in self._clocks:
+            return self._clocks[packet.stream.index](seconds, (packet.duration or 0) * packet.time_base)
+        return next(iter(self._clocks.values())).beside(seconds) if self._clocks else seconds
 
     def _seconds(self, packet: Packet) -> Fraction:
         return packet.dts * packet.time_base

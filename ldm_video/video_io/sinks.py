@@ -203,10 +203,13 @@ class StillSink:
 
 
 def write_image(path: Path, pixels: Tensor) -> None:
-    """``c h w`` in [-1, 1] to a picture of 8 bits."""
+    """``c h w`` in [-1, 1] to a picture of 8 bits. ``UserError`` for one that is too large for its format."""
     bgr = to_bytes(pixels).permute(1, 2, 0).flip(-1).cpu().numpy()  # c h w -> h w c
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
-    _, data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr), quality)
+    encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr), quality)
+    if not encoded:
+        height, width = bgr.shape[:2]
+        raise UserError(f"a picture of {width}x{height} does not fit into {path.suffix}; give a .png as --output")
     path.write_bytes(data.tobytes())
 
 
