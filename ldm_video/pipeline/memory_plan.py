@@ -35,6 +35,7 @@ UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
 _FIXED = 150 * 10**6
 _CODING = 500  # bytes for an output pixel: the encoders, measured at medium: 110 (ProRes) to 500 (AV1)
 _PER_OUTPUT, _PER_INPUT, _PADDED, _COMPARED, _CONTINUED = 90, 130, 32, 36, 40  # bytes for a pixel of a segment's frame
+_TOLERANCE = 1.02  # what is resident differs a little between processes and machines; kept work need not be done anew
 _ROUND = 50 * 10**6  # the least possible is said in such steps: a few MB of what is resident come and go
 
 
@@ -93,8 +94,8 @@ def fit_memory(
     demand = demand_of(info, job, restorer)
     scale = job.size[0] / info.size[0], job.size[1] / info.size[1]
     costs = measure_costs(restorer, min(demand.window, demand.longest), demand.longest, scale)
-    choice = kept_choice(job.output, limit, costs, demand) if text == "auto" else None
-    choice = choice or choose(limit, costs, demand)
+    allowed = limit / LEAVE if text == "auto" else limit * _TOLERANCE
+    choice = kept_choice(job.output, allowed, costs, demand) or choose(limit, costs, demand)
     job = replace(job, rules=replace(job.rules, segment=choice.segment))
     fitted = with_settings(restorer, tile=choice.tile)
     tile = "whole frames" if choice.tile is None else "tile {}x{}".format(*choice.tile)
@@ -193,10 +194,10 @@ def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
     )
 
 
-def kept_choice(output: Path, limit: int, costs: Costs, demand: Demand) -> Choice | None:
-    """What an earlier run chose whose work is kept for ``output``: with another choice it could not go on.
+def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> Choice | None:
+    """What an earlier run, or another share, chose whose work is kept for ``output``: with another it could not go on.
 
-    None where there is none, or where it needs more than all that is free.
+    None where there is none, or where it needs more bytes than ``allowed``.
     """
     try:
         identity = json.loads((Journal(output).folder / "journal.json").read_text())["identity"]
@@ -205,7 +206,7 @@ def kept_choice(output: Path, limit: int, costs: Costs, demand: Demand) -> Choic
     except (OSError, ValueError, KeyError, TypeError):
         return None
     choice = Choice(tile, segment, expected_peak(costs, demand, segment, tile))
-    return choice if segment <= demand.segment and choice.peak <= limit / LEAVE else None
+    return choice if segment <= demand.segment and choice.peak <= allowed else None
 
 
 def _sides(length: int, demand: Demand) -> list[int]:
