@@ -130,8 +130,9 @@ def run_archive(arguments: argparse.Namespace) -> None:
         def work(clip: Clip) -> Outcome:
             paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
             given, info = argparse.Namespace(**vars(arguments) | paths), probe(clip.source)
-            job, restorer = prepare_clip(given, config, info, model, prompts, Share())
-            return run_clip(given, info, job, restorer, replace(part, share=Share()), shown=share.index == 0)
+            alone = replace(part, share=Share())
+            job, restorer = prepare_clip(given, config, info, model, prompts, alone)
+            return run_clip(given, info, job, restorer, alone, shown=share.index == 0)
 
         path = target / ("report.preview.json" if arguments.preview else "report.json")
         report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
@@ -150,7 +151,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, 
     prompts = find_prompts(config)
     info = probe(arguments.input)
     model, part = load_model(arguments, config)
-    job, restorer = prepare_clip(arguments, config, info, model, prompts, part.share)
+    job, restorer = prepare_clip(arguments, config, info, model, prompts, part)
     return info, model, job, restorer, part
 
 
@@ -171,14 +172,14 @@ def prepare_clip(
     info: VideoInfo,
     model: VideoModel,
     prompts: Prompts | None,
-    share: Share,
+    part: Part,
 ) -> tuple[Job, Restorer]:
     """One clip, with the tile and the segments that ``--memory`` allows."""
     job = make_job(arguments, config, info, model)
     restorer = make_restorer(config, info, job, model, prompts)
     if config.memory is None:
         return job, restorer
-    job, restorer, line = fit_memory(config.memory, info, job, restorer, share, os.environ)
+    job, restorer, line = fit_memory(config.memory, info, job, restorer, part, os.environ)
     complain(line)
     return job, restorer
 

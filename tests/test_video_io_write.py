@@ -118,6 +118,38 @@ def test_sound_and_subtitles_are_copied_bit_for_bit(tmp_path: Path, source: str,
     assert packet_times(output) == packet_times(clip)
 
 
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_chapters_are_copied(tmp_path: Path, suffix: str, sound: bool) -> None:
+    clip = tmp_path / f"in{suffix}"
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("libx264", rate=25, options=FAST)
+        video.width, video.height = 96, 64
+        if sound:
+            output.add_stream("aac", rate=48000)
+        output.set_chapters(
+            [
+                {
+                    "id": i,
+                    "start": 400 * i,
+                    "end": 400 * (i + 1),
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": title},
+                }
+                for i, title in enumerate(["Arrival", "Departure"])
+            ]
+        )
+        for i, image in enumerate(pan(20, 64, 96)):
+            frame = yuv_frame(image)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        chapters = [(c["metadata"]["title"], float(c["start"] * c["time_base"])) for c in written.chapters()]
+    assert chapters == [("Arrival", 0.0), ("Departure", pytest.approx(0.4))]
+
+
 def test_rare_subtitles_of_a_broadcast_keep_their_times(tmp_path: Path) -> None:
     """Gaps between them are no jumps of the clock; where sound and picture jump, they go along."""
     clip, shows = tmp_path / "in.ts", [1, 14, 27, 1000 + 30]

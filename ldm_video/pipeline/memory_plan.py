@@ -23,12 +23,11 @@ from pathlib import Path
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.windows import split
-from ldm_video.pipeline.job import Job
+from ldm_video.pipeline.job import Job, Part
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, measure_costs, with_settings
 from ldm_video.pipeline.plan import longest_needed
 from ldm_video.pipeline.restore import Restorer
-from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import VideoInfo
 
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
@@ -79,7 +78,7 @@ class Choice:
 
 
 def fit_memory(
-    text: str, info: VideoInfo, job: Job, restorer: Restorer, share: Share, environment: Mapping[str, str]
+    text: str, info: VideoInfo, job: Job, restorer: Restorer, part: Part, environment: Mapping[str, str]
 ) -> tuple[Job, Restorer, str]:
     """``job`` and ``restorer`` with the segment and the tile that keep below ``text``, and a line that says so.
 
@@ -88,14 +87,15 @@ def fit_memory(
     """
     if restorer.settings.tile is not None:
         raise UserError("--memory chooses the tile: leave --tile out, or --memory")
-    if text == "auto" and share.count > 1:
+    if text == "auto" and part.share.count > 1:
         raise UserError("--memory auto may differ from process to process; give an amount, such as --memory 8GB")
     limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
     demand = demand_of(info, job, restorer)
     scale = job.size[0] / info.size[0], job.size[1] / info.size[1]
     costs = measure_costs(restorer, min(demand.window, demand.longest), demand.longest, scale)
     allowed = limit / LEAVE if text == "auto" else limit * _TOLERANCE
-    choice = kept_choice(job.output, allowed, costs, demand) or choose(limit, costs, demand)
+    choice = None if part.restart else kept_choice(job.output, allowed, costs, demand)
+    choice = choice or choose(limit, costs, demand)
     job = replace(job, rules=replace(job.rules, segment=choice.segment))
     fitted = with_settings(restorer, tile=choice.tile)
     tile = "whole frames" if choice.tile is None else "tile {}x{}".format(*choice.tile)
@@ -197,7 +197,7 @@ def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
 def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> Choice | None:
     """What an earlier run, or another share, chose whose work is kept for ``output``: with another it could not go on.
 
-    None where there is none, or where it needs more bytes than ``allowed``.
+    None where there is none, where it could not be chosen now, and where it needs more bytes than ``allowed``.
     """
     try:
         identity = json.loads((Journal(output).folder / "journal.json").read_text())["identity"]
@@ -205,12 +205,22 @@ def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> C
         segment = int(identity["segments: segment"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if not demand.least <= segment <= demand.segment or not all(_can_be(side, demand) for side in tile or ()):
+        return None  # another command's work
     choice = Choice(tile, segment, expected_peak(costs, demand, segment, tile))
-    return choice if segment <= demand.segment and choice.peak <= allowed else None
+    return choice if choice.peak <= allowed else None
+
+
+def _can_be(side: int, demand: Demand) -> bool:
+    return side % demand.multiple == 0 and side >= _floor(demand)
+
+
+def _floor(demand: Demand) -> int:
+    return _up(2 * demand.tile_overlap, demand.multiple)
 
 
 def _sides(length: int, demand: Demand) -> list[int]:
-    floor = _up(2 * demand.tile_overlap, demand.multiple)
+    floor = _floor(demand)
     sides, count = [length], 1
     while sides[-1] > floor:
         count += 1

@@ -42,11 +42,11 @@ class StreamCopier:
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
         self._left_out = 0  # packets
-        if source is None or source.kind != "video" or not source.audio_streams + source.subtitle_streams:
+        if source is None or source.kind != "video":
             return
         container = self._stack.enter_context(open_input(source.path))
         templates = [*container.streams.audio, *container.streams.subtitles]
-        first = _first_packets(source.path)
+        first = _first_packets(source.path) if templates else {}
         for template in templates:
             problem = _why_not(template, first.get(template.index), output.format.name)
             if problem:
