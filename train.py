@@ -169,6 +169,9 @@ def check_fsdp(config: DictConfig) -> None:
     for key, what in (("ema", "moving average"), ("watch", "picture of fixed clips")):
         if config.get(key) is not None:
             raise UserError(f"there is no {what} under FSDP; set {key}=null, or trainer.strategy=ddp")
+    key = "task.pixel_loss.adversary"
+    if OmegaConf.select(config, key) is not None:  # there its weights cannot be held constant for the model's own term
+        raise UserError(f"there is no adversary under FSDP; set {key}=null, or trainer.strategy=ddp")
 
 
 def check_scales(dataset: Dataset[Any], clips: int) -> None:

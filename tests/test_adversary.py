@@ -161,3 +161,18 @@ def test_spectral_norm_is_that_of_the_singular_values() -> None:
 def test_taps_that_are_no_layers_are_refused(taps: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="taps"):
         FeatureCritic(backbone(), taps=taps)
+
+
+def test_the_largest_singular_value_is_found_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast would hand LAPACK, or cuSOLVER, half precision, for which they have nothing."""
+    seen: list[torch.dtype] = []
+    exact = torch.linalg.eigvalsh
+
+    def spy(matrix: Tensor) -> Tensor:
+        seen.append(matrix.dtype)
+        return exact(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        SpectralNorm()(torch.randn(4, 3, 3, 3))
+    assert seen == [torch.float32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -16,9 +17,15 @@ class Counter(nn.Module):
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
 
+class Stage(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
 def averaged(decay: float, values: list[float]) -> AveragedModel:
     model = Counter()
-    average = AveragedModel(model, avg_fn=WarmAverage(decay)._kwargs["avg_fn"], use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=WarmAverage(decay)._kwargs["multi_avg_fn"], use_buffers=True)
     for step, value in enumerate(values):
         model.weight.data.fill_(value)
         model.steps.fill_(step)
@@ -49,3 +56,17 @@ def test_the_decay_that_is_asked_for_is_the_limit() -> None:
 
 def test_whole_numbers_are_taken_as_they_are() -> None:
     assert averaged(0.5, [0.0] * 5).module.steps.item() == 4
+
+
+def test_looking_at_the_average_of_a_model_in_half_precision_leaves_both_as_they_were() -> None:
+    """The average is in float32: through the model and back it would be rounded."""
+    callback, trainer, model = WarmAverage(0.5), pl.Trainer(logger=False, enable_checkpointing=False), Stage()
+    callback.setup(trainer, model, "fit")
+    average = callback._average_model
+    assert average is not None
+    average.module.weight.data.fill_(1 / 3)
+    model.to(torch.bfloat16).weight.data.fill_(2)
+    callback.on_validation_epoch_start(trainer, model)
+    assert model.weight.item() == torch.tensor(1 / 3).bfloat16().item()
+    callback.on_validation_epoch_end(trainer, model)
+    assert (model.weight.item(), average.module.weight.item()) == (2, torch.tensor(1 / 3).item())

@@ -189,3 +189,15 @@ def test_decoder_parameters_are_those_that_pixels_depend_on(codec: nn.Module) ->
     assert reached == {id(p) for p in codec.decoder_parameters()}
     codec.zero_grad()
     codec.requires_grad_(False)
+
+
+def test_an_autoencoder_of_images_stays_out_of_half_precision() -> None:
+    """Stable Diffusion's overflows in float16, in training (autocast) as elsewhere."""
+    codec, evidence = ImageCodec(small_autoencoder()), clip_evidence(1, (8, 8))
+    pixels = evidence.guess * 0.5
+    with torch.no_grad():
+        latents = codec.encode(pixels, evidence)
+        decoded = codec.decode(latents, evidence)
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert torch.equal(codec.encode(pixels, evidence), latents)
+            assert torch.equal(codec.decode(latents, evidence), decoded)

@@ -253,3 +253,15 @@ def test_a_noise_level_needs_a_model_that_knows_it(folders: dict[str, Path]) -> 
         model.predict(randn(1, 1, 4, 8, 8), 500.0, clip_evidence(1, (16, 16)), model.text([""]), noise_level=level)
     with pytest.raises(UserError, match="noise level"):
         model.noise_lowres(clip_evidence(1, (16, 16)), level, randn(1, 1, 3, 8, 8))
+
+
+def test_the_lowest_noise_levels_are_not_rounded_to_none(folders: dict[str, Path]) -> None:
+    """A model in bfloat16 is told of a level whose square bfloat16 cannot tell from 0."""
+    model, level = open_still(folders["x4-upscaler"]), torch.tensor([5])
+    evidence = clip_evidence(1, (32, 32)).map(torch.zeros_like)
+    side = 128 // model.codec.factor
+    noise = randn(1, 1, 3, side, side)
+    exact = model.noise_lowres(evidence, level, noise).lowres
+    half = model.noise_lowres(evidence.map(Tensor.bfloat16), level, noise.bfloat16()).lowres
+    assert exact.std() > 1e-3
+    assert half.float().std() == pytest.approx(exact.std().item(), rel=0.01)

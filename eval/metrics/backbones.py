@@ -76,7 +76,7 @@ def lpips_network(
     device, or, for a copy that a trainer may move, for ``shared=False``.
     Raises ``MetricUnavailable`` when no pretrained backbone is at hand.
     """
-    network = _lpips_network(net, None if path is None else str(path), str(device))
+    network = _lpips_network(net, None if path is None else str(path), _full_name(device))
     return network if shared else copy.deepcopy(network)
 
 
@@ -85,7 +85,12 @@ def dists_network(path: str | Path | None = None, device: str | torch.device = "
 
     Cached like :func:`lpips_network`. Raises ``MetricUnavailable`` without the package or a VGG16 backbone.
     """
-    return _dists_network(None if path is None else str(path), str(device))
+    return _dists_network(None if path is None else str(path), _full_name(device))
+
+
+def _full_name(device: str | torch.device) -> str:
+    """``cuda`` -> ``cuda:0``: one device has one name in a cache."""
+    return str(torch.empty(0, device=device).device)
 
 
 def backbone_features(net: str, path: str | Path | None = None) -> nn.Sequential:

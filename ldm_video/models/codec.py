@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,19 +82,25 @@ class ImageCodec(Codec):
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """``b t 3 H W -> b t c H/f W/f``, scaled: the posterior's mean."""
         batches = fold_time(pixels).split(self._frames_at_once(pixels.shape[-2:].numel()))  # (b t) 3 H W
-        raw = torch.cat([self.autoencoder.encode(batch).latent_dist.mode() for batch in batches])  # (b t) c h w
+        with _exact(pixels):
+            raw = torch.cat([self.autoencoder.encode(self._own(x)).latent_dist.mode() for x in batches])  # (b t) c h w
         return unfold_time((raw - self.shift) * self.scaling, pixels.shape[1])
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w -> b t 3 (h f) (w f)``."""
         raw = fold_time(latents) / self.scaling + self.shift  # (b t) c h w
         batches = raw.split(self._frames_at_once(latents.shape[-2:].numel() * self.factor**2))
-        return unfold_time(torch.cat([self.autoencoder.decode(batch).sample for batch in batches]), latents.shape[1])
+        with _exact(latents):
+            pixels = torch.cat([self.autoencoder.decode(self._own(x)).sample for x in batches])  # (b t) 3 (h f) (w f)
+        return unfold_time(pixels, latents.shape[1])
 
     @property
     def pixels_at_once(self) -> int:
         """Large batches fill a GPU; on a CPU they spill its cache (four frames of 256x256 take a fifth longer)."""
         return 2**16 if next(self.autoencoder.parameters()).device.type == "cpu" else 2**20
+
+    def _own(self, x: Tensor) -> Tensor:
+        return x.to(next(self.autoencoder.parameters()).dtype)
 
     def _frames_at_once(self, pixels: int) -> int:
         return max(1, self.pixels_at_once // pixels)
@@ -103,6 +110,15 @@ class ImageCodec(Codec):
         yield from self.autoencoder.decoder.parameters()
         if self.autoencoder.post_quant_conv is not None:
             yield from self.autoencoder.post_quant_conv.parameters()
+
+
+@contextmanager
+def _exact(x: Tensor) -> Iterator[None]:
+    """Without autocast to float16, in which Stable Diffusion's autoencoder overflows."""
+    kind = x.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    with torch.autocast(kind, enabled=False) if half else nullcontext():
+        yield
 
 
 class BasisCodec(Codec):

@@ -121,7 +121,8 @@ class VideoModel(nn.Module):
         if self.lowres_scheduler is None:
             raise UserError("this model knows no noise level; leave it out")
         grid = (evidence.size[0] // self.codec.factor, evidence.size[1] // self.codec.factor)
-        lowres = resize(evidence.lowres, grid).to(noise.dtype)  # b t 3 h w
+        noise = noise.float()  # in bfloat16 the lowest levels would be rounded to none
+        lowres = resize(evidence.lowres, grid).float()  # b t 3 h w
         return replace(evidence, lowres=self.lowres_scheduler.add_noise(lowres, noise, level.to(noise.device)))
 
     @torch.no_grad()

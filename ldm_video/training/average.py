@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
@@ -14,13 +18,35 @@ class WarmAverage(WeightAveraging):
 
     With a constant decay of 0.998 the first step's weights would still be more than half of the average after 300
     steps. The ramp is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
+
+    For validation the average is copied in the model's place and the model's own weights are put back afterwards.
+    Lightning swaps both by value: an average in float32 comes back from a model in bfloat16 rounded.
     """
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            if not averaged.is_floating_point():  # numbers of positions and the like
-                return current
-            n = float(count)
-            return torch.lerp(averaged, current.to(averaged), 1 - min(decay, (1 + n) / (WARM_UP + n)))
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+            n = float(count)  # waits for a GPU: once for all tensors of a type, and not for each
+            weight = 1 - min(decay, (1 + n) / (WARM_UP + n))
+            for mean, new in zip(averaged, current, strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(new.to(mean), weight)
+                else:  # numbers of positions and the like
+                    mean.copy_(new)
 
-        super().__init__(use_buffers=True, avg_fn=average)
+        super().__init__(use_buffers=True, multi_avg_fn=average)
+        self._own: list[Tensor] = []  # the model's, while the average is in its place
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._average_model is not None:
+            self._own = [x.detach().clone() for x in _tensors(pl_module)]
+            self._copy_average_to_current(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with torch.no_grad():
+            for x, own in zip(_tensors(pl_module), self._own, strict=bool(self._own)):
+                x.copy_(own)
+        self._own = []
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())

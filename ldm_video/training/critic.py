@@ -105,7 +105,9 @@ class SpectralNorm(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """``o ... -> o ...``."""
         matrix = weight.detach().flatten(1).float()  # o (i h w)
-        return weight / torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=1e-12).sqrt().to(weight)
+        with torch.autocast(weight.device.type, enabled=False):  # it would hand half precision to what has none
+            largest = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=1e-12).sqrt()
+        return weight / largest.to(weight)
 
 
 def _head(width: int, channels: int) -> nn.Sequential:

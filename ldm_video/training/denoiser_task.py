@@ -54,12 +54,13 @@ class DenoiserTask(ModelStage):
         self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True)
 
     def _loss(self, batch: Mapping[str, Tensor], condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Weighted loss per clip (b,) and its timestep indices (b,)."""
+        """Weighted loss per clip (b,) and its timestep indices (b,), these on the CPU."""
         with torch.no_grad():
             latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
         noise = self.noise(batch["hr"], draws).to(latents)
-        t = draws.each(lambda generator: self.objective.sample_timesteps(1, generator)).to(latents.device)  # b
+        drawn = draws.each(lambda generator: self.objective.sample_timesteps(1, generator))  # b
+        t = drawn.to(latents.device)
         noisy = self.objective.process.noisy(latents, noise, t)
         prediction = self.predict(noisy, self.objective.process.timestep_of(t), condition)
         loss, weight = self.objective.loss(prediction, latents, noise, t)
-        return loss * weight, t
+        return loss * weight, drawn

@@ -127,6 +127,8 @@ class Stage(pl.LightningModule):
             self.gathered = self.trainer.strategy.lightning_module_state_dict()
 
     def _stop(self, what: str, value: Tensor) -> None:
+        if self._trainer is None:  # an estimate
+            raise UserError(f"the {what} is {value.item()}; look at trainer.precision and optimizer.lr")
         name = f"bad_batch_step{self.global_step}_rank{self.global_rank}.safetensors"
         path = Path(self.trainer.default_root_dir) / name
         save_batch(self._batch, path)

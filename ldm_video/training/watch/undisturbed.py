@@ -29,7 +29,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 def averaged_weights(trainer: pl.Trainer, stage: pl.LightningModule) -> Iterator[None]:
     """The averaged weights in the model's place, where the run averages, as Lightning does it for validation.
 
-    They are swapped by value and back, so both are bit for bit what they were.
+    Copied there and back, so both are bit for bit what they were.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
