@@ -250,3 +250,14 @@ def test_sound_without_picture(tmp_path: Path) -> None:
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no frames"):
         FrameReader(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".ts"])
+def test_a_clip_that_begins_late_is_not_taken_for_a_truncated_one(tmp_path: Path, suffix: str) -> None:
+    codec = "libvpx" if suffix == ".webm" else "libx264"
+    times = [3000 + 40 * i for i in range(50)]
+    clip = write_clip(tmp_path / f"a{suffix}", pan(50, 32, 48), codec=codec, times=times, time_base=Fraction(1, 1000))
+    assert probe(clip).duration == pytest.approx(2, abs=0.1)
+    with FrameReader(clip) as reader:
+        assert len(list(reader)) == 50
+    assert reader.warnings == []

@@ -214,17 +214,16 @@ def changes(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def file_facts(path: Path | None) -> list[Any] | None:
-    """Path, size and time of change of a file; of a folder, of all its files together."""
+    """Path, and size and time of change of the file; of a folder, a digest of its files' names, sizes and times."""
     if path is None:
         return None
-    files = [entry for entry in path.iterdir() if entry.is_file()] if path.is_dir() else [path]
-    facts = [file.stat() for file in files]
-    return [
-        str(path.resolve()),
-        len(facts),
-        sum(fact.st_size for fact in facts),
-        max((fact.st_mtime_ns for fact in facts), default=0),
-    ]
+    if not path.is_dir():
+        return [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        facts = file.stat()
+        digest.update(f"{file.name!r} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return [str(path.resolve()), digest.hexdigest()]
 
 
 def hash_files(path: Path) -> str:

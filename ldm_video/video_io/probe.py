@@ -182,6 +182,7 @@ def _duration(container: InputContainer, stream: VideoStream) -> Fraction | None
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
-    if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])
+    if tag:  # when the last frame ends, wherever the first one begins
+        begins = max(0, stream.start_time or 0) * (stream.time_base or 0)
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]) - begins
     return Fraction(container.duration, av.time_base) if container.duration else None
