@@ -97,7 +97,8 @@ class Ours:
     fills: bool = False
 
     def identity(self) -> str:
-        files = sorted((Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights").rglob("*"))
+        model = Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights"
+        files = [model] if model.is_file() else sorted(model.rglob("*"))
         state = [(str(file), file.stat().st_mtime_ns) for file in files]
         return f"{self.name} {self.model} {self.options} {state}"
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.cache import FrameCache
-from data.clips import ClipDataset, make_pair
+from data.clips import ClipDataset, ClipStream, make_pair
 from data.degrade import PRESETS
 from data.motion import photo_clip
 from data.paint import paint_hole
@@ -214,6 +214,25 @@ def test_a_camera_over_a_photo_moves_smoothly_and_stays_on_it() -> None:
         travelled.append(np.linalg.norm(centres[-1] - centres[0]))
         assert np.abs(np.diff(centres, 2, axis=0)).max() < 6
     assert max(travelled) > 5
+
+
+@pytest.mark.parametrize(("size", "most", "largest"), [((300, 300), 2, 2), ((300, 300), 1, 1), ((120, 300), 2, 1.25)])
+def test_videos_are_shrunk_by_up_to_the_given_factor(size: tuple[int, int], most: float, largest: float) -> None:
+    """Told by frames whose colours are their coordinates; 96x96 are cut out, of 120 rows at most by 120 / 96."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    clip = np.stack([x, y, x + y], -1).astype(np.float32)[None]  # bytes end at 255
+    stream = ClipStream(size=64, max_shrink=most)
+    slopes = []
+    for seed in range(40):
+        cut = stream.cut_video(clip, np.random.default_rng(seed))
+        assert cut.shape == (1, 96, 96, 3)
+        across, down = np.diff(cut[0, ..., 0], axis=1), np.diff(cut[0, ..., 1], axis=0)
+        slopes.append(float(across.mean()))
+        assert down.mean() == pytest.approx(slopes[-1], abs=1e-3)
+        for steps in (across, down):  # everywhere the same, but that OpenCV's areas are a tenth of a pixel off
+            np.testing.assert_allclose(steps, slopes[-1], atol=0.2)
+    assert min(slopes) >= 1 and max(slopes) <= largest
+    assert min(slopes) <= 1 + 0.2 * (largest - 1) and max(slopes) >= 1 + 0.8 * (largest - 1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import sys
 import time
 import tomllib
@@ -17,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import infer
 from eval import benchmark
 from eval.benchmark import choose_methods, read_suite
 from eval.clips import ClipPair
 from eval.inputs import Track, build_inputs
 from eval.measure import Worker, measure
-from eval.methods import Settings, find_methods
+from eval.methods import Ours, Settings, find_methods
 from eval.peers import basicvsr, migan, realesrgan
 from eval.peers.packages import REQUIREMENTS, missing_packages, package_folder
 from eval.scoring import MetricChoice, Tools, score_clip
@@ -99,6 +101,65 @@ def test_vfid_says_why_there_is_none(tmp_path: Path) -> None:
     clip = make_input(tmp_path, frames=1)
     scores = score_clip(ClipPair("one", clip.ref, clip.ref), (MetricChoice("vfid"), MetricChoice("psnr_y")), Tools())
     assert "published value" in scores.unavailable["vfid"] and list(scores.rows[0]) == ["psnr_y"]
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    """``subprocess.run`` that notes what it is given and ends as it is told to."""
+
+    def __init__(self, code: int = 0, stderr: str = "") -> None:
+        self.code, self.stderr = code, stderr
+        self.command: list[str] = []
+
+    def __call__(self, command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        assert (Path(cwd) / command[1]).samefile(ROOT / "infer.py")
+        self.command = command
+        return subprocess.CompletedProcess(command, self.code, "printed\n", self.stderr)
+
+
+@pytest.mark.parametrize(
+    ("method", "mask", "model", "steps", "overrides"),
+    [
+        (Ours(), None, None, None, []),
+        (Ours("tiny", ("--steps", "3", "feather=2")), Path("mask.mkv"), "tiny", 3, ["feather=2"]),
+    ],
+)
+def test_ours_is_the_command_that_a_user_gives(
+    method: Ours,
+    mask: Path | None,
+    model: str | None,
+    steps: int | None,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Read back by ``infer.py`` itself; paths hold wherever it runs."""
+    made = FakeRun()
+    monkeypatch.setattr(subprocess, "run", made)
+    monkeypatch.chdir(tmp_path)
+    method(Path("low.mkv"), mask, 3, Path("made") / "hd.mkv")
+    assert made.command[0] == sys.executable
+    assert (tmp_path / "made").is_dir()
+    monkeypatch.setattr(sys, "argv", made.command[1:])
+    given = infer.parse_arguments()
+    assert (given.input, given.output) == (str(tmp_path / "low.mkv"), str(tmp_path / "made" / "hd.mkv"))
+    assert given.mask == (mask and tmp_path / mask) and given.model == (model and str(tmp_path / model))
+    assert (given.scale, given.codec, given.overwrite, given.steps) == (3, "ffv1", True, steps)
+    assert given.overrides == overrides
+
+
+@pytest.mark.parametrize(
+    ("stderr", "last"), [("a warning\nerror: the disk is full\n\n", "error: the disk is full"), ("", "no message")]
+)
+def test_what_ours_says_last_is_the_error(
+    stderr: str, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", FakeRun(2, stderr))
+    with pytest.raises(UserError) as failure:
+        Ours()(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
+    assert str(failure.value) == f"infer.py ended with 2 on {tmp_path / 'low.mkv'}: {last}"
 
 
 # --- what a method costs -------------------------------------------------------------------------------------------

@@ -17,20 +17,17 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.memory import peak_resident
 from ldm_video.diffusion.windows import split
 from ldm_video.models.paired_codec import PairedCodec
-from ldm_video.pipeline.journal import Journal, Survey
-from ldm_video.pipeline.memory_costs import Costs, LiveBytes, _forgettable, free_memory, measure_costs
+from ldm_video.pipeline.memory_costs import Costs, LiveBytes, _forgettable, _kilobytes, free_memory, measure_costs
 from ldm_video.pipeline.memory_plan import (
     Choice,
     Demand,
     choose,
     expected_peak,
     in_words,
-    kept_choice,
     parse_memory,
     tile_sizes,
 )
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from ldm_video.pipeline.workers import Share
 from tests.cli_support import call, tiny_model, write_tiny_bundle
 from tests.film_support import run_infer
 from tests.model_support import rand_pixels, small_text_model
@@ -39,18 +36,8 @@ from tests.video_io_support import pan, write_clip
 FAST = ("preset=ultrafast", "cuts=off", "segment=40", "--overlap", 0)
 Peak = Callable[..., tuple[int | None, int, list[str]]]
 COSTS = Costs(base=10**9, sample=110, decode=180)  # about the shipped model's
-FULL_HD = Demand(
-    size=(1088, 1920),
-    window=12,
-    overlap=4,
-    segment=32,
-    least=13,
-    frames=None,
-    per_frame=98 * 1088 * 1920,
-    fixed=1.1e9,
-    multiple=32,
-    tile_overlap=128,
-)
+FULL_HD = Demand(size=(1088, 1920), window=12, overlap=4, segment=32, least=13, frames=None, multiple=32,
+                 tile_overlap=128, per_frame=98 * 1088 * 1920, fixed=1.1e9)  # fmt: skip
 
 # Amounts.
 
@@ -140,15 +127,6 @@ def test_a_codec_that_takes_few_pixels_at_once_needs_less() -> None:
     )
 
 
-def test_work_that_is_kept_decides_as_long_as_it_fits(tmp_path: Path) -> None:
-    output = tmp_path / "hd.mkv"
-    assert kept_choice(output, 10**11, COSTS, FULL_HD) is None
-    with Journal(output).hold({"tile": (512, 384), "segments: segment": 20}, Survey(99), Share()):
-        kept = kept_choice(output, 10**11, COSTS, FULL_HD)
-        assert kept is not None and (kept.tile, kept.segment) == ((512, 384), 20)
-        assert kept_choice(output, 10**9, COSTS, FULL_HD) is None
-
-
 # What is counted.
 
 
@@ -215,6 +193,26 @@ def test_what_is_free_is_shared_with_the_processes_of_a_machine() -> None:
     alone, two, four = (free_memory(device, {"LOCAL_WORLD_SIZE": text}) for text in ("", "2", "4"))
     assert (alone - two) == pytest.approx(2 * (two - four), rel=0.2)
     assert alone > two > four > 0
+
+
+def test_what_is_free_is_what_control_groups_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_video.pipeline.memory_costs._cgroup_room", lambda: iter([10**8]))
+    room = free_memory(torch.device("cpu"), {}) - _kilobytes(Path("/proc/self/status"), "VmRSS")
+    assert room == pytest.approx(0.9e8, abs=5e6)
+
+
+@pytest.mark.parametrize(("own", "above", "room"), [("max", "max", 8_192), ("500", "max", 400), ("900", "600", 300)])
+def test_the_tightest_group(own: str, above: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's group lies in others, as under a batch system. A folder stands for what Linux tells of both."""
+    files = {"meminfo": "MemAvailable: 8 kB", "self/status": "VmRSS: 1 kB", "self/cgroup": "1:cpu:/\n0::/a/b/c"}
+    for group, limit, used in (("a/memory", above, "400"), ("a/b/memory", "max", "9"), ("a/b/c/memory", own, "200")):
+        files |= {f"{group}.max": limit, f"{group}.current": used, f"{group}.stat": "anon 7\ninactive_file 100"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    # What is below /proc lies there by its name, and the folder itself is /sys/fs/cgroup.
+    monkeypatch.setattr("ldm_video.pipeline.memory_costs.Path", lambda name: tmp_path / name.partition("/proc/")[2])
+    assert free_memory(torch.device("cpu"), {}) == int(0.9 * room) + 1024
 
 
 def test_files_that_are_kept_while_there_is_room_are_free(tmp_path: Path) -> None:

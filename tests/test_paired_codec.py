@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from infer import SHIPPED
 from ldm_video import convert
-from ldm_video.core.blocks import Box
-from ldm_video.core.carry import Repair
 from ldm_video.core.evidence import Evidence, build_evidence, resize
 from ldm_video.core.tensors import to_signed
 from ldm_video.models.bundle import load_bundle, save_bundle
@@ -115,23 +113,29 @@ def few_asked(files: Path) -> PairedCodec:
     return paired.eval().requires_grad_(False)
 
 
+def record(monkeypatch: pytest.MonkeyPatch, paired: PairedCodec, method: str) -> list[tuple[tuple[Any, ...], Any]]:
+    """What a method is given from here on, and what it makes."""
+    calls, watched = [], getattr(paired, method)
+
+    def recorded(*given: Any) -> Any:
+        calls.append((given, watched(*given)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(paired, method, recorded)
+    return calls
+
+
 def test_few_frames_are_asked_for_and_the_others_get_their_share(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a still clip of eight frames all get what two of them have."""
-    paired, asked = few_asked(files), []
+    paired = few_asked(files)
     lowres = rand_pixels(1, 1, 3, 20, 20).expand(1, 8, -1, -1, -1)
     evidence = build_evidence(lowres, torch.zeros(1, 8, 1, 80, 80))
     latents = torch.zeros(1, 8, 4, 10, 10)
-    restored_by = paired.restored
-
-    def watched(own: Tensor, evidence: Evidence) -> Tensor:
-        asked.append(evidence.guess.shape[1])
-        return restored_by(own, evidence)
-
-    monkeypatch.setattr(paired, "restored", watched)
+    asked = record(monkeypatch, paired, "restored")
     own = paired.decode(latents, evidence)
     made = paired.finish(own, evidence)
-    assert asked == [2]
-    expected = 0.25 * (restored_by(own, evidence) - own)
+    assert [given.guess.shape[1] for (_, given), _ in asked] == [2]
+    expected = 0.25 * (paired.restored(own, evidence) - own)
     for key in (2, 6):
         torch.testing.assert_close((made - own)[:, key], expected[:, key], atol=1e-5, rtol=0)
     others = [0, 1, 3, 4, 5, 7]
@@ -252,6 +256,17 @@ def test_what_cannot_be_paired_is_refused_in_one_line(
         assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(("low", "asked"), [(32, 0), (24, 1)])
+def test_below_twice_the_sides_the_restorer_is_not_asked(
+    low: int, asked: int, codec: PairedCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enlargements to 48 pixels by 1.5 and by 2: four times the pixels are enough."""
+    calls, evidence = record(monkeypatch, codec, "restored"), evidence_of((low, low), (48, 48))
+    own = codec.decode(latents_of(evidence), evidence)
+    assert torch.equal(codec.finish(own, evidence), own) == (not asked)
+    assert len(calls) == asked
+
+
 @torch.no_grad()
 def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
     """A part of a frame of the demo clip."""
@@ -270,7 +285,7 @@ def test_the_model_that_ships_is_nearer_to_the_truth_than_its_parts() -> None:
 
 
 @torch.no_grad()
-def test_what_motion_loses_is_asked_for_again_and_nothing_else(files: Path) -> None:
+def test_what_motion_loses_is_asked_for_again_and_nothing_else(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight frames a part changes in the middle of the group: it alone is repaired, as if that frame were asked for.
 
     Still frames are left as they are; so is a hole, which is the decoder's.
@@ -283,23 +298,52 @@ def test_what_motion_loses_is_asked_for_again_and_nothing_else(files: Path) -> N
     nothing = torch.zeros(1, 8, 1, 288, 288)
     evidence = build_evidence(changed, nothing)
     own = evidence.guess + 0.1 * randn(1, 8, 3, 288, 288)
-    repaired: list[float] = []
-    repair = paired._repair
-
-    def watched(own: Tensor, lowres: Tensor, boxes: Sequence[Box]) -> Repair:
-        made = repair(own, lowres, boxes)
-        repaired.append(float(made.shown.mean()))
-        return made
-
-    paired._repair = watched  # type: ignore[method-assign]
+    repairs = record(monkeypatch, paired, "_repair")
     made = paired.finish(own, evidence)
-    assert repaired == [pytest.approx(1 / 9, abs=0.03)]  # a block of nine, of the first frame between
+    assert [float(one.shown.mean()) for _, one in repairs] == [pytest.approx(1 / 9, abs=0.03)]  # a block of nine, once
     inside = (..., slice(16, 72), slice(16, 72))
     truth = paired.restored(own[:, [2]], evidence.map(lambda x: x[:, [2]]))[:, 0]
     assert (made[:, 2] - truth)[inside].abs().mean() < 0.1 * (own[:, 2] - truth)[inside].abs().mean()
     paired.finish(own, build_evidence(still, nothing))
-    assert len(repaired) == 1
+    assert len(repairs) == 1
     hole = nothing.clone()
     hole[..., :96, :96] = 1
     paired.finish(own, build_evidence(changed, hole))
-    assert len(repaired) == 1
+    assert len(repairs) == 1
+
+
+def with_a_cut(side: int, rows: slice) -> Evidence:
+    """Four frames of which one is asked for, number 2. Two before it show something else in ``rows`` of low-res."""
+    lowres = rand_pixels(1, 1, 3, side, side).repeat(1, 4, 1, 1, 1)
+    lowres[:, :2, :, rows] = rand_pixels(1, 1, 3, side, side, seed=8)[..., rows, :]
+    return build_evidence(lowres, torch.zeros(1, 4, 1, 4 * side, 4 * side))
+
+
+@pytest.mark.parametrize("side", [72, 96])
+def test_of_a_frame_that_is_lost_a_quarter_is_repaired(side: int, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would cost more than a key frame does."""
+    paired, evidence = few_asked(files), with_a_cut(side, slice(None))
+    repairs = record(monkeypatch, paired, "_repair")
+    paired.finish(evidence.guess, evidence)
+    (((_, _, boxes), _),) = repairs
+    area = sum((box.bottom - box.top) * (box.right - box.left) for box in boxes)
+    assert 0.2 < area / side**2 <= 0.25
+
+
+@pytest.mark.gpu
+def test_the_gpu_finishes_as_the_cpu_does(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key frames, what is carried from them, and repairs."""
+    evidence = with_a_cut(72, slice(0, 24))
+
+    def finished(device: str) -> Tensor:
+        paired = few_asked(files).to(device)
+        repairs, paired.share = record(monkeypatch, paired, "_repair"), 1.0
+        for parameter in paired.restorer.exit.parameters():
+            parameter.mul_(0.05)  # else its pictures are black and white, and show TF32
+        made = paired.finish(evidence.guess.to(device), evidence.map(lambda x: x.to(device)))
+        assert made.device.type == device and len(repairs) == 1
+        return made.cpu()
+
+    cpu = finished("cpu")
+    assert (cpu - evidence.guess).abs().mean() > 0.05
+    torch.testing.assert_close(finished("cuda"), cpu, atol=2e-2, rtol=0)

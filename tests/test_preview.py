@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 import infer
+from ldm_video.models.bundle import save_bundle
 from ldm_video.pipeline.preview import choose_runs, preview_path
 from ldm_video.video_io import probe
-from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
+from tests.cli_support import call, files_below, read_pixels, tiny_model, write_tiny_bundle
 from tests.test_infer_cli import clip_with_sound
 from tests.video_io_support import pan, write_clip
 
@@ -90,10 +92,14 @@ def test_a_short_clip_without_its_sound_to_a_folder(bundle: Path, tmp_path: Path
 def test_steps_are_few_unless_they_are_given(
     bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("--input", clip, "--output", tmp_path / "hd.mp4", "--model", bundle, "--preview", "--dry-run")
-    own = probe_steps(capsys, *command[:-2], "--dry-run")
-    assert probe_steps(capsys, *command) == min(own, 8)
-    assert probe_steps(capsys, *command, "--steps", 11) == 11
+    model = tiny_model()
+    model.sampling = replace(model.sampling, steps=50)
+    save_bundle(model, tmp_path / "slow")
+    command = ("--input", clip, "--output", tmp_path / "hd.mp4", "--dry-run", "--model")
+    assert probe_steps(capsys, *command, tmp_path / "slow") == 50
+    assert probe_steps(capsys, *command, tmp_path / "slow", "--preview") == 8
+    assert probe_steps(capsys, *command, tmp_path / "slow", "--preview", "--steps", 11) == 11
+    assert probe_steps(capsys, *command, bundle, "--preview") == 1  # the model's own are fewer
 
 
 def probe_steps(capsys: pytest.CaptureFixture[str], *command: object) -> int:

@@ -64,7 +64,7 @@ class PointwiseCodec(Codec):
 
 
 class PointwiseModel(nn.Module):
-    """Oracle of the plumbing: what it says of a cell depends on that cell alone, its evidence and the time."""
+    """Oracle of the plumbing: what it says of a cell depends on that cell alone, its evidence, time and text."""
 
     shared_noise = 0.25
     multiple = 8
@@ -79,14 +79,25 @@ class PointwiseModel(nn.Module):
     def encode_canvas(self, evidence: Evidence) -> None:
         return None
 
+    def noise_lowres(self, evidence: Evidence, level: Tensor, noise: Tensor) -> Evidence:
+        return evidence
+
     def predict(
-        self, noisy: Tensor, timestep: Tensor | float, evidence: Evidence, text: Tensor | None, **unused: None
+        self,
+        noisy: Tensor,
+        timestep: Tensor | float,
+        evidence: Evidence,
+        text: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        canvas: Tensor | None = None,
     ) -> Tensor:
         said = torch.einsum("oi,btihw->btohw", self.mix, self.layout(evidence))
+        if text is not None:  # b n d
+            said = said * (1 + text.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1))
         return torch.tanh(noisy) * (1 + float(timestep) / 1000) + said
 
 
-@pytest.mark.parametrize(
+every_cut = pytest.mark.parametrize(
     "cut",
     [
         {"window": 4, "overlap": 2},
@@ -99,6 +110,9 @@ class PointwiseModel(nn.Module):
     ],
     ids=str,
 )
+
+
+@every_cut
 def test_windows_and_tiles_do_not_change_a_pointwise_model(cut: dict) -> None:
     frames, hole, indices = clip(9, (13, 10))
     settings = replace(PLAIN, steps=3, colour="wavelet")
@@ -106,6 +120,19 @@ def test_windows_and_tiles_do_not_change_a_pointwise_model(cut: dict) -> None:
     parts = Restorer(PointwiseModel(), replace(settings, **cut))(frames, hole, indices)
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
     assert whole.std() > 0.1
+
+
+@every_cut
+def test_windows_and_tiles_do_not_change_a_guided_pointwise_model(cut: dict) -> None:
+    """What it says grows evenly with the text, so guidance is the text that lies as far beyond the prompt."""
+    frames, hole, indices = clip(9, (13, 10))
+    settings = replace(PLAIN, steps=3, colour="wavelet", guidance=3.0)
+    prompt, negative = randn(1, 2, 3, seed=1), randn(1, 2, 3, seed=2)
+    beyond = negative + 3 * (prompt - negative)
+    whole = Restorer(PointwiseModel(), replace(settings, guidance=1.0), (beyond, negative))(frames, hole, indices)
+    parts = Restorer(PointwiseModel(), replace(settings, **cut), (prompt, negative))(frames, hole, indices)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+    assert largest(whole - Restorer(PointwiseModel(), settings, (prompt, prompt))(frames, hole, indices)) > 0.01
 
 
 @pytest.mark.parametrize("low", [(8, 12), (5, 7), (1, 1), (9, 3)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -131,12 +132,17 @@ def test_a_finished_run_that_is_started_again_gives_the_same_bundle(codec_option
 
 
 def test_restart_begins_anew(codec_options: list[str], codec_run: Path, tmp_path: Path) -> None:
-    options = [*codec_options, f"output={tmp_path / 'run'}", "trainer.max_steps=1"]
-    assert call(train, *options) == 0
-    once = weights(tmp_path / "run")
+    """With a seed that a run that goes on may not have: what there is decides nothing any more."""
+    run, fresh = tmp_path / "run", tmp_path / "fresh"
+    copytree(codec_run, run)  # of the default seed, with two steps done
+    options = [*codec_options, f"output={run}", "seed=1", "trainer.max_steps=1"]
+    assert call(train, *options) == 2
+    assert changed(weights(codec_run), weights(run)) == set()
     assert call(train, *options[:2], "--restart", *options[2:]) == 0
-    assert steps_done(tmp_path / "run") == 1
-    assert changed(once, weights(tmp_path / "run")) == set()
+    assert steps_done(run) == 1
+    assert OmegaConf.load(run / "config.yaml").seed == 1
+    assert call(train, *options, f"output={fresh}") == 0
+    assert changed(weights(fresh), weights(run)) == set()
 
 
 def test_a_restart_that_fails_leaves_nothing_to_go_on_from(
@@ -214,6 +220,14 @@ def test_what_fsdp_cannot_have(key: str) -> None:
     config = OmegaConf.create({"ema": None, "watch": None, key: 0.5})
     with pytest.raises(UserError, match=f"set {key}=null"):
         train.check_fsdp(config)
+
+
+def test_fsdp_has_no_adversary() -> None:
+    config = OmegaConf.create({"ema": None, "watch": None, "task": {"pixel_loss": {"adversary": {"weight": 0.1}}}})
+    with pytest.raises(UserError, match=r"set task\.pixel_loss\.adversary=null"):
+        train.check_fsdp(config)
+    config.task.pixel_loss.adversary = None
+    train.check_fsdp(config)
 
 
 def test_a_warm_up_that_cannot_be(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
