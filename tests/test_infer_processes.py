@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-from tests.cli_support import ROOT, write_tiny_bundle
+import infer
+from ldm_video.pipeline.parts import Parts
+from tests.cli_support import ROOT, call, write_tiny_bundle
 from tests.film_support import FRAMES, SEGMENTS, SIZE, Runs, finished_parts, parts_folder, same_frames, wait_until
 from tests.video_io_support import pan, write_clip
 
@@ -43,6 +48,33 @@ def test_several_processes_give_the_frames_of_one(runs: Runs, alone: Path, tmp_p
     assert same_frames(output, alone)
     assert not parts_folder(output).exists()
     assert sum(line.startswith(f"{output}: ") for line in runs.lines) == 1  # one of them has put it together
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_the_last_cross_fade_may_be_another_ones(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    """It writes the same, puts the output together and removes the folder, all while this one is still at it."""
+    write, output = Parts._write, tmp_path / "hd.mkv"
+
+    def overtaken(parts: Parts, path: Path, name: str, canvases: Sequence[Tensor], times: Sequence[Fraction]) -> None:
+        def still(canvases: Sequence[Tensor]) -> Iterator[Tensor]:
+            for canvas in canvases:
+                yield canvas
+                parts.journal.remove()
+
+        if "fade" not in path.name or parts.unfinished():
+            return write(parts, path, name, canvases, times)
+        if moment == "before":
+            parts.journal.remove()
+            return write(parts, path, name, canvases, times)
+        return write(parts, path, name, still(canvases), times)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Parts, "_write", overtaken)
+    given = ["--input", runs.clip, "--output", output, "--model", runs.bundle, "--scale", 2, *SEGMENTS, *LOSSLESS]
+    assert call(infer, *given) == 0
+    assert "another process has put the output together" in capsys.readouterr().out
+    assert not parts_folder(output).exists()
 
 
 def test_a_worker_that_dies_is_reported_and_a_rerun_does_its_segments(runs: Runs, alone: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm_video.core.errors import UserError
 from ldm_video.pipeline.journal import Journal, in_levels
 from ldm_video.pipeline.plan import PlanRules, Segment
 from ldm_video.pipeline.stream import cross_fade
@@ -130,14 +131,23 @@ class Parts:
         return files
 
     def _fade(self, before: Segment, after: Segment) -> None:
-        """Cross-fade two chains, once both sides are there. Another process may do the same at this moment."""
-        with suppress(FileNotFoundError):
+        """Cross-fade two chains, once both sides are there.
+
+        Another process may do the same at this moment, put the outputs together and remove the folder.
+        """
+        try:
             tail, times = self.journal.frames(before.number, "tail")
             head, _ = self.journal.frames(after.number, "head")
             for name in reversed(self._writers):
                 self._write(self._part(after.number, f"fade.{name}"), name, list(cross_fade(tail, head)), times)
-            self.journal.drop(before.number, "tail")
-            self.journal.drop(after.number, "head")
+        except FileNotFoundError:
+            return
+        except UserError:
+            if self.journal.exists:
+                raise
+            return
+        self.journal.drop(before.number, "tail")
+        self.journal.drop(after.number, "head")
 
     def _keep(self, segment: Segment, kind: str, canvases: Sequence[Tensor], times: Sequence[Fraction]) -> None:
         self.journal.keep_frames(segment.number, kind, torch.stack(list(canvases)), list(times))
