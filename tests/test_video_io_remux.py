@@ -1,0 +1,74 @@
+"""Chapters, and subtitles of clocks that jump, beside a picture that is written anew."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.test_video_io_write import FAST, copy_times
+from tests.video_io_support import packet_bytes, pan, texture, yuv_frame
+
+
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_chapters_are_copied(tmp_path: Path, suffix: str, sound: bool) -> None:
+    clip = tmp_path / f"in{suffix}"
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("libx264", rate=25, options=FAST)
+        video.width, video.height = 96, 64
+        if sound:
+            output.add_stream("aac", rate=48000)
+        output.set_chapters(
+            [
+                {
+                    "id": i,
+                    "start": 400 * i,
+                    "end": 400 * (i + 1),
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": title},
+                }
+                for i, title in enumerate(["Arrival", "Departure"])
+            ]
+        )
+        for i, image in enumerate(pan(20, 64, 96)):
+            frame = yuv_frame(image)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        chapters = [(c["metadata"]["title"], float(c["start"] * c["time_base"])) for c in written.chapters()]
+    assert chapters == [("Arrival", 0.0), ("Departure", pytest.approx(0.4))]
+
+
+def test_rare_subtitles_of_a_broadcast_keep_their_times(tmp_path: Path) -> None:
+    """Gaps between them are no jumps of the clock; where sound and picture jump, they go along."""
+    clip, shows = tmp_path / "in.ts", [1, 14, 27, 1000 + 30]
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("mpeg2video", rate=1)
+        video.width, video.height = 96, 64
+        audio = output.add_stream("mp2", rate=48000)
+        rare = output.add_mux_stream("dvb_subtitle")
+        for second in range(32):
+            jumped = second + 1000 * (second >= 28)
+            frame = yuv_frame(texture(64, 96))
+            frame.pts, frame.time_base = jumped, Fraction(1)
+            output.mux(video.encode(frame))
+            for i in range(40):
+                block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1200), np.int16), format="s16", layout="stereo")
+                block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+                block.pts = 48000 * jumped + 1200 * i
+                output.mux(audio.encode(block))
+            if jumped in shows:
+                packet = av.Packet(bytes.fromhex("200f14000000000000000000ff"))
+                packet.stream, packet.time_base = rare, Fraction(1, 1000)
+                packet.pts = packet.dts = 1000 * jumped
+                output.mux(packet)
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / "out.mkv")
+    got = [float(t) for t, _ in packet_bytes(tmp_path / "out.mkv", "subtitle")]
+    assert np.diff(got) == pytest.approx([13, 13, 3], abs=1.1)  # a second is a frame's
