@@ -33,16 +33,7 @@ from ldm_video.pipeline.batch import (
     run_batch,
 )
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import (
-    Job,
-    Outcome,
-    Part,
-    compare_path,
-    explain_memory,
-    open_mask,
-    open_writers,
-    run_job,
-)
+from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
 from ldm_video.pipeline.memory_plan import fit_memory
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
@@ -255,8 +246,7 @@ def make_restorer(
     config: DictConfig, info: VideoInfo, job: Job, model: VideoModel, prompts: Prompts | None
 ) -> Restorer:
     settings = make_settings(config, job.size[0] / info.size[0], model)
-    device = own_device(config.device, os.environ, torch.cuda.device_count())
-    explain_memory(lambda: place(model, device, config.dtype, config.attention))
+    place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)
     if model.text is None:

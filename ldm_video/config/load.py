@@ -138,16 +138,29 @@ def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
         parsed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False))
     except (yaml.MarkedYAMLError, OmegaConfBaseException) as error:
         raise UserError(f"override '{override}' has an invalid value: {_first_line(error)}") from error
-    _set(tree, key, parsed["value"], path, adds)
+    if adds:
+        _add(tree, key, path)
+    _set(tree, key, parsed["value"], path)
 
 
-def _set(tree: dict[Any, Any], key: str, value: Any, path: Path, adds: bool = False) -> None:
+def _add(tree: dict[Any, Any], key: str, path: Path) -> None:
+    """Make room for ``key`` in its section, where it has one."""
     *parents, last = key.split(".")
+    section = _section(tree, parents, key, path)
+    if parents and isinstance(section, dict):
+        section.setdefault(last, None)
+
+
+def _section(tree: dict[Any, Any], parents: Sequence[str], key: str, path: Path) -> Any:
     node: Any = tree
     for name in parents:
         node = node[_existing_key(node, name, key, tree, path)]
-    if adds and parents and isinstance(node, dict):
-        node.setdefault(last, None)
+    return node
+
+
+def _set(tree: dict[Any, Any], key: str, value: Any, path: Path) -> None:
+    *parents, last = key.split(".")
+    node = _section(tree, parents, key, path)
     slot = _existing_key(node, last, key, tree, path)
     if isinstance(value, dict) and isinstance(node[slot], dict):
         for name, item in value.items():

@@ -22,10 +22,13 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; use auto, {', '.join(DTYPES)}")
     model.denoiser.set_attention(attention)
-    for name, part in model.named_children():
-        # The x4-upscaler's decoder overflows in float16; its weights must not be rounded to it on their way either.
-        exact = name == "codec" and dtype == "fp16"
-        part.to(device=where, dtype=torch.float32 if exact else DTYPES[dtype])
+    try:
+        for name, part in model.named_children():
+            # The x4-upscaler's decoder overflows in float16; its weights must not be rounded to it on their way either.
+            exact = name == "codec" and dtype == "fp16"
+            part.to(device=where, dtype=torch.float32 if exact else DTYPES[dtype])
+    except torch.OutOfMemoryError:
+        raise UserError(f"the model does not fit into what is free on {where}; use another --device, or bf16") from None
     return model.to(memory_format=torch.channels_last)
 
 

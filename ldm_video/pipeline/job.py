@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 import torch
@@ -30,8 +30,6 @@ from ldm_video.video_io.masks import fill_boxes
 from ldm_video.video_io.probe import DEFAULT_RATE
 from ldm_video.video_io.reader import Deinterlace
 from ldm_video.video_io.stills import is_image
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -328,7 +326,7 @@ def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}_compare{output.suffix}")
 
 
-def explain_memory(run: Callable[[], T]) -> T:
+def explain_memory(run: Callable[[], Tensor]) -> Tensor:
     """``run``; memory that is full is a ``UserError`` that says what needs less."""
     try:
         return run()

@@ -42,10 +42,11 @@ class WarmAverage(WeightAveraging):
             self._copy_average_to_current(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with torch.no_grad():
-            for x, own in zip(_tensors(pl_module), self._own, strict=bool(self._own)):
-                x.copy_(own)
-        self._own = []
+        if self._average_model is not None:
+            with torch.no_grad():
+                for x, own in zip(_tensors(pl_module), self._own, strict=True):
+                    x.copy_(own)
+            self._own = []
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
