@@ -1,7 +1,8 @@
 """All methods on the same inputs: ``python -m eval.benchmark --suite configs/eval/suite.yaml --root CLIPS --out DIR``.
 
 Builds the inputs of each track once, runs each method through the same door, scores with :mod:`eval.run`, and writes
-``table.md`` and ``results.json``. What was made or scored before from the same inputs is kept.
+``table.md`` and ``results.json``. What was made or scored before from the same inputs is kept, tracks and methods
+that this run leaves out among it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from eval.clips import ClipPair, find_clips
-from eval.inputs import BenchmarkInput, Track, build_inputs
+from eval.holes import OBJECT
+from eval.inputs import BenchmarkInput, Track, build_inputs, file_states
+from eval.kept import KEY, in_order, inputs_key, read_kept
 from eval.measure import Cost, Worker
-from eval.methods import Method, Settings, find_methods
+from eval.methods import Method, Settings, find_methods, infer_options
 from eval.results import write_json
 from eval.run import Plan, parse_metrics, score_pairs
 from eval.scoring import Tools
 from eval.table import markdown
 from ldm_video.config.load import load_config
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
+from ldm_video.core.files import atomic_path
 
 BASELINE = "bicubic"
 log = Console(stderr=True)
@@ -135,7 +139,7 @@ def choose_methods(suite: Suite, names: str | None, settings: Settings) -> tuple
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m eval.benchmark", description="All methods on the same inputs.")
+    parser = ArgumentParser(prog="python -m eval.benchmark", description="All methods on the same inputs.")
     parser.add_argument("--suite", default="configs/eval/suite.yaml", help="default: %(default)s")
     parser.add_argument("--root", required=True, help="folder of reference clips")
     parser.add_argument("--out", required=True, help="folder for inputs, outputs, scores and the table")
@@ -168,24 +172,38 @@ def main() -> None:
     """The command line."""
     args = _arguments()
     suite = read_suite(load_config(args.suite, args.overrides))
-    settings = Settings(
-        args.model, tuple(args.infer.split()), args.migan, args.sd_upscaler, args.sd_inpaint, args.device
-    )
+    options = infer_options("--infer", args.infer)
+    settings = Settings(args.model, options, args.migan, args.sd_upscaler, args.sd_inpaint, args.device)
     methods, notes = choose_methods(suite, args.methods, settings)
     out, tools = Path(args.out), Tools(args.raft, args.device)
     plan = Plan(parse_metrics(suite.metrics), tools, out, jobs=args.jobs)
-    results: dict[str, dict[str, Any]] = {}
+    keys = {track.name: _inputs_key(track, suite, args.root, args.masks, plan) for track in suite.tracks}
+    results, replaced = read_kept(out / "results.json", keys)
+    if replaced:
+        log.print(f"{out}/results.json: of other inputs, and replaced: {', '.join(replaced)}", markup=False)
+    order = [track.name for track in suite.tracks], [BASELINE, *suite.methods]
     for track in _chosen_tracks(suite, args.tracks):
         inputs = build_inputs(args.root, out / "inputs", track, suite.scale, suite.seed, suite.frames, args.masks)
         notes += _absent_clips(track, args.root, inputs, args.masks)
         if inputs:
-            results[track.name] = run_track(track, inputs, methods, out, plan)
+            measured = run_track(track, inputs, methods, out, plan)
+            marked = {name: summary | {KEY: keys[track.name]} for name, summary in measured.items()}
+            results = in_order(results | {track.name: results.get(track.name, {}) | marked}, *order)
             write_json(out / "results.json", results)
     for note in notes:
         log.print(note, markup=False, highlight=False, soft_wrap=True)
     text = "\n".join([markdown(results, BASELINE), *(f"{note}\n" for note in notes)])
-    (out / "table.md").write_text(text)
+    with atomic_path(out / "table.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _inputs_key(track: Track, suite: Suite, root: str, masks: Path | None, plan: Plan) -> str:
+    """Of what a track's scores are: its recipe, the clips, the metrics and their tools."""
+    clips = {name: file_states(path) for name, path in find_clips(root).items()}
+    objects = str(masks and masks.resolve()) if track.hole == OBJECT else None
+    metrics = [str(choice) for choice in plan.metrics]
+    return inputs_key(asdict(track), suite.scale, suite.seed, suite.frames, clips, objects, metrics, str(plan.tools))
 
 
 def _absent_clips(track: Track, root: str, inputs: list[BenchmarkInput], masks: Path | None) -> list[str]:

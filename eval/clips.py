@@ -47,6 +47,7 @@ def find_clips(root: str | Path) -> dict[str, Path]:
     if not root.exists():
         raise UserError(f"no such file or folder: {root}")
     if root.is_file() or _holds_images(root):
+        _refuse_mixture(root)
         return {root.stem: root}
     clips: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
@@ -89,7 +90,7 @@ def match_clips(
 def frames_of(path: Path) -> Iterator[np.ndarray]:
     """Frames ``h w c`` float32 RGB in [0, 1], in order, exactly as stored (no deinterlacing).
 
-    Raises ``UserError`` for an unreadable file and for one that ends before its last frame.
+    Raises ``UserError`` for an unreadable file and, at its end, for one that is damaged or truncated.
     """
     if path.is_dir():
         check_numbering(path)
@@ -99,6 +100,8 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
             count += 1
             yield rearrange(frame.pixels, "c h w -> h w c").add(1.0).div(2.0).clamp(0.0, 1.0).numpy()
         promised = reader.info.frames
+    if reader.damage:
+        raise UserError(f"{reader.damage[0]}; give a whole file")
     if count == 0 or (promised is not None and count < promised):
         raise UserError(f"{path} ends after {count} of its {promised or 'unknown number of'} frames; it is truncated")
 
@@ -158,4 +161,18 @@ def check_numbering(folder: Path) -> None:
 
 
 def _holds_images(path: Path) -> bool:
-    return path.is_dir() and any(child.suffix.lower() in IMAGE_SUFFIXES for child in path.iterdir())
+    return path.is_dir() and any(_is_image(child) for child in path.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _refuse_mixture(folder: Path) -> None:
+    """``UserError`` for a folder of images that holds videos as well: is it one clip of frames, or are those clips?"""
+    if folder.is_dir():
+        children = sorted(folder.iterdir())
+        image = next(child for child in children if _is_image(child))
+        video = next((child for child in children if child.suffix.lower() in VIDEO_SUFFIXES), None)
+        if video is not None:
+            raise UserError(f"{folder} holds images and videos, such as {image.name} and {video.name}; keep one kind")

@@ -1,7 +1,9 @@
 """The benchmark's holes: fixed for good, drawn from a seeded generator, of a stated share of the frame.
 
-Each family is ``(rng, frames, size, area) -> t h w`` uint8 in {0, 1}, 1 = hole; ``size`` is (height, width). Like the
-degradations, nothing is shared with training's masks: a table stays comparable when those change.
+Each family is ``(rng, frames, size, area) -> mask``, where ``mask(t)`` is ``h w`` uint8 in {0, 1}, 1 = hole, and
+``size`` is (height, width). All numbers are drawn at once and a frame's mask when it is asked for: memory does not grow
+with the clip. Like the degradations, nothing is shared with training's masks: a table stays comparable when those
+change.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eval.clips import IMAGE_SUFFIXES, check_numbering
+from eval.clips import check_numbering
 from ldm_video.core.errors import UserError
+from ldm_video.video_io.stills import list_frames
 
-Family = Callable[[np.random.Generator, int, tuple[int, int], float], np.ndarray]
+MaskOf = Callable[[int], np.ndarray]  # frame -> h w
+Family = Callable[[np.random.Generator, int, tuple[int, int], float], MaskOf]
 OBJECT = "object"  # the one family that is not drawn but read
 
 _OUTLINE_POINTS = 128
@@ -27,7 +31,7 @@ _LOGO_MARGIN = 0.06  # from the frame's sides, share of its short side
 _SCRATCHES = 3
 
 
-def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
     """One smooth blob that drifts and bounces inside: what it hides in one frame is seen in another."""
     angle = np.linspace(0, 2 * np.pi, _OUTLINE_POINTS, endpoint=False)
     waves = [rng.uniform(0, 0.3 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
@@ -37,27 +41,30 @@ def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], ar
     room = np.maximum(np.array([size[1], size[0]]) - 2 * reach, 0)
     heading, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.005, 0.015) * min(size)
     start = rng.uniform(0, 1, 2) * room
-    mask = np.zeros((frames, *size), np.uint8)
-    for index in range(frames):
+
+    def mask(index: int) -> np.ndarray:
         travelled = start + index * speed * np.array([np.cos(heading), np.sin(heading)])
         points = outline + reach + _bounce(travelled, room)
         fixed = np.round(points * 2**_SUBPIXEL_BITS).astype(np.int32)
-        cv2.fillPoly(mask[index], [fixed], 1, shift=_SUBPIXEL_BITS)
+        blob = np.zeros(size, np.uint8)
+        cv2.fillPoly(blob, [fixed], 1, shift=_SUBPIXEL_BITS)
+        return blob
+
     return mask
 
 
-def still_box(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+def still_box(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
     """One upright rectangle that stays where it is, sides up to 1 : 2."""
     pixels = area * size[0] * size[1]
     height = min(size[0], max(1, round(np.sqrt(pixels) * 2 ** rng.uniform(-0.5, 0.5))))
     width = min(size[1], max(1, round(pixels / height)))
     top, left = (int(rng.integers(0, side - length + 1)) for side, length in zip(size, (height, width), strict=True))
-    mask = np.zeros((frames, *size), np.uint8)
-    mask[:, top : top + height, left : left + width] = 1
-    return mask
+    box = np.zeros(size, np.uint8)
+    box[top : top + height, left : left + width] = 1
+    return lambda index: box
 
 
-def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
     """A station's mark in one corner: strokes in a ring, a row of letters' stems below. ``area`` is that of its ink."""
     ends = rng.uniform(0.2, 0.8, (_LOGO_STROKES, 2, 2))  # stroke, end, (y x)
     stems = [((1.1, x), (1.25, x)) for x in (0.1, 0.3, 0.5, 0.7, 0.9)]
@@ -75,12 +82,12 @@ def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], are
         )
     top = size[0] - margin - ink.shape[0] if bottom else margin
     left = size[1] - margin - ink.shape[1] if right else margin
-    mask = np.zeros((frames, *size), np.uint8)
-    mask[:, top : top + ink.shape[0], left : left + ink.shape[1]] = ink
-    return mask
+    logo = np.zeros(size, np.uint8)
+    logo[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return lambda index: logo
 
 
-def trembling_scratches(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> np.ndarray:
+def trembling_scratches(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
     """Film scratches: thin, almost upright lines over the whole height that tremble sideways from frame to frame."""
     height, width = size
     thickness = area * width / _SCRATCHES
@@ -88,12 +95,16 @@ def trembling_scratches(rng: np.random.Generator, frames: int, size: tuple[int, 
     slant = rng.uniform(-0.04, 0.04, _SCRATCHES) * width  # pixels from the top to the bottom
     tremble = rng.uniform(-0.01, 0.01, (frames, _SCRATCHES)) * width
     down = np.linspace(-0.5, 0.5, height)
-    middle = columns + tremble[:, None] + slant * down[:, None]  # t h n
-    first = np.round(middle - thickness / 2)[..., None]  # t h n 1
-    last = np.maximum(np.round(middle + thickness / 2)[..., None], first + 1)
-    x = np.arange(width)
-    within = np.logical_and(x >= first, x < last)  # t h n w
-    return np.any(within, axis=2).astype(np.uint8)
+
+    def mask(index: int) -> np.ndarray:
+        middle = columns + tremble[index] + slant * down[:, None]  # h n
+        first = np.round(middle - thickness / 2)[..., None]  # h n 1
+        last = np.maximum(np.round(middle + thickness / 2)[..., None], first + 1)
+        x = np.arange(width)
+        within = np.logical_and(x >= first, x < last)  # h n w
+        return np.any(within, axis=1).astype(np.uint8)
+
+    return mask
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -104,24 +115,28 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def read_object(folder: Path, frames: int, source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """``t h w`` uint8 in {0, 1} from numbered images, white = object, one for each frame of a clip.
+def read_object(folder: Path, frames: int, source: tuple[int, int], size: tuple[int, int]) -> MaskOf:
+    """Masks from numbered images, white = object, one for each frame of a clip; each is read when it is asked for.
 
     ``source`` is the clip's size: masks of another are fitted to it (nearest), then cut to ``size`` from the top left
-    as the clip is. Raises ``UserError`` for a gap in the numbering and for too few masks.
+    as the clip is. Raises ``UserError`` for a gap in the numbering, for too few masks and, once it is asked for, for
+    one that cannot be read.
     """
     check_numbering(folder)
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = list_frames(folder)
     if len(files) < frames:
         raise UserError(f"{folder} has {len(files)} masks for a clip of {frames} frames; give one for each frame")
-    mask = np.empty((frames, *size), np.uint8)
-    for index, file in enumerate(files[:frames]):
-        image = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+
+    def mask(index: int) -> np.ndarray:
+        image = cv2.imread(str(files[index]), cv2.IMREAD_GRAYSCALE)
         if image is None:
-            raise UserError(f"cannot read the mask {file}")
+            raise UserError(f"cannot read the mask {files[index]}")
         if image.shape != source:
             image = cv2.resize(image, source[::-1], interpolation=cv2.INTER_NEAREST)
-        mask[index] = image[: size[0], : size[1]] > 127
+        return (image[: size[0], : size[1]] > 127).astype(np.uint8)
+
+    if not any(mask(index).any() for index in range(frames)):
+        raise UserError(f"the masks in {folder} have no white pixel; an object is white, all else black")
     return mask
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -23,13 +24,14 @@ from torch import Tensor
 from eval.broadcast import RATE, write_broadcast
 from eval.clips import find_clips, frames_of
 from eval.degradations import shrink
-from eval.holes import FAMILIES, OBJECT, read_object
+from eval.holes import FAMILIES, OBJECT, MaskOf, read_object
 from eval.results import write_json
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.probe import DEFAULT_RATE, probe
 from ldm_video.video_io.writer import VideoWriter
 
 CROP = 16
+MOST_HOLE = 0.9  # share of a frame; a box of more would have nothing beside it
 PAINT = 0.5  # mid grey in [0, 1]
 LOSSLESS = "ffv1"
 
@@ -59,6 +61,13 @@ class Track:
     def __post_init__(self) -> None:
         if self.hole not in (*FAMILIES, OBJECT):
             raise UserError(f"track {self.name}: unknown hole {self.hole!r}; there are {', '.join(FAMILIES)}, {OBJECT}")
+        for value in (self.blur_sigma, self.noise_sigma, self.hole_area, self.broadcast_bits):
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+                raise UserError(f"track {self.name}: {value!r} is no number from 0 on")
+        if not isinstance(self.crf, int) or isinstance(self.crf, bool) or self.crf > 51:
+            raise UserError(f"track {self.name}: crf is {self.crf!r}; give 0 to 51, or a negative number for lossless")
+        if self.hole_area > MOST_HOLE:
+            raise UserError(f"track {self.name}: hole_area is {self.hole_area}; it is a share, {MOST_HOLE} at most")
         if self.interlaced and (self.has_hole or self.crf >= 0):
             raise UserError(f"track {self.name}: broadcast_bits goes with neither a hole nor crf; use two tracks")
 
@@ -133,20 +142,21 @@ def _build(
     folder = out / track.name
     lowres = folder / "lowres" / f"{name}.{'mp4' if track.crf >= 0 else 'mkv'}"
     mask = folder / "mask" / f"{name}.mkv" if track.has_hole else None
-    recipe = _recipe(ref, track, scale, seed) | ({"objects": _state(objects)} if objects else {})
+    recipe = _recipe(ref, track, scale, seed) | ({"objects": file_states(objects)} if objects else {})
     note = folder / f"{name}.json"
     found = BenchmarkInput(name, ref.path, lowres, mask, ref.frames, scale)
     if _same(note, recipe) and lowres.is_file() and (mask is None or mask.is_file()):
         return found
+    note.unlink(missing_ok=True)  # it speaks of files that are now written anew
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
     holes = None
     if mask is not None:
         if objects is None:
-            holes = FAMILIES[track.hole](rng, ref.frames, ref.size, track.hole_area)  # t h w
+            holes = FAMILIES[track.hole](rng, ref.frames, ref.size, track.hole_area)
         else:
             holes = read_object(objects, ref.frames, ref.source_size, ref.size)
-        white = (torch.from_numpy(hole).float().expand(3, -1, -1) * 2 - 1 for hole in holes)
-        _write(mask, white, ref.size, ref.rate, LOSSLESS)
+        drawn = (torch.from_numpy(holes(index)).float() for index in range(ref.frames))  # h w
+        _write(mask, (hole.expand(3, -1, -1) * 2 - 1 for hole in drawn), ref.size, ref.rate, LOSSLESS)
     small = (ref.size[0] // scale, ref.size[1] // scale)
     frames = (_to_pixels(frame) for frame in _degraded(ref.path, holes, track, scale, rng))
     _write(lowres, frames, small, ref.rate, "libx264" if track.crf >= 0 else LOSSLESS, max(track.crf, 0))
@@ -164,6 +174,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
     found = BenchmarkInput(name, firsts, lowres, None, count, scale)
     if _same(note, recipe) and lowres.is_file() and firsts.is_file():
         return found
+    note.unlink(missing_ok=True)
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
     moments = ((frame * 255).round().astype(np.uint8) for frame in _degraded(ref.path, None, track, scale, rng))
     write_broadcast(lowres, moments, (ref.size[0] // scale, ref.size[1] // scale), track.broadcast_bits)
@@ -175,7 +186,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
 
 
 def _recipe(ref: _Reference, track: Track, scale: int, seed: int) -> dict[str, object]:
-    return {"track": asdict(track), "scale": scale, "seed": seed, "ref": _state(ref.path)}
+    return {"track": asdict(track), "scale": scale, "seed": seed, "ref": file_states(ref.path)}
 
 
 def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -> _Reference:
@@ -186,9 +197,10 @@ def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -
         raise UserError(f"{source} is smaller than {CROP}x{CROP}; the benchmark needs larger clips")
     path, note = folder / f"{name}.mkv", folder / f"{name}.json"
     source_size = (info.height, info.width)
-    recipe = {"source": _state(source), "limit": limit}
+    recipe = {"source": file_states(source), "limit": limit}
     if path.is_file() and _same(note, recipe):
         return _Reference(path, json.loads(note.read_text())["frames"], size, source_size, rate)
+    note.unlink(missing_ok=True)
     count = _write(path, _cropped(source, size, limit), size, rate, LOSSLESS)
     write_json(note, recipe | {"frames": count})
     return _Reference(path, count, size, source_size, rate)
@@ -203,11 +215,11 @@ def _cropped(source: Path, size: tuple[int, int], limit: int | None) -> Iterator
 
 
 def _degraded(
-    ref: Path, holes: np.ndarray | None, track: Track, scale: int, rng: np.random.Generator
+    ref: Path, holes: MaskOf | None, track: Track, scale: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Low-res frames ``h w 3`` in [0, 1]."""
     for index, frame in enumerate(frames_of(ref)):
-        painted = frame if holes is None else np.where(holes[index][..., None] > 0, np.float32(PAINT), frame)
+        painted = frame if holes is None else np.where(holes(index)[..., None] > 0, np.float32(PAINT), frame)
         yield shrink(painted, scale, track.blur_sigma, track.noise_sigma, rng)
 
 
@@ -230,7 +242,8 @@ def _clip_seed(seed: int, *names: str) -> list[int]:
     return [seed, int.from_bytes(digest[:8], "big")]
 
 
-def _state(path: Path) -> list[list[str | int]]:
+def file_states(path: Path) -> list[list[str | int]]:
+    """Name, size and time of change of a file, or of all files of a folder."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

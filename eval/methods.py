@@ -5,6 +5,7 @@ What others made (Real-ESRGAN, BasicVSR, ...) is in :mod:`eval.peers`; each is t
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -115,6 +116,14 @@ class Ours:
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise UserError(f"infer.py ended with {done.returncode} on {lowres}: {lines[-1]}")
+
+
+def infer_options(name: str, text: str) -> tuple[str, ...]:
+    """The words of options for ``infer.py`` that were given as one string, quotes as in a shell; ``name``: of it."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"{name} {text!r}: {error}; close the quotation") from error
 
 
 @dataclass(frozen=True)

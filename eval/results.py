@@ -20,10 +20,16 @@ RESAMPLES = 10_000
 FORMAT = 1  # raise it when a metric changes: what was scored before is then scored again
 
 
-def fingerprint(pair: ClipPair, metrics: Iterable[MetricChoice], tools: Tools) -> str:
-    """Changes when an input file (name, size, time of change), a metric or a tool does."""
-    digest = hashlib.sha256(f"{FORMAT} {[str(m) for m in metrics]} {tools}".encode())
-    for role, path in pair.inputs().items():
+def fingerprint(
+    pair: ClipPair, metrics: Iterable[MetricChoice], tools: Tools, missing: Mapping[str, str] | None = None
+) -> str:
+    """Changes when a file (name, size, time of change), a metric, a tool or what is ``missing`` does.
+
+    ``missing``: metrics without weights, and why. Once the weights are there, the clip is scored again.
+    """
+    digest = hashlib.sha256(f"{FORMAT} {[str(m) for m in metrics]} {tools} {sorted((missing or {}).items())}".encode())
+    files_of = pair.inputs() | ({"raft": Path(tools.raft)} if tools.raft else {})
+    for role, path in files_of.items():
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         for file in files:
             state = file.stat()

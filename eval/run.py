@@ -15,6 +15,7 @@ import os
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from rich.table import Table
 from eval.clips import ClipPair, match_clips
 from eval.metrics.seams import SeamBorders
 from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
-from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip
+from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
 from eval.workers import end_with_parent
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -51,12 +52,13 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
 
     Returns the summary and one line for each clip that could not be scored.
     """
-    if plan.strict:
-        _require_all_metrics(plan)
+    missing = without_weights(plan.metrics, plan.tools)
+    if plan.strict and missing:  # an error before anything is read
+        raise UserError(next(iter(missing.values())))
     records: dict[str, dict[str, Any]] = {}
     todo: list[tuple[ClipPair, str]] = []
     for pair in pairs:
-        made_by = fingerprint(pair, plan.metrics, plan.tools)
+        made_by = fingerprint(pair, plan.metrics, plan.tools, missing)
         record = load_clip(plan.out, pair.name, made_by)
         if record is None:
             todo.append((pair, made_by))
@@ -69,8 +71,9 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
                 failures.append(outcome)
             else:
                 records[pair.name] = outcome
-    summary = summarise(records[pair.name] for pair in pairs if pair.name in records)
-    write_json(plan.out / "summary.json", summary | {"failed": failures})
+    scored = [pair.name for pair in pairs if pair.name in records]
+    summary = summarise(records[name] for name in scored)
+    write_json(plan.out / "summary.json", summary | {"names": scored, "failed": failures})
     return summary, failures
 
 
@@ -95,6 +98,11 @@ def _score_all(
                 for future in [future for future in waiting if future.done()]:
                     advance(1, 0)
                     yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that scored clips was killed, perhaps for want of memory; try again with --jobs 1, "
+                "what is scored is kept"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -150,24 +158,6 @@ def _progress(clips: int, done: int, show: bool) -> Iterator[Callable[[int, int]
         yield advance
 
 
-def _require_all_metrics(plan: Plan) -> None:
-    """With ``--strict`` a metric that lacks its weights is an error before anything is read."""
-    from eval.metrics.backbones import MetricUnavailable, dists_network, lpips_network
-
-    names = {choice.name for choice in plan.metrics}
-    try:
-        if names & {"lpips", "tlpips"}:
-            lpips_network("alex", device=plan.tools.device)
-        if "lpips_vgg" in names:
-            lpips_network("vgg", device=plan.tools.device)
-        if "dists" in names:
-            dists_network(device=plan.tools.device)
-        if names & {"ewarp_lai", "ewarp_evalcrafter"}:
-            plan.tools.flow()
-    except MetricUnavailable as error:
-        raise UserError(str(error)) from error
-
-
 def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
     """``"psnr_y,dists/8"`` or ``"all"`` -> choices. ``UserError`` for an unknown name."""
     names = [*METRICS, SEAM_ERROR] if text == "all" else text.split(",")
@@ -201,7 +191,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m eval.run", description="Score clips against their references.")
+    parser = ArgumentParser(prog="python -m eval.run", description="Score clips against their references.")
     parser.add_argument("--pred", required=True, help="what a method made: a clip, or a folder of clips")
     parser.add_argument("--ref", required=True, help="the references, with the same names")
     parser.add_argument("--mask", help="holes (white): scores are also taken inside, in a band around, and outside")

@@ -10,18 +10,20 @@ A metric is named ``psnr_y``, or ``dists/8`` to take it on every eighth frame on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from eval.clips import ClipPair, zip_frames
 from eval.metrics import consistency, fidelity, flow, perceptual, temporal
-from eval.metrics.backbones import MetricUnavailable
+from eval.metrics.backbones import MetricUnavailable, dists_network, lpips_network
 from eval.metrics.seams import SeamBorders, SeamMeter
 from eval.regions import regions
 from ldm_video.core.device import find_device
+from ldm_video.core.errors import UserError
 
 Scores = dict[str, float]
 
@@ -36,6 +38,10 @@ class Tools:
 
     def __post_init__(self) -> None:
         find_device(self.device)  # before anything is read: one that cannot be used is a ``UserError``
+        if self.raft is not None and not Path(self.raft).is_file():
+            raise UserError(
+                f"--raft: there is no file {self.raft}; give torchvision's RAFT weights, or leave --raft out for DIS"
+            )
 
     def flow(self) -> flow.FlowEstimator:
         """RAFT when its weights are given, else OpenCV's DIS."""
@@ -245,6 +251,27 @@ class MetricChoice:
 
     def __str__(self) -> str:
         return self.name if self.every == 1 else f"{self.name}/{self.every}"
+
+
+_NETWORKS: Mapping[str, Callable[[Tools], object]] = {
+    "lpips": lambda tools: lpips_network("alex", device=tools.device),
+    "tlpips": lambda tools: lpips_network("alex", device=tools.device),
+    "lpips_vgg": lambda tools: lpips_network("vgg", device=tools.device),
+    "dists": lambda tools: dists_network(device=tools.device),
+    "ewarp_lai": Tools.flow,
+    "ewarp_evalcrafter": Tools.flow,
+}
+
+
+def without_weights(metrics: Iterable[MetricChoice], tools: Tools) -> dict[str, str]:
+    """Names of the metrics whose networks cannot be loaded here, and why."""
+    missing = {}
+    for name in {choice.name: None for choice in metrics if choice.name in _NETWORKS}:
+        try:
+            _NETWORKS[name](tools)
+        except MetricUnavailable as error:
+            missing[name] = str(error)
+    return missing
 
 
 @dataclass

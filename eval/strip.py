@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader, parse_box, probe
@@ -25,7 +24,7 @@ WEBP_QUALITY = 70
 
 def main() -> None:
     """Read the command line, write one picture or animation."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="+", metavar="CAPTION=FILE", help="panels from left to right")
     parser.add_argument("--frame", type=int, default=0, help="the first one shown")
     parser.add_argument("--frames", type=int, default=1, help="more than 1: an animation, --out ends in .webp")
@@ -33,9 +32,13 @@ def main() -> None:
     parser.add_argument("--zoom", type=int, default=1, help="enlarge every panel, pixels stay squares")
     parser.add_argument("--out", type=Path, required=True, help="a .png file, or .webp for an animation")
     arguments = parser.parse_args()
-    if (arguments.frames > 1) != (arguments.out.suffix == ".webp"):
+    if arguments.frame < 0 or arguments.frames < 1 or arguments.zoom < 1:
+        raise UserError("--frame counts from 0, --frames and --zoom from 1; correct the one that is less")
+    if arguments.out.suffix not in ((".webp",) if arguments.frames > 1 else (".png", ".jpg", ".jpeg")):
         raise UserError(f"{arguments.out}: one frame is a .png, several (--frames N) are a .webp; correct one of them")
     named = dict(_split(clip) for clip in arguments.clips)
+    if len(named) < len(arguments.clips):
+        raise UserError("two panels have the same caption; give each its own")
     crop = parse_box(arguments.crop) if arguments.crop else None
     clips = [read_frames(path, arguments.frame, arguments.frames) for path in named.values()]
     strips = [

@@ -10,16 +10,18 @@ from eval.metrics.temporal import EWARP_LAI_UNIT
 # title, column prefix (a flow's name in brackets may follow), key within the column, factor, digits
 _COLUMNS: tuple[tuple[str, str, str, float, int], ...] = (
     ("PSNR-Y dB ↑", "psnr_y", "mean", 1, 2),
+    ("SSIM-Y ↑", "ssim_y", "mean", 1, 4),
     ("LPIPS ↓", "lpips", "mean", 1, 3),
     ("DISTS ↓", "dists", "mean", 1, 3),
     ("E_warp[{flow}] x1e-2", "ewarp_lai[{flow}]", "mean", 1 / EWARP_LAI_UNIT, 3),
     ("gap to ref ↓", "ewarp_lai[{flow}]", "gap", 1 / EWARP_LAI_UNIT, 3),
     ("tLPIPS x1e3 ↓", "tlpips", "mean", 1, 2),
+    ("low-res dB ↑", "lowres_consistency", "mean", 1, 1),
     ("LPIPS in hole ↓", "lpips@inside", "mean", 1, 3),
     ("PSNR in hole dB ↑", "psnr@inside", "mean", 1, 2),
 )
 # What the reference scores against itself, for columns that have no ":ref" of their own.
-_PERFECT = {"lpips": 0.0, "dists": 0.0, "tlpips": 0.0, "lpips@inside": 0.0}
+_PERFECT = {"ssim_y": 1.0, "lpips": 0.0, "dists": 0.0, "tlpips": 0.0, "lpips@inside": 0.0}
 _NONE = "-"
 
 

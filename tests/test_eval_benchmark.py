@@ -20,6 +20,7 @@ from eval.clips import frames_of
 from eval.degradations import shrink
 from eval.holes import moving_blob
 from eval.inputs import Track, build_inputs
+from eval.kept import KEY, in_order, read_kept
 from eval.methods import find_methods
 from eval.table import markdown
 from ldm_video.config.load import load_config
@@ -100,9 +101,28 @@ def test_hole_is_a_moving_8_percent(tmp_path: Path) -> None:
     assert (mask[0] != mask[-1]).any()
 
 
+def test_what_another_run_measured_of_the_same_inputs_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert read_kept(path, {}) == ({}, [])
+    stored = {
+        "sd": {"ours": {KEY: "a", "clips": 1}, "bicubic": {KEY: "old", "clips": 1}},
+        "clean": {"bicubic": {KEY: "b"}},
+        "gone": {"bicubic": {"clips": 1}},
+    }
+    path.write_text(json.dumps(stored))
+    kept, dropped = read_kept(path, {"sd": "a", "clean": "b"})
+    assert kept == {"sd": {"ours": {KEY: "a", "clips": 1}}, "clean": {"bicubic": {KEY: "b"}}}
+    assert dropped == ["sd", "gone"]
+    ordered = in_order({"sd": {"x": {}, "ours": {}, "bicubic": {}}, "clean": {}}, ["clean", "sd"], ["bicubic", "ours"])
+    assert list(ordered) == ["clean", "sd"] and list(ordered["sd"]) == ["bicubic", "ours", "x"]
+    path.write_text("[1]")
+    assert read_kept(path, {"sd": "a"}) == ({}, [])
+
+
 def test_blob_keeps_its_area_and_stays_inside() -> None:
     for seed in range(5):
-        mask = moving_blob(np.random.default_rng(seed), 40, (480, 848), 0.08)
+        drawn = moving_blob(np.random.default_rng(seed), 40, (480, 848), 0.08)
+        mask = np.stack([drawn(index) for index in range(40)])
         assert mask.mean(axis=(1, 2)) == pytest.approx(np.full(40, 0.08), rel=0.02)
 
 

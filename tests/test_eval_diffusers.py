@@ -103,3 +103,15 @@ def test_inpainting_is_diffusers_own_pipeline_inside_the_hole(tmp_path: Path, fe
         np.testing.assert_array_equal(frame[grown == 0], large[grown == 0])
         np.testing.assert_allclose(frame[grown > 0].astype(int), expected[grown > 0], atol=1)
         assert (frame[grown > 0] != large[grown > 0]).mean() > 0.9
+
+
+def test_a_bright_picture_is_read_as_any_other(tmp_path: Path, few_steps: None) -> None:
+    """Pipelines guess the range by the smallest value: with no pixel below mid-grey, [-1, 1] looks like [0, 1]."""
+    bright = tmp_path / "bright.png"
+    shades = np.random.default_rng(0).integers(150, 250, (16, 24, 3)).astype(np.uint8)
+    cv2.imwrite(str(bright), shades[..., ::-1])
+    pipeline = save_upscaler(tmp_path / "sd")
+    (method,) = find_methods(["sd_upscaler"], Settings(sd_upscaler=tmp_path / "sd" / "pipeline"))
+    method(bright, None, 4, tmp_path / "bright.mkv")
+    expected = call(pipeline, image=Image.fromarray(shades), noise_level=20)
+    np.testing.assert_allclose(read(tmp_path / "bright.mkv")[0].astype(int), expected, atol=1)

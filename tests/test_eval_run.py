@@ -17,6 +17,7 @@ from eval.clips import ClipPair, find_clips, match_clips, zip_frames
 from eval.metrics import backbones
 from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.fidelity import psnr
+from eval.report_parts.load import load_tracks
 from eval.results import bootstrap_interval, summarise
 from eval.run import parse_metrics
 from eval.scoring import LEAST_SIDE, MetricChoice, Tools, moments, score_clip
@@ -251,6 +252,10 @@ def test_a_metric_without_weights_is_reported_not_invented(
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert set(summary["scores"]) == {"psnr"} and "pip install" in summary["unavailable"]["lpips"]
     assert "lpips is not available: no weights" in capsys.readouterr().out
+    monkeypatch.undo()  # once the weights are there, what is kept no longer serves
+    assert command(monkeypatch, *arguments) == 0
+    assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]) == {"psnr", "lpips"}
+    monkeypatch.setattr(backbones, "_lpips_network", absent)
     assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
 
 
@@ -283,3 +288,41 @@ def test_summary_takes_the_gap_clip_by_clip() -> None:
     assert summary["scores"]["e"]["gap"] == 1.5  # |1 - 3| and |4 - 3|: gaps do not cancel
     assert summary["scores"]["e"]["mean"] == 2.5 and summary["scores"]["e"]["clips"] == 2
     assert summary["clips"] == 3 and summary["unavailable"] == {"x": "why"}
+
+
+def test_a_damaged_picture_is_not_scored(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """libjpeg patches what lacks with grey, which would be taken for what the method made."""
+    pred = tmp_path / "jpeg" / "a"
+    pred.mkdir(parents=True)
+    for file in sorted((clips[0] / "a").iterdir()):
+        cv2.imwrite(str(pred / f"{file.stem}.jpg"), cv2.imread(str(file)))
+    first = min(pred.iterdir())
+    first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    arguments = ("--pred", pred, "--ref", clips[1] / "a", "--metrics", "psnr", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments) == 2
+    assert "damaged" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_stray_picture_beside_videos_is_named(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "sheet.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"sheet\.png and a\.mp4"):
+        find_clips(tmp_path)
+    (tmp_path / "sheet.png").rename(tmp_path / ".hidden.png")
+    assert list(find_clips(tmp_path)) == ["a", "b"]
+
+
+def test_the_summary_names_what_it_is_of(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report shows these and no others that lie there from before."""
+    out = tmp_path / "out"
+    assert command(monkeypatch, "--pred", clips[0], "--ref", clips[1], "--metrics", "psnr", "--out", out) == 0
+    (clips[0] / "a" / "00003.png").unlink()
+    assert command(monkeypatch, "--pred", clips[0], "--ref", clips[1], "--metrics", "psnr", "--out", out) == 2
+    assert json.loads((out / "summary.json").read_text())["names"] == ["b"]
+    assert (out / "clips" / "a.json").is_file()
+    (track,) = load_tracks([out])
+    assert track.clips() == ["b"]

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import benchmark
+from eval import benchmark, inputs
 from eval.broadcast import weave, write_broadcast
 from eval.clips import frames_of
-from eval.holes import FAMILIES, read_object
+from eval.holes import FAMILIES, MaskOf, read_object
 from eval.inputs import Track, build_inputs
 from eval.methods import find_methods
 from ldm_video.core.errors import UserError, run_cli
@@ -42,7 +42,12 @@ def read(path: Path) -> np.ndarray:
 
 
 def drawn(family: str, seed: int = 0, frames: int = 3, size: tuple[int, int] = SIZE) -> np.ndarray:
-    return FAMILIES[family](np.random.default_rng(seed), frames, size, AREAS[family])
+    mask = FAMILIES[family](np.random.default_rng(seed), frames, size, AREAS[family])
+    return stack(mask, frames)
+
+
+def stack(mask: MaskOf, frames: int) -> np.ndarray:
+    return np.stack([mask(index) for index in range(frames)])
 
 
 def write_pan(folder: Path, frames: int, size: tuple[int, int] = (64, 96), step: int = 3) -> Path:
@@ -96,7 +101,7 @@ def test_scratches_are_thin_whole_and_tremble() -> None:
     runs = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (0, 0), (1, 0))), axis=2) == 1
     assert (runs.sum(axis=2) == 3).all()
     assert all((a != b).any() for a, b in pairwise(mask))
-    small = FAMILIES["scratch"](np.random.default_rng(0), 2, (32, 48), 0.005)
+    small = stack(FAMILIES["scratch"](np.random.default_rng(0), 2, (32, 48), 0.005), 2)
     assert (small.sum(axis=2) == 3).all()  # never less than a pixel
 
 
@@ -122,13 +127,72 @@ def test_object_masks_are_cut_like_the_clip(tmp_path: Path) -> None:
 
 def test_object_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder = write_pan(tmp_path / "masks", 3)
-    doubled = read_object(folder, 3, (128, 192), (128, 192))
-    np.testing.assert_array_equal(doubled[:, ::2, ::2], read_object(folder, 3, (64, 96), (64, 96)))
+    doubled = stack(read_object(folder, 3, (128, 192), (128, 192)), 3)
+    np.testing.assert_array_equal(doubled[:, ::2, ::2], stack(read_object(folder, 3, (64, 96), (64, 96)), 3))
     with pytest.raises(UserError, match="3 masks for a clip of 4 frames"):
         read_object(folder, 4, (64, 96), (64, 96))
     (folder / "00001.png").unlink()
     with pytest.raises(UserError, match="frame 1 is missing"):
         read_object(folder, 2, (64, 96), (64, 96))
+
+
+def test_object_masks_follow_their_numbers(tmp_path: Path) -> None:
+    """Without leading zeros 10 comes after 9, as in the clip's own folder of frames."""
+    for index in range(12):
+        picture = np.zeros((16, 16), np.uint8)
+        picture[:, index] = 255
+        cv2.imwrite(str(tmp_path / f"{index}.png"), picture)
+    mask = stack(read_object(tmp_path, 12, (16, 16), (16, 16)), 12)
+    assert [int(frame[0].argmax()) for frame in mask] == list(range(12))
+
+
+def test_masks_without_white_are_refused(tmp_path: Path) -> None:
+    """Palettes, such as DAVIS's dark red for its first object, are not white."""
+    cv2.imwrite(str(tmp_path / "0.png"), np.full((16, 16), 60, np.uint8))
+    with pytest.raises(UserError, match="no white pixel"):
+        read_object(tmp_path, 1, (16, 16), (16, 16))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_holes_take_no_more_memory_for_a_longer_clip(family: str) -> None:
+    mask = FAMILIES[family](np.random.default_rng(0), 100_000, SIZE, AREAS[family])
+    assert mask(99_999).shape == SIZE
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"noise_sigma": "high"},
+        {"blur_sigma": -3.0},
+        {"crf": "high"},
+        {"crf": 60},
+        {"hole_area": 8},
+        {"hole_area": True},
+    ],
+)
+def test_a_track_that_cannot_be(values: dict) -> None:
+    with pytest.raises(UserError, match="track wrong"):
+        Track("wrong", **values)
+
+
+def test_inputs_that_were_left_half_built_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of one seed never stays beside the low-res clip of another."""
+    write_pan(tmp_path / "clips" / "one", 2)
+    track = Track("holes", hole="box", hole_area=0.08)
+    (given,) = build_inputs(tmp_path / "clips", tmp_path / "in", track, 4, 7)
+    assert given.mask is not None
+    first = read(given.mask)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "_degraded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build_inputs(tmp_path / "clips", tmp_path / "in", track, 4, 8)
+    assert (read(given.mask) != first).any()
+    build_inputs(tmp_path / "clips", tmp_path / "in", track, 4, 7)
+    np.testing.assert_array_equal(read(given.mask), first)
 
 
 def test_weaving_agrees_with_the_standards_formulas() -> None:

@@ -234,7 +234,7 @@ def test_a_logo_over_a_real_moving_camera_gains_three_decibels(clips: Path) -> N
     with FrameReader(clips / "val" / "davis-drift-straight.mp4", deinterlace="off") as reader:
         large = [((f.pixels + 1) / 2).permute(1, 2, 0).numpy() for f in islice(reader, 16)]
     rng = np.random.default_rng(0)
-    mask = still_logo(rng, len(large), large[0].shape[:2], 0.01)
+    mask = np.stack([still_logo(rng, len(large), large[0].shape[:2], 0.01)(0)] * len(large))
     hole = lay_on_grid(torch.from_numpy(mask).float()[:, None], (120, 212))
     hole = torch.nn.functional.max_pool2d(hole, 3, stride=1, padding=1)
     painted = [np.where(m[..., None] > 0, np.float32(0.5), f) for m, f in zip(mask, large, strict=True)]

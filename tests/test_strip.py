@@ -88,3 +88,23 @@ def test_bad_input_is_one_line(
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--frame", "-1"), ("--frames", "0"), ("--zoom", "0"), ("--out", "OUT/s"), ("--out", "OUT/s.foo"), ("a=x.png",)],
+)
+def test_bad_words_are_one_line_and_2(
+    tiny_video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    given = [word.replace("OUT", str(tmp_path)) for word in words]
+    out = [] if "--out" in given else ["--out", str(tmp_path / "s.png")]
+    monkeypatch.setattr(sys, "argv", ["strip", f"a={tiny_video}", *given, *out])
+    with pytest.raises(SystemExit) as stop:
+        run_cli(strip.main)
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.glob("*.png")) == []

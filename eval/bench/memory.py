@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help=f"also {LONG} frames")
     parser.add_argument("--size", default="48x32", metavar="WxH", help="of the input")
     arguments, options = parser.parse_known_args()
-    width, height = map(int, arguments.size.split("x"))
+    width, height = read_size(arguments.size)
     with tempfile.TemporaryDirectory() as folder:
         lengths = (*LENGTHS, LONG) if arguments.long else LENGTHS
         results = [measure(frames, (height, width), Path(folder), options) for frames in lengths]
@@ -54,6 +54,14 @@ def main() -> None:
         rate = result.frames / result.seconds
         table.add_row(str(result.frames), f"{result.peak:.0f}", f"{growth:+.1f} %", f"{rate:.1f}")
     Console().print(table)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """``WxH`` -> width, height."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"--size {text}: give width and height in pixels, such as 48x32")
+    return int(width), int(height)
 
 
 def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]) -> Result:

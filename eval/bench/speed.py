@@ -7,7 +7,6 @@ Printed are medians over the rounds and, as machines are shared, the ratio of ea
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.framewise import open_frames, open_output
-from eval.methods import Method, Ours, Settings, find_methods
+from eval.methods import Method, Ours, Settings, find_methods, infer_options
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 SCALE = 4
@@ -92,7 +91,7 @@ def main() -> None:
         raise UserError("--frames, --peer-frames and --rounds must be 1 or more")
     methods = find_methods([OURS, *arguments.peers.split(",")], Settings(model=arguments.model))
     if arguments.also:
-        methods = [*methods, Ours(arguments.model, tuple(shlex.split(arguments.also)), f"{OURS} {arguments.also}")]
+        methods = [*methods, Ours(arguments.model, infer_options("--also", arguments.also), f"{OURS} {arguments.also}")]
     for method in methods:
         if reason := method.missing(SCALE):
             raise UserError(reason)

@@ -22,6 +22,7 @@ from eval.peers.packages import files_state, wrong_scale
 STEPS = 25
 SEED = 0
 PROMPT = ""
+PIXELS = "[0, 1]"  # what pipelines are given: of [-1, 1] they take a bright frame for [0, 1]
 SCALE = 4
 UPSCALER_NOISE_LEVEL = 20  # the pipeline's own default
 
@@ -45,10 +46,10 @@ class StableDiffusionUpscaler:
         pipeline = _load("StableDiffusionUpscalePipeline", str(self.folder), self.device)
 
         def one(frame: np.ndarray, _: np.ndarray) -> np.ndarray:
-            pixels = _to_tensor(frame) * 2 - 1
+            pixels = _to_tensor(frame)
             made = pipeline(
                 PROMPT,
-                image=_pad(pixels, _step(pipeline)),
+                image=_pad(pixels, _step(pipeline)),  # in [0, 1]: diffusers itself takes it to [-1, 1]
                 noise_level=UPSCALER_NOISE_LEVEL,
                 **_common(self.device),
             ).images
@@ -81,7 +82,7 @@ class StableDiffusionInpaint:
                 return large
             grown = grow(hole, scale)
             step = pipeline.vae_scale_factor * _step(pipeline)
-            image = _pad(_to_tensor(large) * 2 - 1, step)
+            image = _pad(_to_tensor(large), step)
             fill = _pad(torch.from_numpy(grown)[None, None].float(), step)  # 1 1 h w
             height, width = image.shape[-2:]
             size = {"height": height, "width": width}
@@ -130,7 +131,7 @@ def _identity(name: str, folder: Path | None, device: str) -> str:
     import diffusers
 
     state = files_state(folder) if folder else None
-    return f"{name} {STEPS} {SEED} {device} {state} diffusers {diffusers.__version__}"
+    return f"{name} {STEPS} {SEED} {device} {state} {PIXELS} diffusers {diffusers.__version__}"
 
 
 def _no_checkpoint(name: str, option: str, folder: Path | None) -> str | None:

@@ -106,7 +106,12 @@ def _load_method(name: str, scores: Path, root: Path) -> ScoredMethod:
     table, unavailable = summary.get("scores"), summary.get("unavailable")
     if not (isinstance(table, dict) and isinstance(unavailable, dict) and all("mean" in s for s in table.values())):
         raise _damaged(scores / "summary.json", "no scores")
-    clips = {path.stem: _load_clip(path, scores, root) for path in sorted((scores / "clips").glob("*.json"))}
+    names = summary.get("names")  # of the clips that the means are of; folders of earlier versions have none
+    clips = {
+        path.stem: _load_clip(path, scores, root)
+        for path in sorted((scores / "clips").glob("*.json"))
+        if names is None or path.stem in names
+    }
     if len(clips) < summary.get("clips", 0):
         raise UserError(f"{scores}/clips holds {len(clips)} of {summary['clips']} clips; score them again")
     return ScoredMethod(name, summary, clips)

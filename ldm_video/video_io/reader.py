@@ -39,7 +39,8 @@ class FrameReader:
     ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
     Frames between them that are not ``wanted`` are decoded, so that the numbers and times of the others are exact, but
     not converted and not given out. ``decoded``: how many frames there were so far, wanted or not.
-    ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings`` is complete once the pass is over.
+    ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings``, and those of them that tell of ``damage``,
+    are complete once the pass is over.
     Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
     """
 
@@ -55,6 +56,7 @@ class FrameReader:
             raise UserError(f"no frames between start {start} and stop {stop}; choose 0 <= start < stop")
         self.info: VideoInfo = probe(path)
         self.warnings: list[str] = []
+        self.damage: list[str] = []
         self.decoded = 0
         self._start, self._stop, self._wanted = start, stop, wanted
         self._order = self._field_order(deinterlace)
@@ -106,7 +108,7 @@ class FrameReader:
                 if count == self._stop:
                     return
         self._require_start(count)
-        self.warnings += _damage_warnings(info, count, last - first, damage)
+        self._report(_damage_warnings(info, count, last - first, damage))
 
     def _read_stills(self) -> Generator[Frame, None, None]:
         files = list_frames(self.info.path) if self.info.kind == "frames" else [self.info.path]
@@ -120,7 +122,11 @@ class FrameReader:
             yield Frame(index, image_to_pixels(image), index / DEFAULT_RATE)
         self._require_start(len(files))
         if damaged:
-            self.warnings.append(f"{self.info.path}: {len(damaged)} damaged pictures are patched, first {damaged[0]}")
+            self._report([f"{self.info.path}: {len(damaged)} damaged pictures are patched, first {damaged[0]}"])
+
+    def _report(self, damage: list[str]) -> None:
+        self.damage += damage
+        self.warnings += damage
 
     def _require_start(self, count: int) -> None:
         if self._start >= count:
