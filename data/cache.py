@@ -13,18 +13,31 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader
+from ldm_video.video_io.stills import IMAGE_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    }
+)  # fmt: skip
+"""Those of the videos that ``infer.py`` looks for in a folder (``ldm_video.pipeline.batch``)."""
+
+PHOTO_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 
 _FORMAT = "2"  # raised when the same file would be decoded to other pixels
+
+
+class CacheError(UserError):
+    """The folder of decoded frames cannot be written or read: no fault of a source, and no reason to go on without."""
 
 
 class FrameCache:
     """A folder of decoded clips, one ``.npy`` for each source: a video, a photo, or a folder of frames.
 
-    An entry belongs to one state of a source (path, size, time of change) and one ``max_frames``: a changed one is
-    decoded again. Entries are whole or absent, so several processes may share a folder.
+    An entry belongs to one state of a source (path, size, time of change; of a folder, those of every file in it) and
+    one ``max_frames``: a changed one is decoded again. Entries are whole or absent, so several processes may share a
+    folder.
 
     Args:
         root: folder of the entries; made when it is missing.
@@ -38,25 +51,63 @@ class FrameCache:
     def frames(self, path: str | Path) -> np.ndarray:
         """The RGB frames of a video or a photo, read-only ``t h w c`` uint8 (``t`` = 1 for a photo).
 
-        Raises ``UserError`` when the file is missing or holds no frame that can be decoded.
+        Raises ``UserError`` when the file is missing or holds no frame that can be decoded, and ``CacheError``, one of
+        these, when the entry cannot be written or read.
         """
         path = Path(path)
         entry = self.entry(path)
-        if not entry.is_file():
-            frames = read_photo(path)[None] if is_photo(path) else read_video(path, self.max_frames)
-            with atomic_path(entry) as temporary:
-                np.save(temporary, frames)
-        return np.load(entry, mmap_mode="r")
+        if not self._holds(entry):
+            self._store(entry, read_photo(path)[None] if is_photo(path) else read_video(path, self.max_frames))
+        try:
+            return np.load(entry, mmap_mode="r")
+        except OSError as error:
+            raise self._closed(error) from error
+        except (ValueError, EOFError) as error:
+            raise CacheError(f"{entry} of the cache of frames is damaged ({_why(error)}); remove it") from error
 
     def entry(self, path: Path) -> Path:
         """Where the frames of ``path``, as it is now, are kept."""
         try:
-            states = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+            state = _folder_state(path) if path.is_dir() else _file_state(path)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}); check the data folder") from error
-        size, changed = sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
-        key = f"{path.resolve()}|{size}|{changed}|{self.max_frames}|{_FORMAT}"
+        key = f"{path.resolve()}|{state}|{self.max_frames}|{_FORMAT}"
         return self.root / f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+
+    def _holds(self, entry: Path) -> bool:
+        try:
+            return entry.is_file()
+        except OSError as error:  # a folder that may not be looked into
+            raise self._closed(error) from error
+
+    def _store(self, entry: Path, frames: np.ndarray) -> None:
+        try:
+            # Not `np.save`: where the disk is full, its own way to write says neither so nor which file it was.
+            with atomic_path(entry) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
+                file.write(np.ascontiguousarray(frames).data)
+        except (UserError, OSError) as error:
+            raise self._closed(error) from error
+
+    def _closed(self, error: Exception) -> CacheError:
+        return CacheError(
+            f"the cache of decoded frames {self.root} cannot be used ({_why(error)}); make room or set data.cache"
+        )
+
+
+def _why(error: Exception) -> str:
+    """What is wrong, without what to do about it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error).rsplit("; ", 1)[0]
+
+
+def _file_state(path: Path) -> str:
+    state = path.stat()
+    return f"{state.st_size}|{state.st_mtime_ns}"
+
+
+def _folder_state(path: Path) -> str:
+    """Of every file by its name: two that change places change neither sizes nor times."""
+    return "/".join(f"{file.name}|{_file_state(file)}" for file in sorted(path.iterdir()))
 
 
 def is_photo(path: Path) -> bool:
@@ -70,14 +121,18 @@ def find_sources(root: Path) -> list[Path]:
 
 
 def read_caption(path: Path) -> str:
-    """What the sidecar ``NAME.txt`` of a video or photo says; empty where there is none."""
-    sidecar = path.with_suffix(".txt")
+    """What the sidecar ``NAME.txt`` of a video, a photo or a folder of frames says; empty where there is none."""
+    # What follows a dot in the name of a folder is no suffix: `take.1` and `take.2` are two clips.
+    sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
     return sidecar.read_text(encoding="utf-8", errors="replace").strip() if sidecar.is_file() else ""
 
 
 def read_photo(path: Path) -> np.ndarray:
     """RGB ``h w c`` uint8, turned upright as its EXIF data says."""
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error:  # a header of more pixels than OpenCV takes, often a damaged one
+        bgr = None
     if bgr is None:
         raise UserError(f"{path} cannot be decoded as a picture; remove it or convert it")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ import torch
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from data.cache import FrameCache, find_sources, is_photo, read_caption
+from data.cache import CacheError, FrameCache, find_sources, is_photo, read_caption
+from data.checks import number, places, sides, whole
 from data.degrade import PRESETS, Degradation, degrade, exact_scale
 from data.drawings import draw_over
 from data.masks import FAMILIES, Family, check_weights, sample_mask
 from data.motion import photo_clip
 from data.object_masks import ObjectMasks
 from data.paint import paint_hole
+from data.sampling import sampling_of
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.motion_average import average_along_motion
@@ -29,6 +30,7 @@ from ldm_video.core.tensors import to_signed
 log = logging.getLogger(__name__)
 
 MARGIN = 16  # high-res pixels around the crop that blur and codec may see
+_OPEN_ARRAYS = 64  # each memory map keeps a file open, and a process may have about a thousand
 _PHOTO_WINDOW = 5  # half sides of a clip: room for the camera to move and to shrink what it sees
 DEFAULT_CACHE = "~/.cache/ldm-video"
 DEFAULT_MASKS: Mapping[str, float] = {
@@ -37,40 +39,6 @@ DEFAULT_MASKS: Mapping[str, float] = {
 }  # fmt: skip
 
 Item = dict[str, torch.Tensor | str]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a clip is cut out of a source.
-
-    Attributes:
-        max_stride: every 1st to ``max_stride``-th frame is taken.
-        photo_share: share of the clips that are filmed photographs, where there are both photos and videos.
-        max_shrink: content is shrunk by 1 to this factor before the crop, so that it is seen at several scales.
-        candidates: crops that are drawn; the most detailed one is taken with probability ``prefer_detail``.
-        max_frames: of a file that are decoded into the cache, from its start; 0 is all. Long films are better
-            split into shots first, by :mod:`data.prepare`. Shards are not cached and have no such limit.
-        average: low-res frames are averaged along the motion with 0 to this many neighbours on each side, as they will
-            be when a model is used whose ``sampling.average`` is set.
-        around: this many frames are degraded with those of the clip, some before and the others after them, and
-            dropped. The first frame that a codec writes is the clearest, and of a recording hardly any frame is the
-            first; what a codec makes of a frame depends on later ones as well.
-        drawing_share: share of the filmed photographs with lines, letters and shapes drawn over them, see
-            :mod:`data.drawings`.
-        detail_power: a source is drawn in proportion to its pixels, times its detail (the mean squared gradient of its
-            first frame) to this power: there is more footage of soft pictures than there is to be learned from them.
-    """
-
-    max_stride: int = 2
-    photo_share: float = 0.25
-    max_shrink: float = 1.5
-    candidates: int = 3
-    prefer_detail: float = 0.7
-    max_frames: int = 64
-    average: int = 0
-    around: int = 0
-    drawing_share: float = 0.0
-    detail_power: float = 0.0
 
 
 class ClipStream(Dataset[Item]):
@@ -87,9 +55,9 @@ class ClipStream(Dataset[Item]):
         masks: family name -> weight, see :mod:`data.masks`.
         objects: folder of object masks for the family ``object``, see :mod:`data.object_masks`.
         length: items that one pass takes where nobody says otherwise (validation).
-        sampling: the attributes of :class:`Sampling`.
+        sampling: the attributes of :class:`data.sampling.Sampling`.
 
-    Raises ``UserError`` for an option that is unknown or does not fit.
+    Raises ``UserError`` for an option that is unknown, of the wrong type, out of its range or does not fit.
     """
 
     comes_degraded = False
@@ -108,21 +76,19 @@ class ClipStream(Dataset[Item]):
     ) -> None:
         if degrade is None and not self.comes_degraded:
             raise UserError("these clips have to be degraded; data.degrade=null is for data.pairs.PairDataset alone")
-        if not isinstance(frames, int) or frames < 1:
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
             raise UserError(f"a clip of {frames!r} frames cannot be drawn; give 1 or more")
-        if length < 1:
-            raise UserError(f"a data set of length {length} has no clips; give 1 or more")
-        self.frames, self.scale, self.seed, self.length = frames, scale, seed, length
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.frames, self.length = frames, whole("length", length, 1)
+        self.seed, self.scale = whole("seed", seed, 0), scale
+        number("scale", scale, 1, float("inf"))
+        self.size = sides("size", size)
         self.degrade = _preset(degrade) if isinstance(degrade, str) else degrade
-        self.masks = dict(DEFAULT_MASKS if masks is None else masks)
         self.families: dict[str, Family] = dict(FAMILIES)
         if objects is not None:
             self.families["object"] = ObjectMasks(objects)
-        check_weights(self.masks, self.families)
-        if unknown := sorted(sampling.keys() - {field.name for field in fields(Sampling)}):
-            raise UserError(f"unknown data option {unknown[0]!r}; see data.clips.ClipDataset and Sampling")
-        self.sampling = Sampling(**sampling)
+        check_weights(DEFAULT_MASKS if masks is None else masks, self.families)
+        self.masks = dict(DEFAULT_MASKS if masks is None else masks)
+        self.sampling = sampling_of(sampling)
         self.step = exact_scale(scale).numerator  # high-res pixels from one point of the low-res grid to the next
         if self.size[0] % self.step or self.size[1] % self.step:
             raise UserError(
@@ -230,7 +196,8 @@ class ClipDataset(ClipStream):
     Items are those of :class:`ClipStream`; ``name`` is the file's. In the hole ``lr`` was made from paint, so nothing
     of ``hr`` shows there.
 
-    Raises ``UserError`` for a missing folder or when no file can be used; a file that cannot be is logged and left out.
+    Raises ``UserError`` for a missing folder, when no file can be used and when the cache cannot be written; a file
+    that cannot be used is logged and left out.
     """
 
     def __init__(
@@ -241,7 +208,7 @@ class ClipDataset(ClipStream):
     ) -> None:
         super().__init__(**options)
         self.cache = FrameCache(DEFAULT_CACHE if cache is None else cache, self.sampling.max_frames)
-        self.sources = self._open([root] if isinstance(root, str | Path) else root)
+        self.sources = self._open(places("root", root))
         self.shares = self._shares()
         self._open_arrays: dict[Path, np.ndarray] = {}
 
@@ -268,6 +235,8 @@ class ClipDataset(ClipStream):
         for path in dict.fromkeys(paths):
             try:
                 length, height, width = self.cache.frames(path).shape[:3]
+            except CacheError:
+                raise
             except UserError as error:
                 left_out.append(str(error))
                 continue
@@ -284,7 +253,7 @@ class ClipDataset(ClipStream):
         return usable
 
     def _shares(self) -> np.ndarray:
-        """Probability of each source, see :class:`Sampling`; photos together have ``photo_share``."""
+        """Probability of each source, see :class:`data.sampling.Sampling`; photos together have ``photo_share``."""
         shares = np.array([self._worth(self.cache.frames(path)) for path in self.sources])
         photos = np.array([is_photo(path) for path in self.sources])
         if photos.any() and not photos.all():
@@ -299,9 +268,12 @@ class ClipDataset(ClipStream):
         return pixels * (_detail(frames[0]) + 1e-3) ** power if power else pixels
 
     def _frames(self, path: Path) -> np.ndarray:
-        if path not in self._open_arrays:
-            self._open_arrays[path] = self.cache.frames(path)
-        return self._open_arrays[path]
+        """The frames of a source; the maps that were used last stay open."""
+        frames = self._open_arrays.pop(path, None)
+        self._open_arrays[path] = frames = self.cache.frames(path) if frames is None else frames
+        if len(self._open_arrays) > _OPEN_ARRAYS:
+            del self._open_arrays[next(iter(self._open_arrays))]
+        return frames
 
     def __getstate__(self) -> dict[str, object]:
         # A memory map is pickled as the whole array: workers started by `spawn` open their own.

@@ -29,24 +29,16 @@ class EncodedVideo:
     """``with EncodedVideo(data, name) as video: video[4:13:2]``: frames ``t h w c`` uint8 RGB, upright, square pixels.
 
     A slice is decoded from the key frame before it on, so short distances between key frames pay
-    (:mod:`data.prepare` writes them). ``len(video)`` is read off the packets and decodes nothing.
+    (:mod:`data.prepare` writes them); where that does not give every frame, from the start. ``len(video)`` is read off
+    the packets and decodes nothing.
 
     Raises ``UserError`` that begins with ``name``: not a video, no frame, damaged, interlaced.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
-        self.name = name
+        self.name, self._data = name, data
+        self._open()
         try:
-            # No protocol: a file that says it is a playlist must not make FFmpeg open others.
-            self._container = av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "data"})
-        except (av.FFmpegError, UnicodeError) as error:
-            raise UserError(f"{name} is no video that can be read ({error})") from error
-        try:
-            stream = self._container.streams.best("video")
-            if stream is None or stream.codec_context is None:
-                raise UserError(f"{name} holds no video stream that can be decoded")
-            self._stream = stream
-            self._stream.codec_context.thread_count = 1  # the workers are the parallel part
             self._times = sorted(self._packet_times())
             if not self._times:
                 raise UserError(f"{name} has no frame")
@@ -59,18 +51,15 @@ class EncodedVideo:
 
     def __getitem__(self, frames: slice) -> np.ndarray:
         times = self._times[frames]
-        wanted, found = set(times), {}
-        try:
-            self._container.seek(times[0], stream=self._stream)
-            for frame in decoded_frames(self._container, self._stream, Damage()):
-                if frame.pts in wanted:
-                    found[frame.pts] = frame
-                if len(found) == len(wanted) or (frame.pts is not None and frame.pts > times[-1]):
-                    break
-        except av.FFmpegError as error:
-            raise UserError(f"{self.name} cannot be decoded ({error})") from error
-        if len(found) < len(wanted):
-            raise UserError(f"{self.name} is damaged: {len(wanted) - len(found)} of {len(wanted)} frames are lost")
+        found = self._decode(times, seek=True)
+        if len(found) < len(set(times)):
+            # A key frame may be followed by frames that show earlier moments and need frames from before it (open
+            # groups), and some formats find no key frame at all (transport and program streams): from the start, then.
+            self._container.close()
+            self._open()
+            found = self._decode(times, seek=False)
+        if lost := len(set(times)) - len(found):
+            raise UserError(f"{self.name} is damaged: {lost} of {len(set(times))} frames are lost")
         if any(frame.interlaced_frame for frame in found.values()):
             raise UserError(f"{self.name} is interlaced; run data.prepare over the sources")
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
@@ -83,6 +72,35 @@ class EncodedVideo:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
+
+    def _open(self) -> None:
+        try:
+            # No protocol: a file that says it is a playlist must not make FFmpeg open others.
+            self._container = av.open(io.BytesIO(self._data), "r", options={"protocol_whitelist": "data"})
+        except (av.FFmpegError, UnicodeError) as error:
+            raise UserError(f"{self.name} is no video that can be read ({error})") from error
+        stream = self._container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            self._container.close()
+            raise UserError(f"{self.name} holds no video stream that can be decoded")
+        self._stream = stream
+        self._stream.codec_context.thread_count = 1  # the workers are the parallel part
+
+    def _decode(self, times: list[int], seek: bool) -> dict[int, av.VideoFrame]:
+        """Those of the frames at ``times`` that are found from the key frame before them on, or from the start."""
+        wanted, found = set(times), dict[int, av.VideoFrame]()
+        try:
+            if seek:
+                self._container.seek(times[0], stream=self._stream)
+            for frame in decoded_frames(self._container, self._stream, Damage()):
+                if frame.pts in wanted:
+                    found[frame.pts] = frame
+                if len(found) == len(wanted) or (frame.pts is not None and frame.pts > times[-1]):
+                    break
+        except av.FFmpegError as error:
+            if not seek:  # else the start is still to be tried
+                raise UserError(f"{self.name} cannot be decoded ({error})") from error
+        return found
 
     def _packet_times(self) -> list[int]:
         packets = self._container.demux(self._stream)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
+from data.checks import number
 from data.motion import bounded_walk
 from ldm_video.core.errors import UserError
 
@@ -43,11 +44,15 @@ def sample_mask(
 def check_weights(weights: Mapping[str, float], families: Mapping[str, Family] | None = None) -> None:
     """Raise ``UserError`` unless every name is a family and the weights can be drawn from."""
     families = FAMILIES if families is None else families
-    unknown = sorted(set(weights) - set(families))
+    if not isinstance(weights, Mapping):
+        raise UserError(f"mask weights are {weights!r}; give a mapping of family to weight")
+    unknown = sorted(map(str, set(weights) - set(families)))
     if unknown:
         hint = "; `object` needs a folder of masks, the data set's option `objects`" if "object" in unknown else ""
         raise UserError(f"unknown mask families {unknown}; use some of {sorted(families)}{hint}")
-    if any(w < 0 for w in weights.values()) or not sum(weights.values()) > 0:
+    for name, weight in weights.items():
+        number(f"the weight of the mask family {name}", weight, 0, float("inf"))
+    if not 0 < sum(weights.values()) < float("inf"):
         raise UserError("mask weights must not be negative and must have a positive sum")
 
 

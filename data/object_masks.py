@@ -36,6 +36,8 @@ class ObjectMasks:
     clips: tuple[tuple[Path, ...], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.root, str | Path):
+            raise UserError(f"objects is {self.root!r}; give a folder of object masks")
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise UserError(f"folder of object masks {root} does not exist; set the data set's option `objects` to one")

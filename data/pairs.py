@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 
-from data.cache import PHOTO_SUFFIXES, VIDEO_SUFFIXES, FrameCache, read_caption
+from data.cache import PHOTO_SUFFIXES, VIDEO_SUFFIXES, CacheError, FrameCache, read_caption
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.degrade import exact_scale
 from data.masks import sample_mask
@@ -43,11 +43,12 @@ class PairDataset(ClipStream):
     Args:
         root: the folder of ``hr`` and ``lr``. ``hr/NAME.txt`` is a caption.
         degrade: must be ``None``: the pairs are degraded already.
-        options: those of :class:`data.clips.ClipStream`; of :class:`data.clips.Sampling`, ``max_stride``,
+        options: those of :class:`data.clips.ClipStream`; of :class:`data.sampling.Sampling`, ``max_stride``,
             ``candidates``, ``prefer_detail`` and ``max_frames`` have a meaning here.
 
     The items are those of :class:`data.clips.ClipDataset`: a pure function of (``seed``, index).
-    Raises ``UserError`` for a missing folder or when no pair can be used; a pair that cannot be is logged and left out.
+    Raises ``UserError`` for a missing folder, when no pair can be used and when the cache cannot be written; a pair
+    that cannot be used, or two entries of one name in one folder, are logged and left out.
     """
 
     comes_degraded = True
@@ -111,14 +112,20 @@ class PairDataset(ClipStream):
             if not (root / part).is_dir():
                 raise UserError(f"there is no folder {root / part}; pairs are {root}/hr/NAME and {root}/lr/NAME")
         highs, lows, holes = (_entries(root / part) for part in ("hr", "lr", "mask"))
-        usable, left_out = [], [f"{path} has no partner in hr" for stem, path in lows.items() if stem not in highs]
-        for stem, path in highs.items():
+        usable, left_out = [], [f"{paths[0]} has no partner in hr" for stem, paths in lows.items() if stem not in highs]
+        for stem, (path, *_) in highs.items():
             if stem not in lows:
                 left_out.append(f"{path} has no partner in lr")
                 continue
-            pair = Pair(path, lows[stem], holes.get(stem))
+            # Not one of them: which was meant, nobody can tell.
+            if alike := next((part[stem] for part in (highs, lows, holes) if len(part.get(stem, ())) > 1), None):
+                left_out.append(f"{' and '.join(map(str, alike))} have one name; keep one of them")
+                continue
+            pair = Pair(path, lows[stem][0], holes[stem][0] if stem in holes else None)
             try:
                 fault = self._fault(pair)
+            except CacheError:
+                raise
             except UserError as error:
                 fault = str(error)
             if fault is None:
@@ -159,12 +166,11 @@ def touched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (np.stack(areas) > 0).astype(np.float32)
 
 
-def _entries(folder: Path) -> dict[str, Path]:
+def _entries(folder: Path) -> dict[str, list[Path]]:
     """Videos, pictures and folders of frames by their name without suffix, sorted; nothing for a missing folder."""
     known = VIDEO_SUFFIXES | PHOTO_SUFFIXES
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {
-        path.name if path.is_dir() else path.stem: path
-        for path in paths
-        if path.name[0] != "." and (path.is_dir() or path.suffix.lower() in known)
-    }
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name[0] != "." and (path.is_dir() or path.suffix.lower() in known):
+            found.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -67,8 +68,8 @@ def prepare(source: Path, out: Path, shards: bool, options: PrepareOptions) -> R
             progress.update(task, advance=1, description=name)
     if shards:
         pack(folder, out, report, options, last=True)
-        if folder.is_dir():
-            folder.rmdir()
+        # All clips are packed. Of a run that was killed, packed ones may still be staged, and half a source's.
+        shutil.rmtree(folder, ignore_errors=True)
     report.save()
     return report
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
+from data.checks import number, whole
 from data.clips import ClipStream, Item
 from ldm_video.core.errors import UserError
 
@@ -23,7 +24,7 @@ class SeveralScales(Dataset[Item]):
         together: items in a row that have one scale: a multiple of the clips of all processes at one step.
         seed: of the draw.
 
-    Raises ``UserError`` for scales and weights that do not fit.
+    Raises ``UserError`` for scales and weights that do not fit and for values of the wrong type.
     """
 
     def __init__(
@@ -34,13 +35,16 @@ class SeveralScales(Dataset[Item]):
         together: int = 64,
         seed: int = 0,
     ) -> None:
-        if len(scales) != len(weights) or min(weights, default=0) <= 0:
+        given: tuple[tuple[str, object], ...] = (("scales", scales), ("weights", weights))
+        for name, values in given:
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise UserError(f"{name} is {values!r}; give a list of numbers")
+        shares = [number("a weight of a scale", weight, 0, float("inf")) for weight in weights]
+        if len(scales) != len(weights) or min(shares, default=0) <= 0:
             raise UserError(f"scales {list(scales)} with weights {list(weights)}: give each scale a positive weight")
-        if together < 1:
-            raise UserError(f"together is {together}; give 1 or more")
+        self.together, self.seed = whole("together", together, 1), whole("seed", seed, 0)
         self.sets = [clips(scale=scale) for scale in scales]
-        self.weights = np.array(weights, dtype=np.float64) / sum(weights)
-        self.together, self.seed = together, seed
+        self.weights = np.array(shares, dtype=np.float64) / sum(shares)
 
     def __len__(self) -> int:
         return len(self.sets[0])

@@ -10,14 +10,12 @@ is fetched as a whole, once, before the first step; a cluster shares the copies 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +26,12 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.cache import VIDEO_SUFFIXES
+from data.checks import places
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.encoded import EncodedVideo
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import atomic_path
+from ldm_video.core.files import DISK_FULL, atomic_path
+from ldm_video.core.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class ShardDataset(ClipStream):
     ) -> None:
         super().__init__(**options)
         folder = Path(DEFAULT_CACHE if cache is None else cache).expanduser() / "shards"
-        roots = [root] if isinstance(root, str | Path) else root
+        roots = places("root", root)
         self.samples: list[Sample] = []
         faults = []
         for shard in (local_copy(url, folder) for pattern in roots for url in expand(str(pattern))):
@@ -145,7 +145,10 @@ def expand(pattern: str) -> list[str]:
 
 
 def local_copy(url: str, folder: Path) -> Path:
-    """The file of a shard, fetched into ``folder`` if it is remote and not there yet."""
+    """The file of a shard, fetched into ``folder`` if it is remote and not there yet.
+
+    A copy is known by its URL alone, so that a run needs no network once it has them: what a URL names must not change.
+    """
     path = Path(url.removeprefix("file://")).expanduser()
     if "://" not in str(url).removeprefix("file://"):
         if not path.is_file():
@@ -153,10 +156,17 @@ def local_copy(url: str, folder: Path) -> Path:
         return path
     name = url.split("?")[0].rsplit("/", 1)[-1]
     copy = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    with _locked(copy):  # the processes of one machine start together: one fetches, the others wait
-        if not copy.is_file():
-            with atomic_path(copy) as temporary:
-                _fetch(url, temporary)
+    if copy.is_file():
+        return copy
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The processes of one machine start together: one fetches, the others wait.
+        with locked(copy.with_name(f".{copy.name}.lock")):
+            if not copy.is_file():
+                with atomic_path(copy) as temporary:
+                    _fetch(url, temporary)
+    except OSError as error:
+        raise UserError(f"the cache of shards {folder} cannot be used ({error.strerror}); set data.cache") from error
     return copy
 
 
@@ -217,15 +227,9 @@ def _fetch(url: str, target: Path) -> None:
             filesystem.get_file(remote, str(target))
             return
         except Exception as error:  # each of fsspec's back ends has errors of its own
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
             if attempt == _FETCHES - 1 or isinstance(error, FileNotFoundError | ImportError | ValueError):
                 raise UserError(f"cannot fetch shard {url} ({type(error).__name__}: {error}); check the URL") from error
             log.warning("fetching %s failed (%s); trying again", url, error)
             time.sleep(2**attempt)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

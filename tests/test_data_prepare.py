@@ -207,6 +207,18 @@ def test_a_kill_between_a_shard_and_its_report_doubles_no_clip(films: Path, tmp_
         assert path.read_bytes() == (out / path.name).read_bytes(), path.name
 
 
+def test_a_kill_while_packed_clips_are_deleted_stops_no_later_run(films: Path, tmp_path: Path) -> None:
+    """The state just after the report was saved: what is packed is staged still, and so is a piece of nothing."""
+    options = PrepareOptions(8, 40, 64, shard_clips=2)
+    prepare(films, tmp_path, True, options)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / ".staging").mkdir()
+    for name in (f"{clip_key('reel.mp4', 0)}.mp4", f"{clip_key('reel.mp4', 0)}.json", "gone-000000-0000.mp4"):
+        (tmp_path / ".staging" / name).write_bytes(b"of a run that was killed")
+    prepare(films, tmp_path, True, options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.slow  # each process loads torch anew
 def test_two_jobs_give_what_one_gives(films: Path, clips: Path, tmp_path: Path) -> None:
     prepare(films, tmp_path, False, PrepareOptions(8, 40, 64, jobs=2))

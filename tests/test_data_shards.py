@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import av
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from data.cache import read_video
 from data.encoded import EncodedVideo
-from data.shards import ShardDataset, expand, index_shard
+from data.shards import ShardDataset, expand, index_shard, local_copy
 from ldm_video.core.errors import UserError
 from ldm_video.training.order import ClipOrder
 
@@ -123,6 +125,35 @@ def test_only_the_frames_asked_for_and_exactly_those(options: dict[str, str], tm
             difference = video[times].astype(int) - every[times]
             assert np.abs(difference).max() <= 1  # 8 bits against 16 on the way to RGB
             assert np.abs(difference).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "libx265", {"x265-params": "log-level=none:keyint=6:open-gop=1"}),
+        ("avi", "mpeg4", {"qmin": "2", "qmax": "2", "bf": "2", "g": "6"}),
+        ("ts", "libx264", {"crf": "8", "g": "6"}),
+        ("mpg", "mpeg2video", {"qmin": "2", "qmax": "2", "bf": "2", "g": "6"}),
+    ],
+)
+def test_a_good_clip_is_read_where_seeking_loses_frames(
+    suffix: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Frames that follow a key frame and need those before it, and formats that no key frame is found in."""
+    path = tmp_path / f"v.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for index in range(20):
+            still = np.ascontiguousarray(picture(64, 120, 0)[:, 2 * index : 2 * index + 64])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
+        container.mux(stream.encode(None))
+    every = read_video(path)
+    for start in range(17):
+        with EncodedVideo(path.read_bytes(), "v") as video:
+            difference = video[start : start + 3].astype(int) - every[start : start + 3]
+            assert np.abs(difference).mean() < 0.1
 
 
 def test_a_video_that_is_turned_or_stretched_is_set_right(tmp_path: Path) -> None:
@@ -250,6 +281,26 @@ def test_remote_shards_are_fetched_once(server: tuple[str, list[str]], shards: P
     with pytest.raises(UserError, match=r"clips-009\.tar"):
         dataset(url + "/clips-009.tar", tmp_path)
     assert not list((tmp_path / "cache" / "shards").glob("*clips-009.tar"))
+
+
+def test_copies_are_made_without_locks_and_read_without_writing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some shared disks have no locks; and who only reads a cache may not be allowed to make a lock in it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    url = "memory://of-locks.tar"
+    fsspec.filesystem("memory").pipe("/of-locks.tar", (shards / "clips-000.tar").read_bytes())
+    copy = local_copy(url, tmp_path / "new" / "cache")
+    assert copy.read_bytes() == (shards / "clips-000.tar").read_bytes()
+    monkeypatch.setattr("data.shards.locked", refuse)
+    assert local_copy(url, tmp_path / "new" / "cache") == copy
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"the cache of shards .*file/cache cannot be used"):
+        local_copy(url, tmp_path / "file" / "cache")
 
 
 def test_names_and_keys_are_webdatasets_own(shards: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The steps of :mod:`data.prepare`.
 
 ``options``  what can be set.
+``cuts``     where one shot ends and the next begins.
 ``survey``   one look at every frame: cuts, motion, darkness, sharpness, bars.
 ``pieces``   from what was seen to pieces that are kept, or dropped for a reason.
 ``encode``   pieces to small H.264 files with their sidecars.

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from data.clips import Sampling
+from data.checks import number, whole
+from data.sampling import Sampling
 from ldm_video.core.errors import UserError
 
 
@@ -27,6 +29,8 @@ class PrepareOptions:
     shard_clips: clips after which a shard is closed.
     shard_megabytes: and the size; whichever comes first.
     jobs: sources that are worked on at the same time.
+
+    Raises ``UserError`` for a value of the wrong type or out of its range.
     """
 
     min_frames: int = 16
@@ -44,11 +48,14 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         for name in ("min_frames", "gop", "shard_clips", "shard_megabytes", "jobs", "min_side"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give 1 or more")
+            whole(name, getattr(self, name), 1)
+        for name in ("cut", "static", "black", "blurred"):
+            number(name, getattr(self, name), 0, float("inf"))
+        whole("max_frames", self.max_frames, 0)
+        whole("crf", self.crf, 0)
         if self.max_frames < 2 * self.min_frames - 1:  # else a cut shot could end in pieces that are too short
             raise UserError(f"max_frames={self.max_frames} must be at least {2 * self.min_frames - 1}, for min_frames")
-        if not 0 <= self.crf <= 51:
+        if self.crf > 51:
             raise UserError(f"crf={self.crf}: give 0 (lossless) to 51")
 
 
@@ -59,7 +66,7 @@ def parse_options(overrides: Sequence[str]) -> PrepareOptions:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PrepareOptions), OmegaConf.from_dotlist(list(overrides)))
         options = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
     assert isinstance(options, PrepareOptions)
     return options

@@ -31,8 +31,8 @@ class Report:
             return
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            earlier, self.sources = content["options"], content["sources"]
-        except (ValueError, KeyError, TypeError) as error:
+            earlier, self.sources = _checked(content["options"], content["sources"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path} is no report of data.prepare; remove it or choose another OUT") from error
         if changed := [key for key in chosen if earlier.get(key) != chosen[key]]:
             key = changed[0]
@@ -77,3 +77,16 @@ class Report:
         ]
         lines += [f"bad file {name}: {self.sources[name]['error']}" for name in totals["bad_files"]]
         return "\n".join(lines)
+
+
+def _checked(options: Any, sources: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Both as they are; raises one of the errors of taking JSON apart unless they have what :class:`Report` reads."""
+    for source in sources.values():
+        for clip in source.get("clips", ()):
+            if not isinstance(clip["key"], str) or not clip["stop"] > clip["start"] >= 0 or "cropped" not in clip:
+                raise ValueError("no facts of a clip")
+        if any(not piece["reason"].split() for piece in source.get("dropped", ())):
+            raise ValueError("no reason")
+    if not isinstance(options, dict):
+        raise TypeError("no options")
+    return options, sources

@@ -10,8 +10,8 @@ import av
 import cv2
 import numpy as np
 from einops import rearrange
-from scenedetect import AdaptiveDetector, FrameTimecode
 
+from data.prepare_parts.cuts import ContentScore, find_cuts
 from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import DEFAULT_RATE, VideoInfo, probe
@@ -54,16 +54,14 @@ def survey(path: Path, cut: float) -> Survey:
     """Decode a source once. Raises ``UserError`` when it is no video or holds no frame."""
     info, damage = probe(path), Damage()
     seen = Survey(info.size, info.rate or DEFAULT_RATE)
-    # Every cut counts: one that is left out because a shot is short would lie inside a piece.
-    detector = AdaptiveDetector(adaptive_threshold=cut, min_scene_len=1)
+    content, scores = ContentScore(), list[float]()
     height = max(2, round(_SMALL_WIDTH * info.coded_height / info.coded_width))
     before: np.ndarray | None = None
     try:
         with open_video(path) as (container, stream):
             for index, frame in enumerate(decoded_frames(container, stream, damage)):
                 small = frame.reformat(width=_SMALL_WIDTH, height=height, format="bgr24").to_ndarray()
-                cuts = detector.process_frame(FrameTimecode(index, fps=25.0), small)
-                seen.cuts += [cut.frame_num for cut in cuts]
+                scores.append(content.of(index, small))
                 grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
                 seen.luma.append(float(np.percentile(grey, 99)))
                 seen.motion.append(0.0 if before is None else float(cv2.absdiff(grey, before).mean()))
@@ -74,7 +72,8 @@ def survey(path: Path, cut: float) -> Survey:
                     seen.bars.append(bars(full))
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be decoded ({error}); convert it or leave it out") from error
-    seen.damage = damage.errors
+    # Every cut counts: one that is left out because a shot is short would lie inside a piece.
+    seen.cuts, seen.damage = find_cuts(scores, cut), damage.errors
     return seen
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,11 @@ _PLACE = {
 # Of the temporary name of stem + suffix.
 _LOCK = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.part(?P<suffix>.*)\.lock", re.DOTALL)
 
+# To look through a folder takes the longer the more is in it: one that gets many files, one after the other, would soon
+# be looked through most of the time. After a look it is left alone for as many times as long as the look took.
+_REST = 10
+_looked: dict[str, tuple[float, set[tuple[str, str]]]] = {}  # folder -> until when, and what `_left_in` gives
+
 _umask = os.umask(0)  # can only be read by being set; at import, before there are threads
 os.umask(_umask)
 _USUAL = 0o666 & ~_umask  # rights of a new file
@@ -44,13 +50,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced. What was written
     is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read by
     whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
-    processes left of the same path is removed first.
+    processes left of the same path is removed first, as far as it was seen when the folder was last looked through.
     Raises ``UserError`` when the place cannot be written or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path)
+        left, name = _left_in(path.parent), (path.stem, path.suffix)
+        if name in left:
+            left.discard(name)
+            sweep(path.parent, path)
         with _claimed(path) as temporary:
             yield temporary
             _finish(temporary)
@@ -78,6 +87,18 @@ def sweep(folder: Path, path: Path | None = None) -> None:
                 if _old(temporary).exists() and not target.exists():  # killed between the two renames of `_swap`
                     os.replace(_old(temporary), target)
                 _remove(temporary, _old(temporary), lock)
+
+
+def _left_in(folder: Path) -> set[tuple[str, str]]:
+    """Stem and suffix of what is being written in ``folder``, or was when its process was killed, a moment ago."""
+    key, now = os.path.abspath(folder), time.monotonic()
+    until, left = _looked.get(key, (now, set[tuple[str, str]]()))
+    if now >= until:
+        found = (_LOCK.fullmatch(name) for name in os.listdir(folder))
+        left = {(lock["stem"], lock["suffix"]) for lock in found if lock is not None}
+        done = time.monotonic()
+        _looked[key] = (done + _REST * (done - now), left)
+    return left
 
 
 @contextmanager
