@@ -20,11 +20,13 @@ from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.export import to_pipeline
 from ldm_video.models.grow import grow
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
-from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
+from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, is_bundle, open_model
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published, published_sizes
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
+
+_OF_CHECKPOINTS = ("head_dim", "heads", "variant")  # options of to-bundle that change nothing of a bundle
 
 
 def main() -> None:
@@ -60,8 +62,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     bundle.add_argument(
         "--head-dim",
         type=int,
-        default=TemporalConfig.head_dim,
-        help="width of a head in the new temporal layers (default %(default)s); 0 for no temporal layers",
+        help=f"width of a head in new temporal layers (default {TemporalConfig.head_dim}); 0 for no temporal layers",
     )
     bundle.add_argument("--heads", type=int, help="heads of every new temporal layer, instead; AnimateDiff has 8")
     diffusers = commands.add_parser("to-diffusers", help="a bundle that began as Stable Diffusion -> diffusers folder")
@@ -129,9 +130,16 @@ def check_place(folder: Path, overwrite: bool) -> None:
 
 def to_bundle(arguments: argparse.Namespace) -> list[str]:
     """Write a checkpoint as a bundle; says what it is."""
+    if arguments.head_dim == 0 and arguments.heads is not None:
+        raise UserError("--head-dim 0 leaves temporal layers out, --heads is of those; give one of them")
     new = TemporalConfig(head_dim=arguments.head_dim or TemporalConfig.head_dim, heads=arguments.heads)
     temporal = FRAME_BY_FRAME if arguments.head_dim == 0 else new
     files = find_model(arguments.model, variant=arguments.variant)
+    given = [f"--{name.replace('_', '-')}" for name in _OF_CHECKPOINTS if getattr(arguments, name) is not None]
+    if given and is_bundle(files):
+        raise UserError(
+            f"{arguments.model} is a bundle, on which {given[0]} has no effect; give the checkpoint that it began as"
+        )
     model = open_model(files, variant=arguments.variant, temporal=temporal)
     save(model, arguments.result, arguments.dtype)
     return [

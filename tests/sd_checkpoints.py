@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 TEXT_WIDTH = 64
-DEPTH = 2  # layers of the text encoder
+DEPTH = 2  # layers of CLIP's text encoder
+OPEN_CLIP_DEPTH = 23  # of OpenCLIP's that Stable Diffusion 2 reads, by whose names the last one is told
 # As in the published scheduler_config.json files.
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 X4_BETAS = {**SD_BETAS, "beta_start": 0.0001, "beta_end": 0.02}
@@ -237,7 +238,7 @@ def _text_encoder(vocabulary: int, open_clip: bool) -> CLIPTextModel:
             vocab_size=vocabulary,
             hidden_size=TEXT_WIDTH,
             intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=DEPTH,
+            num_hidden_layers=OPEN_CLIP_DEPTH if open_clip else DEPTH,
             num_attention_heads=TEXT_WIDTH // 64,
             hidden_act="gelu" if open_clip else "quick_gelu",
             bos_token_id=vocabulary - 2,
@@ -290,11 +291,11 @@ def _to_open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
         "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
         "self_attn.out_proj": "attn.out_proj",
     }  # fmt: skip
-    for layer in range(DEPTH + 1):
-        source, target = f"encoder.layers.{min(layer, DEPTH - 1)}", f"transformer.resblocks.{layer}"
+    for layer in range(OPEN_CLIP_DEPTH + 1):
+        source, target = f"encoder.layers.{min(layer, OPEN_CLIP_DEPTH - 1)}", f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
             for old, new in names.items():
-                state[f"{target}.{new}.{kind}"] = text[f"{source}.{old}.{kind}"] + (layer == DEPTH)
+                state[f"{target}.{new}.{kind}"] = text[f"{source}.{old}.{kind}"] + (layer == OPEN_CLIP_DEPTH)
             joined = torch.cat([text[f"{source}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"])
             state[f"{target}.attn.in_proj_{kind}"] = joined
     return state

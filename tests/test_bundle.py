@@ -238,13 +238,14 @@ def test_damage_of_the_text_encoder_is_named(text_bundle: Path, damage: str) -> 
         assert word in str(caught.value)
 
 
-def test_the_encoder_of_an_encoder_decoder_comes_back_as_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_the_encoder_of_an_encoder_decoder_comes_back_as_itself(tmp_path: Path, dtype: torch.dtype | None) -> None:
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = small_text_encoder(tmp_path / "vocabulary").tokenizer
     config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     encoder = TextEncoder(T5EncoderModel(config), tokenizer)
-    encoder.save(tmp_path / "text")
+    encoder.save(tmp_path / "text", dtype)
     loaded = TextEncoder.load(tmp_path / "text")
     assert type(loaded.model) is T5EncoderModel
     assert torch.equal(loaded(["ab c"]), encoder(["ab c"]))

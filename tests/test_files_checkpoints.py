@@ -242,6 +242,16 @@ def test_strided_weights_are_saved_as_they_read(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], net.weight.contiguous())
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_tied_weights_are_saved_under_each_name(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    net = nn.ModuleDict({"shared": nn.Embedding(5, 3), "embed": nn.Embedding(5, 3)})
+    net["embed"].weight = net["shared"].weight
+    save_weights(net, tmp_path / "w.safetensors", dtype)
+    state = load_file(tmp_path / "w.safetensors")
+    assert state.keys() == {"shared.weight", "embed.weight"}
+    assert all(torch.equal(value, net["shared"].weight.to(value.dtype)) for value in state.values())
+
+
 def test_load_strict_fills_the_module() -> None:
     source, target = Net(), Net()
     load_strict(target, source.state_dict(), "w.safetensors")

@@ -251,6 +251,31 @@ def test_each_layer_has_its_own_alpha_and_rank(checkpoints: dict[str, Path], tmp
         torch.testing.assert_close(after[key], before[key] + change)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_entrance_of_a_published_unet(checkpoints: dict[str, Path], tmp_path: Path, whole: bool) -> None:
+    """Its channels are the first ones of ``conv_in``, which an opened checkpoint has grown."""
+    base, folder = checkpoints["sd15"], tmp_path / "adapter"
+    layers = {"modules_to_save": ["conv_in"]} if whole else {}
+    targets = ATTENTION if whole else [*ATTENTION, "conv_in"]
+    tuned = PeftModel(plain_unet(base), LoraConfig(r=2, target_modules=targets, init_lora_weights=False, **layers))
+    perturb(tuned, 0.05)  # what is saved whole too
+    tuned.save_pretrained(str(folder))
+    theirs = PeftModel.from_pretrained(plain_unet(base), str(folder)).merge_and_unload().state_dict()
+    ours = open_adapted(base, read_adapter(str(folder))).denoiser.unet.state_dict()
+    first, rest = ours["conv_in.weight"][:, :4], ours["conv_in.weight"][:, 4:]
+    torch.testing.assert_close(first, theirs["conv_in.weight"])
+    assert rest.shape[1] > 0 and not rest.any()
+    before = plain_unet(base).state_dict()["conv_in.weight"]
+    assert (first - before).abs().max() > 1e-3
+    half = open_adapted(base, read_adapter(f"{folder}:0.5")).denoiser.unet.conv_in.weight
+    torch.testing.assert_close(half[:, :4], (first + before) / 2)
+
+    adapter = read_adapter(str(folder))
+    wrong = replace(adapter, pairs={}, full={"conv_in.weight": torch.zeros(32, 4, 1, 1)})  # of another kernel
+    with pytest.raises(UserError, match=r"'conv_in.weight' is 32 x 4"):
+        open_adapted(base, wrong)
+
+
 # Training.
 
 
@@ -449,6 +474,8 @@ def spoil(kind: str, folder: Path, source: Path) -> Path:
             config.write_text(json.dumps({**facts, "peft_type": "LOKR"}))
         case "dora":
             config.write_text(json.dumps({**facts, "use_dora": True}))
+        case "pissa_niter_4" | "corda" | "OLoRA" | "lora_ga" | "loftq":
+            config.write_text(json.dumps({**facts, "init_lora_weights": kind}))
         case "a model":
             save_file({"conv_in.weight": torch.zeros(2, 2)}, weights)
         case "magnitudes":
@@ -474,6 +501,7 @@ def spoil(kind: str, folder: Path, source: Path) -> Path:
         ("broken config", "not valid JSON"),
         ("another kind", "another kind than plain LoRA"),
         ("dora", "another kind than plain LoRA"),
+        *((start, "save it as plain LoRA") for start in ("pissa_niter_4", "corda", "OLoRA", "lora_ga", "loftq")),
         ("a model", "holds no plain LoRA"),
         ("magnitudes", "not of a plain LoRA"),
         ("half of a pair", "two factors of one rank"),

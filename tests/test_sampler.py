@@ -19,7 +19,14 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.process import Process
-from ldm_video.diffusion.sampler import DETERMINISTIC, STOCHASTIC, make_scheduler, sample, sampling_timesteps
+from ldm_video.diffusion.sampler import (
+    DETERMINISTIC,
+    STOCHASTIC,
+    known_options,
+    make_scheduler,
+    sample,
+    sampling_timesteps,
+)
 
 MEAN, STD = 0.3, 0.5
 SHAPE = (2, 3, 4, 5, 6)  # b t c h w
@@ -247,6 +254,28 @@ def test_sampling_timesteps_are_those_that_are_visited(name: str) -> None:
     assert alphas == sorted(alphas) and alphas[0] == pytest.approx(process.alphas[-1].item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC + STOCHASTIC if not name.startswith("FlowMatch")])
+@pytest.mark.parametrize("steps", [60, 61, 62, 103, 121, 122])
+def test_no_number_of_steps_goes_beyond_the_data(name: str, steps: int) -> None:
+    timesteps = sampling_timesteps(make(name), steps)
+    assert len(timesteps) == steps
+    assert timesteps.min() >= 0
+
+
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if not name.startswith("FlowMatch")])
+def test_a_step_more_or_less_makes_little_difference(name: str) -> None:
+    scheduler, noise, calls = make(name), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)), []
+    results = [
+        sample(oracle(scheduler), scheduler, noise, n, callback=lambda done, total, x: calls.append((done, total)))
+        for n in (60, 61, 62)
+    ]
+    torch.testing.assert_close(results[1], (results[0] + results[2]) / 2, atol=0.012, rtol=0)
+    totals = [2 * n - 1 if "Heun" in name else n for n in (60, 61, 62)]
+    assert [call for call in calls if call[0] == call[1]] == [(n, n) for n in totals]
+    half = sample(oracle(scheduler), scheduler, noise, 61, start=noise, strength=0.5)
+    assert half.isfinite().all()
+
+
 def test_timesteps_that_cannot_be_kept_are_refused() -> None:
     noise = torch.randn(SHAPE)
     for name, options in (("DDIMScheduler", {}), ("EulerDiscreteScheduler", KARRAS)):
@@ -294,6 +323,13 @@ def test_make_scheduler_reads_the_diffusers_layout(tmp_path: Path) -> None:
     make_scheduler(stored, _class_name="DDIMScheduler").save_config(tmp_path)
     again = make_scheduler(json.loads((tmp_path / "scheduler_config.json").read_text()))
     assert torch.allclose(again.alphas_cumprod, published.alphas_cumprod)
+
+
+def test_a_stored_option_that_is_gone_is_passed_over() -> None:
+    early = {"_class_name": "DDIMScheduler", "_diffusers_version": "0.2.4", "tensor_format": "pt", "steps_offset": 1}
+    assert known_options(early) == {key: value for key, value in early.items() if key != "tensor_format"}
+    with pytest.raises(UserError, match="unknown scheduler option 'tensor_format'"):
+        make_scheduler(early)
 
 
 def test_latents_are_not_clipped_unless_asked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -92,6 +93,69 @@ def test_half_precision_in_a_single_file(folders: dict[str, Path], tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("kind", ["x4-upscaler", "sd2-inpainting"])
+def test_a_file_that_was_made_from_a_folder(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """It has no 24th block of OpenCLIP, which is in the published files and read by nobody."""
+    shutil.copytree(folders[kind] / "tokenizer", tmp_path / "tokenizer")
+    file = write_single_file(tmp_path / "sd.safetensors", folders[kind], kind)
+    edit(file, lambda state: [state.pop(key) for key in [*state] if ".resblocks.23." in key])
+    model, whole = open_still(file), open_still(folders[kind])
+    assert_same_weights(model, whole)
+    assert torch.equal(model.text(["a cat"]), whole.text(["a cat"]))
+
+
+@pytest.mark.parametrize("how", ["half", "absent"])
+@pytest.mark.parametrize("kind", ["x4-upscaler", "sd15"])
+def test_betas_that_a_single_file_does_not_tell(kind: str, how: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[kind] / "tokenizer", tmp_path / "tokenizer")
+    file = write_single_file(tmp_path / "sd.safetensors", folders[kind], kind)
+
+    def spoil(state: dict[str, Tensor]) -> None:
+        for name in ("betas", "low_scale_model.betas"):
+            if name in state:
+                state[name] = state[name].half()
+                if how == "absent":
+                    del state[name]
+
+    edit(file, spoil)
+    model, whole = open_still(file), open_still(folders[kind])
+    for name in ("scheduler", "lowres_scheduler") if kind == "x4-upscaler" else ("scheduler",):
+        one, two = (Process.from_scheduler(getattr(m, name)) for m in (model, whole))
+        torch.testing.assert_close(one.alphas, two.alphas, atol=1e-6, rtol=0)
+        assert one.prediction == two.prediction
+    assert (model.layout, model.sampling) == (whole.layout, whole.sampling)
+
+
+def edit_json(path: Path, remove: str = "", **changes: object) -> None:
+    """Change a stored config."""
+    value = json.loads(path.read_text()) | changes
+    value.pop(remove, None)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(("kind", "scaling"), [("x4-upscaler", 0.08333), ("sd15", 0.18215)])
+def test_an_early_autoencoder_without_a_scaling_factor(
+    kind: str, scaling: float, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[kind], tmp_path / kind))
+    edit_json(folder / "vae/config.json", remove="scaling_factor")
+    model = open_still(folder)
+    assert model.codec.scaling == model.codec.config["scaling_factor"] == scaling
+    edit_json(folder / "vae/config.json", scaling_factor=0.5)  # what is told holds
+    assert open_still(folder).codec.scaling == 0.5
+
+
+def test_early_schedulers(x4: Path) -> None:
+    """Options that no scheduler has today; and offset and clipping, which early configs had wrong."""
+    whole = open_still(x4)
+    for name in ("scheduler", "low_res_scheduler"):
+        edit_json(x4 / name / "scheduler_config.json", tensor_format="pt")
+    edit_json(x4 / "scheduler/scheduler_config.json", clip_sample=True)
+    model = open_still(x4)
+    assert dict(model.scheduler.config) == dict(whole.scheduler.config)
+    assert torch.equal(model.lowres_scheduler.betas, whole.lowres_scheduler.betas)
+
+
 def test_variants(tmp_path: Path) -> None:
     half = open_still(write_pipeline(tmp_path / "half", "x4-upscaler", variant="fp16"))  # the only one: it is found
     assert (tmp_path / "half/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
@@ -120,6 +184,10 @@ def edit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
 UNET, KEY = "unet/diffusion_pytorch_model.safetensors", "mid_block.resnets.0.conv1.bias"
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing key": (lambda f: edit(f / UNET, lambda s: s.pop(KEY)), ["unet", KEY, "missing"]),
@@ -130,6 +198,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae", "config.json"]),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["scheduler_config.json", "does not exist"]),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), ["text encoder"]),
+    "cut vocabulary": (lambda f: cut(f / "tokenizer/vocab.json"), ["tokenizer", "copy it again"]),
+    "cut merges": (lambda f: cut(f / "tokenizer/merges.txt"), ["tokenizer", "copy it again"]),
     "damaged index": (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json", "not valid JSON"]),
 }  # fmt: skip
 
@@ -152,6 +222,53 @@ def test_leftovers_of_a_single_file_are_named(prefix: str, folders: dict[str, Pa
         open_still(file)
     edit(file, lambda state: [state.pop(key) for key in [*state] if key.startswith(prefix) and key.endswith("2.bias")])
     with pytest.raises(UserError, match=r"missing|ghost"):
+        open_still(file)
+
+
+MISSING = {
+    "x4-upscaler": [
+        "model.diffusion_model.input_blocks.3.0.op.weight",
+        "model.diffusion_model.input_blocks.4.0.in_layers.2.weight",
+        "model.diffusion_model.input_blocks.5.0.in_layers.2.weight",
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight",
+        "model.diffusion_model.input_blocks.4.1.proj_in.weight",
+        "model.diffusion_model.out.2.weight",
+        "model.diffusion_model.label_emb.weight",
+        "cond_stage_model.model.transformer.resblocks.0.mlp.c_fc.weight",
+    ],
+    "sd15": [
+        "first_stage_model.post_quant_conv.weight",
+        "first_stage_model.encoder.down.1.block.0.conv2.weight",
+        "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_a_weight_from_which_a_shape_is_read(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    file = write_single_file(tmp_path / "sd.safetensors", folders[kind], kind)
+    whole = load_file(file)
+    for missing in MISSING[kind]:
+        save_file({key: value for key, value in whole.items() if key != missing}, file)
+        with pytest.raises(UserError, match=f"'{re.escape(missing)}' missing") as caught:
+            open_still(file)
+        assert str(file) in str(caught.value)
+
+
+def test_a_weight_that_the_converters_put_none_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    file = write_single_file(tmp_path / "sd.safetensors", folders["sd15"], "sd15")
+    edit(file, lambda state: state.pop("model.diffusion_model.input_blocks.3.0.op.bias"))
+    with pytest.raises(UserError, match=r"'down_blocks.0.downsamplers.0.conv.bias' missing"):
+        open_still(file)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_damaged_tokenizer_beside_a_file(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["sd15"] / "tokenizer", tmp_path / "tokenizer")
+    file = write_single_file(tmp_path / "sd.safetensors", folders["sd15"], "sd15")
+    cut(tmp_path / "tokenizer" / name)
+    with pytest.raises(UserError, match=f"{tmp_path / 'tokenizer'} has no whole tokenizer"):
         open_still(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from tests.model_support import box_hole, rand_pixels
-from tests.sd_checkpoints import pipeline_of, write_pipeline
+from tests.sd_checkpoints import SD_BETAS, pipeline_of, write_pipeline
 
 PROMPT, NEGATIVE = "the cat, the dog: sharp", "blurry"
 SEED = 5
@@ -153,6 +155,27 @@ def test_text_to_image_from_the_evidence(strength: float, tmp_path: Path, monkey
             arguments = {"image": guess[i : i + 1] / 2 + 0.5, "strength": strength}
             draws.left = iter([noise])
         assert_equal(clip[i], call(pipeline, settings, **arguments))
+
+
+def test_an_early_scheduler_is_put_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``clip_sample`` true and ``steps_offset`` 0, which diffusers' own pipeline does not obey either."""
+    write_pipeline(tmp_path / "sd15", "sd15")
+    early = {**SD_BETAS, "_class_name": "DDIMScheduler", "clip_sample": True, "steps_offset": 0}
+    (tmp_path / "sd15/scheduler/scheduler_config.json").write_text(json.dumps({**early, "set_alpha_to_one": False}))
+    index = json.loads((tmp_path / "sd15/model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (tmp_path / "sd15/model_index.json").write_text(json.dumps(index))
+    model = open_model(tmp_path / "sd15", temporal=FRAME_BY_FRAME)
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path / "sd15")
+    pipeline.set_progress_bar_config(disable=True)
+    settings = replace(PLAIN, steps=4, strength=0.75)
+    frames = rand_pixels(1, 3, 16, 32) * 0.8
+    guess = torch.nn.functional.interpolate(frames, (64, 128), mode="bicubic", antialias=True).clamp(-1, 1)
+    draws = Draws(monkeypatch, pipeline)
+    draws.left = iter([one_frame(0, (4, 8, 16))])
+    theirs = call(pipeline, settings, image=guess / 2 + 0.5, strength=0.75)
+    ours = restore(model, settings, frames, torch.zeros(1, 1, 64, 128), [0])[0]
+    assert_equal(ours, theirs)
 
 
 def test_tiles_take_their_part_of_what_was_made_once(upscaler: tuple[VideoModel, Any], tmp_path: Path) -> None:

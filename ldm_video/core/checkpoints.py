@@ -16,11 +16,16 @@ _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``."""
+    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated."""
+    written: set[int] = set()
 
     def cast(tensor: Tensor) -> Tensor:
         tensor = tensor.detach().cpu()
-        return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        tensor = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tied = memory in written  # which safetensors refuses
+        written.add(memory)
+        return tensor.clone() if tied else tensor
 
     with atomic_path(path) as temporary:
         try:

@@ -58,7 +58,7 @@ def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) ->
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     if name not in SCHEDULERS:
         raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    if unknown := sorted(config.keys() - set().union(*map(_parameters, SCHEDULERS + _ALSO_STORED))):
+    if unknown := sorted(config.keys() - _options()):
         raise UserError(f"unknown scheduler option {unknown[0]!r} for {name}; remove it or correct its spelling")
     config = {key: value for key, value in config.items() if key in _parameters(name)}
     if "clip_sample" in _parameters(name):
@@ -69,6 +69,14 @@ def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) ->
         raise UserError(f"{name} refuses its options: {error}") from error
     _check_terminal_snr(scheduler)
     return scheduler
+
+
+def known_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config without the options that no scheduler has any more (``tensor_format`` of early diffusers).
+
+    For configs that others published, which :func:`make_scheduler` would refuse as misspelt; what a user types is not.
+    """
+    return {key: value for key, value in stored.items() if key.startswith("_") or key in _options()}
 
 
 def sampling_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float]) -> Tensor:
@@ -157,6 +165,7 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], devi
             scheduler.set_timesteps(sigmas=levels, device=device)
         else:
             scheduler.set_timesteps(steps, device=device)
+            _drop_beyond_data(scheduler, steps)
         return
     accepted = inspect.signature(scheduler.set_timesteps).parameters
     if hasattr(scheduler, "set_shift") and "sigmas" in accepted:
@@ -173,6 +182,21 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], devi
         raise ValueError(
             f"{type(scheduler).__name__} did not keep the timesteps; they must fall, one sigma schedule only"
         )
+
+
+def _drop_beyond_data(scheduler: SchedulerMixin, steps: int) -> None:
+    """Leave out timesteps below 0, in place.
+
+    Trailing spacing counts down by a step that is rounded: at some counts (61, 103, 121) it makes one timestep too
+    many, -1, at which DDIM reads the last of its levels, pure noise, and the others stand still.
+    """
+    beyond = int((scheduler.timesteps < 0).sum())  # two-stage solvers repeat it
+    if not beyond:
+        return
+    scheduler.timesteps = scheduler.timesteps[:-beyond]
+    scheduler.num_inference_steps = steps
+    if hasattr(scheduler, "sigmas"):  # one more than timesteps: where the last step leads
+        scheduler.sigmas = torch.cat([scheduler.sigmas[: -beyond - 1], scheduler.sigmas[-1:]])
 
 
 def _step_keywords(scheduler: SchedulerMixin, generator: torch.Generator | None) -> dict[str, Any]:
@@ -204,6 +228,12 @@ def _check_terminal_snr(scheduler: SchedulerMixin) -> None:
         raise UserError("rescale_betas_zero_snr needs prediction_type v_prediction: epsilon is blind at pure noise")
     if config.get("timestep_spacing") == "leading":
         raise UserError("rescale_betas_zero_snr needs timestep_spacing trailing: leading skips the last timestep")
+
+
+@cache
+def _options() -> frozenset[str]:
+    """Every option of a scheduler that is, or was, stored with a checkpoint."""
+    return frozenset().union(*map(_parameters, SCHEDULERS + _ALSO_STORED))
 
 
 @cache

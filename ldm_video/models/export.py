@@ -12,11 +12,11 @@ from ldm_video.core.checkpoints import load_strict
 from ldm_video.core.errors import UserError
 from ldm_video.models.codec import ImageCodec
 from ldm_video.models.inflate import VideoUNet, WithTemporal, split_state_dict
+from ldm_video.models.stable_diffusion import UPSCALER_SCALING
 from ldm_video.models.temporal import TemporalBlock
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import VideoModel
 
-_UPSCALER_SCALING = 0.08333  # diffusers' pipeline overwrites any other
 _SAMPLE_SIZE = {"StableDiffusionUpscalePipeline": 128}  # as published; 64 in the others
 
 
@@ -96,7 +96,7 @@ def _layout(model: VideoModel) -> tuple[str, int]:
     """The pipeline's class and its UNet's input channels, which are the model's first."""
     latents, kind = model.codec.latent_channels, model.layout.kind
     match (model.sees_canvas, model.lowres_scheduler is not None, kind):
-        case (False, True, "pixels") if model.codec.scaling == _UPSCALER_SCALING:
+        case (False, True, "pixels") if model.codec.scaling == UPSCALER_SCALING:  # diffusers overwrites any other
             return "StableDiffusionUpscalePipeline", latents + 3
         case (True, False, _):
             return "StableDiffusionInpaintPipeline", 1 + 2 * latents

@@ -11,8 +11,6 @@ the diffusers UNet (``base_model.model.down_blocks.1.attentions.0...to_q.lora_A.
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,15 +28,21 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.models.export import is_new, temporal_blocks
 from ldm_video.models.inflate import VideoUNet
+from ldm_video.models.lora_file import (
+    CONFIG,
+    WEIGHTS,
+    factors,
+    paired,
+    read_diffusers,
+    refuse_other_kinds,
+    split_scale,
+    weights_file,
+)
 from ldm_video.models.open_model import FRAME_BY_FRAME, open_model
 from ldm_video.models.stable_diffusion import read_json
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 
-log = logging.getLogger(__name__)
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
-_DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 _PREFIX = "base_model.model."  # peft's, before the name of every weight
 _NAME = "default"  # of the adapter in the running model
 _LAYERS = ["to_k", "to_out.0", "to_q", "to_v"]
@@ -173,10 +174,10 @@ class Adapter:
 def read_adapter(name: str) -> Adapter:
     """Read ``FOLDER_OR_FILE[:scale]``: ours, another's of peft, or a Stable Diffusion LoRA of diffusers or kohya.
 
-    Raises ``UserError`` for what is missing, damaged, a pickle, or another kind of adapter (DoRA, LoKr, LoHa).
+    Raises ``UserError`` for what is missing, damaged, a pickle, or another kind of adapter (DoRA, LoKr, LoHa, PiSSA).
     """
-    path, scale = _split_scale(name)
-    file = _weights_file(path)
+    path, scale = split_scale(name)
+    file = weights_file(path)
     state = read_weights(file)
     where = file
     alphas: Mapping[str, float] = {}
@@ -185,28 +186,30 @@ def read_adapter(name: str) -> Adapter:
         settings: Mapping[str, Any] = read_json(file.with_name(CONFIG))
         state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     elif any("lora" in key for key in state) and not any("dora_scale" in key for key in state):
-        state, alphas, settings = _read_diffusers(file)
+        state, alphas, settings = read_diffusers(file)
     else:
         raise UserError(f"{file} holds no plain LoRA; give an adapter's folder or .safetensors file")
-    if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
-        raise UserError(f"{file} is an adapter of another kind than plain LoRA, which alone is read here")
-    pairs, full = _paired(state, file)
-    factors = _factors({path: len(down) for path, (down, _) in pairs.items()}, alphas, settings)
+    refuse_other_kinds(settings, file)
+    pairs, full = paired(state, file)
+    scales = factors({path: len(down) for path, (down, _) in pairs.items()}, alphas, settings)
     base = settings.get("base_model_name_or_path")
-    return Adapter(where, scale, {path: (*pair, factors[path]) for path, pair in pairs.items()}, full, base)
+    return Adapter(where, scale, {path: (*pair, scales[path]) for path, pair in pairs.items()}, full, base)
 
 
 @torch.no_grad()
 def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
     """Add ``scale`` times the adapter to the denoiser's weights.
 
+    What is for the input channels of a published UNet goes to the first ones of a grown ``conv_in``.
+
     Raises ``UserError``, with the denoiser as it was, if a layer does not exist or has another shape.
     """
     weights = {_published(name): parameter for name, parameter in denoiser.unet.named_parameters()}
-    sizes = {f"{path}.weight": _matrix(up.shape[:1] + down.shape[1:]) for path, (down, up, _) in adapter.pairs.items()}
-    sizes |= {name: _matrix(value.shape) for name, value in adapter.full.items()}
-    for name, size in sizes.items():
-        own = _matrix(weights[name].shape) if name in weights else None
+    shapes = {f"{path}.weight": up.shape[:1] + down.shape[1:] for path, (down, up, _) in adapter.pairs.items()}
+    shapes |= {name: value.shape for name, value in adapter.full.items()}
+    places = {name: _place(weights[name], name, shape) for name, shape in shapes.items() if name in weights}
+    for name, shape in shapes.items():
+        size, own = _matrix(shape), _matrix(places[name].shape) if name in places else None
         if own != size:
             problem = "is not in" if own is None else f"is {size[0]} x {size[1]}, {own[0]} x {own[1]} in"
             base = adapter.base or "another model"
@@ -214,13 +217,13 @@ def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
                 f"{adapter.where}: '{name}' {problem} this model; it was made for {base}, give --model that"
             )
     for path, (down, up, factor) in adapter.pairs.items():
-        weight = weights[f"{path}.weight"]
+        weight = places[f"{path}.weight"]
         change = up.flatten(1).to(weight) @ down.flatten(1).to(weight)  # out in, with a kernel's sides in `in`
         weight.add_(change.view_as(weight), alpha=adapter.scale * factor)
     random = _begun_at_random(denoiser)
     for name, value in adapter.full.items():
-        weight = weights[name]
-        weight.lerp_(value.to(weight).view_as(weight), 1.0 if id(weight) in random else adapter.scale)
+        weight, share = places[name], 1.0 if id(weights[name]) in random else adapter.scale
+        weight.lerp_(value.to(weight).view_as(weight), share)
 
 
 def open_adapted(name: str | Path, adapter: Adapter | None, variant: str | None = None) -> VideoModel:
@@ -252,6 +255,12 @@ def _matrix(shape: torch.Size) -> tuple[int, int]:
     return shape[:1].numel(), shape[1:].numel()
 
 
+def _place(weight: Tensor, name: str, shape: torch.Size) -> Tensor:
+    """The part of a weight to which a change of ``shape`` is added: where ``conv_in`` has grown, its first channels."""
+    grown = name == "conv_in.weight" and shape[2:] == weight.shape[2:] and shape[1] < weight.shape[1]
+    return weight[:, : shape[1]] if grown else weight  # grow_conv_in appends
+
+
 def _published(name: str) -> str:
     """Our name of a weight of the inflated UNet -> diffusers' and peft's."""
     return name.replace(".spatial.", ".", 1).replace(f".{_NAME}.", ".")
@@ -268,81 +277,3 @@ def _trained(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
         for name, parameter in unet.named_parameters()
         if ".lora_" in name or full.intersection(name.split("."))
     }
-
-
-def _split_scale(name: str) -> tuple[Path, float]:
-    path, colon, number = name.rpartition(":")
-    try:
-        scale = float(number) if colon else 1.0
-    except ValueError:  # the colon is the path's
-        return Path(name), 1.0
-    if not math.isfinite(scale):
-        raise UserError(f"the scale of --lora {name} is no finite number; 1 takes the adapter as it was trained")
-    return Path(path or name), scale
-
-
-def _weights_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for name in (WEIGHTS, _DIFFUSERS_WEIGHTS):
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise UserError(f"{path} holds {len(files)} .safetensors files and no {WEIGHTS}; give one of them")
-    return path / WEIGHTS  # whose absence, or a pickle in its place, is explained where it is read
-
-
-def _read_diffusers(file: Path) -> tuple[dict[str, Tensor], dict[str, float], Mapping[str, Any]]:
-    """Weights of the UNet with peft's names, alphas by layer, and settings where the header has them."""
-    try:
-        state, alphas, settings = StableDiffusionLoraLoaderMixin.lora_state_dict(
-            str(file), use_safetensors=True, local_files_only=True, return_lora_metadata=True
-        )
-    except (ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{file} is no LoRA of a Stable Diffusion UNet that diffusers can read ({reason})") from error
-    unet = {key.removeprefix("unet."): value for key, value in state.items() if not key.startswith("text_encoder")}
-    if not unet:
-        raise UserError(f"{file} is a LoRA of the text encoder alone, which is not read here; take one of the UNet")
-    if left := len(state) - len(unet):
-        log.warning("%s: %d weights of the text encoder are left out; the prompt is read as without them", file, left)
-    # Alphas are named by layer, or by the layer's first weight, in the older names.
-    named = {key.removeprefix("unet.").removesuffix(".alpha"): value for key, value in (alphas or {}).items()}
-    by_layer = {key.partition(".lora_A")[0]: value for key, value in convert_unet_state_dict_to_peft(named).items()}
-    unet = convert_unet_state_dict_to_peft(unet)
-    if other := [key for key in unet if ".lora_" not in key]:
-        raise UserError(f"{file}: '{other[0]}' is no LoRA weight; only plain LoRA is read here")
-    return unet, by_layer, {key.removeprefix("unet."): value for key, value in (settings or {}).items()}
-
-
-def _paired(state: Mapping[str, Tensor], file: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Down and up by layer, and what is no adapter."""
-    factors: dict[str, dict[str, Tensor]] = {}
-    full = {}
-    for key, value in state.items():
-        path, lora, rest = key.partition(".lora_")
-        if not lora:
-            full[key] = value
-        elif rest in ("A.weight", "B.weight"):
-            factors.setdefault(path, {})[rest[0]] = value
-        else:
-            raise UserError(f"{file}: '{key}' is not of a plain LoRA, which alone is read here")
-    for path, pair in factors.items():
-        whole = pair.keys() == {"A", "B"} and min(pair["A"].ndim, pair["B"].ndim) > 1
-        if not whole or len(pair["A"]) != pair["B"].shape[1:].numel() or len(pair["A"]) == 0:
-            raise UserError(f"{file}: '{path}' has not two factors of one rank; copy or download it again")
-    return {path: (pair["A"], pair["B"]) for path, pair in factors.items()}, full
-
-
-def _factors(ranks: Mapping[str, int], alphas: Mapping[str, float], settings: Mapping[str, Any]) -> dict[str, float]:
-    """What the product of each layer's factors is multiplied by: alpha / rank, and 1 where nothing tells alpha."""
-    patterns, common = settings.get("alpha_pattern") or {}, settings.get("lora_alpha")
-    factors = {}
-    for path, rank in ranks.items():
-        alpha = patterns.get(get_pattern_key(list(patterns), path), alphas.get(path, common))
-        root = math.sqrt(rank) if settings.get("use_rslora") else rank  # arXiv:2312.03732
-        factors[path] = 1.0 if alpha is None else float(alpha) / root
-    return factors

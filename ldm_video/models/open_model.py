@@ -79,6 +79,11 @@ def find_model(name: str | Path, revision: str | None = None, variant: str | Non
         raise UserError(f"{name} is no model bundle or file here, nor can it be had from the hub: {reason}") from error
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether what :func:`find_model` found is a bundle of ours, whose layers are what they are."""
+    return (path / INDEX).is_file() and not _is_pipeline(path)
+
+
 def _ready(model: VideoModel) -> VideoModel:
     return model.eval().requires_grad_(False)
 

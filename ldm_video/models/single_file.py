@@ -22,27 +22,35 @@ from diffusers.loaders.single_file_utils import (
 )
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
 from ldm_video.core.checkpoints import load_strict, read_weights
 from ldm_video.core.errors import UserError
-from ldm_video.models.stable_diffusion import Checkpoint
-from ldm_video.models.text import TextEncoder
+from ldm_video.models.stable_diffusion import UPSCALER_SCALING, Checkpoint
+from ldm_video.models.text import TextEncoder, read_tokenizer
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 TOKENIZER = "openai/clip-vit-large-patch14"
+_UNREAD = f"{OPEN_CLIP}transformer.resblocks.23."  # OpenCLIP's last block: Stable Diffusion 2 reads the one before it
+_UPSCALER = 7  # input channels of the x4-upscaler
 _HEAD_WIDTH = 64  # of every CLIP text model, and of Stable Diffusion 2's UNet
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is published of a checkpoint beside its weights. ``heads``: of the UNet; None for heads of 64 channels."""
+    """What is published of a checkpoint beside its weights.
+
+    Attributes:
+        heads: of the UNet; None for heads of 64 channels.
+        betas: the first and the last, of the latents' noise and of the low-res pixels'.
+    """
 
     heads: int | None
     scaling_factor: float
     prediction_type: str = "epsilon"
+    betas: tuple[float, float] = (0.00085, 0.012)
 
 
 # (input channels, OpenCLIP text encoder) -> kind. Stable Diffusion 2's text to image is missing: its files do not tell
@@ -51,7 +59,7 @@ KINDS = {
     (4, False): Kind(8, 0.18215),
     (9, False): Kind(8, 0.18215),
     (9, True): Kind(None, 0.18215),
-    (7, True): Kind(8, 0.08333, "v_prediction"),
+    (_UPSCALER, True): Kind(8, UPSCALER_SCALING, "v_prediction", (0.0001, 0.02)),
 }
 
 
@@ -62,37 +70,46 @@ def read_single_file(path: Path) -> Checkpoint:
 
     Raises ``UserError`` for a file of another kind or with keys that are missing or left over.
     """
-    state = read_weights(path)
+    try:
+        return _read(read_weights(path), path)
+    except KeyError as error:  # a weight from which a shape is read, here or by diffusers' converters
+        raise UserError(f"{path}: key {error} missing; the file is not whole, copy or download it again") from error
+
+
+def _read(state: State, path: Path) -> Checkpoint:
     entrance = state.get(f"{UNET}input_blocks.0.0.weight")
     if entrance is None or not any(key.startswith(VAE) for key in state):
         raise UserError(f"{path} has no Stable Diffusion UNet and autoencoder in the CompVis layout; use a whole file")
     open_clip = any(key.startswith(OPEN_CLIP) for key in state)
-    kind = KINDS.get((entrance.shape[1], open_clip))
+    channels = entrance.shape[1]
+    kind = KINDS.get((channels, open_clip))
     if kind is None:
         raise UserError(
-            f"{path}: {entrance.shape[1]} input channels with {'Open' if open_clip else ''}CLIP text is no known "
+            f"{path}: {channels} input channels with {'Open' if open_clip else ''}CLIP text is no known "
             "Stable Diffusion 1, inpainting or x4-upscaler file; use its folder in the diffusers layout"
         )
-    lowres_betas = state.get("low_scale_model.betas")
     return Checkpoint(
         unet=_read_unet(state, kind, path),
         autoencoder=_read_autoencoder(state, kind, path),
         text=TextEncoder(_read_text(state, open_clip, path), _tokenizer(path, open_clip)),
-        scheduler=_scheduler(state.get("betas"), kind.prediction_type),
-        lowres_scheduler=None if lowres_betas is None else _scheduler(lowres_betas, "epsilon"),
+        scheduler=_scheduler(state.get("betas"), kind.betas, kind.prediction_type),
+        lowres_scheduler=(
+            _scheduler(state.get("low_scale_model.betas"), kind.betas, "epsilon") if channels == _UPSCALER else None
+        ),
     )
 
 
-def _scheduler(betas: Tensor | None, prediction_type: str) -> dict[str, Any]:
-    """DDIM with the file's own betas; where it has none, or has them in half precision, with Stable Diffusion's."""
-    config = {**SCHEDULER_DEFAULT_CONFIG, "_class_name": "DDIMScheduler", "prediction_type": prediction_type}
+def _scheduler(betas: Tensor | None, published: tuple[float, float], prediction_type: str) -> dict[str, Any]:
+    """DDIM with the file's own betas; where it has none, or has them in half precision, with the kind's."""
+    names = {"_class_name": "DDIMScheduler", "prediction_type": prediction_type}
+    config = {**SCHEDULER_DEFAULT_CONFIG, "beta_start": published[0], "beta_end": published[1], **names}
     exact = betas is not None and betas.dtype in (torch.float32, torch.float64)
     return {**config, "trained_betas": betas.tolist()} if betas is not None and exact else config
 
 
 def _read_unet(state: State, kind: Kind, path: Path) -> UNet2DConditionModel:
     config = unet_config(state, kind)
-    converted = convert_ldm_unet_checkpoint(state, config)
+    converted = _found(convert_ldm_unet_checkpoint(state, config))
     _refuse_leftovers(state, UNET, converted, path)
     unet = UNet2DConditionModel(**config)
     load_strict(unet, _float(converted), path)
@@ -100,19 +117,26 @@ def _read_unet(state: State, kind: Kind, path: Path) -> UNet2DConditionModel:
 
 
 def unet_config(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
-    """The diffusers configuration of a CompVis UNet, read off its shapes."""
-    shapes = {key.removeprefix(UNET): value.shape for key, value in state.items() if key.startswith(UNET)}
-    steps_down = sum(f"input_blocks.{i}.0.op.weight" in shapes for i in range(100))
-    blocks = sum(f"input_blocks.{i}.0.in_layers.2.weight" in shapes for i in range(100))
-    levels, layers = steps_down + 1, blocks // (steps_down + 1)
-    first = [1 + level * (layers + 1) for level in range(levels)]  # the first block of each level
-    widths = [shapes[f"input_blocks.{i}.0.in_layers.2.weight"][0] for i in first]
-    attention = [f"input_blocks.{i}.1.transformer_blocks.0." for i in first]
-    has = [f"{name}attn2.to_k.weight" in shapes for name in attention]
-    example = attention[has.index(True)]
+    """The diffusers configuration of a CompVis UNet, read off its shapes; ``KeyError`` names a weight that it lacks."""
+    shapes = {key: value.shape for key, value in state.items() if key.startswith(UNET)}
+    blocks = [f"{UNET}input_blocks.{i}." for i in range(100)]
+    blocks = [block for block in blocks if any(key.startswith(block) for key in shapes)][1:]  # after the entrance
+    down = [any(key.startswith(f"{block}0.op.") for key in shapes) for block in blocks]
+    kernels = [f"{block}0.{'op' if yes else 'in_layers.2'}.weight" for block, yes in zip(blocks, down, strict=True)]
+    outputs = [shapes[kernel][0] for kernel in kernels]
+    levels = sum(down) + 1
+    layers = (len(blocks) - sum(down)) // levels
+    if not layers:
+        raise KeyError(f"{UNET}input_blocks.1.0.in_layers.2.weight")
+    first = range(0, levels * (layers + 1), layers + 1)  # the first block of each level
+    widths = [outputs[i] for i in first]
+    attention = [f"{blocks[i]}1.transformer_blocks.0." for i in first]
+    has = [any(key.startswith(name) for key in shapes) for name in attention]
+    channels, levels_of_noise = shapes[f"{UNET}input_blocks.0.0.weight"][1], f"{UNET}label_emb.weight"
+    example = attention[has.index(True) if any(has) else 0]
     return {
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes["out.2.weight"][0],
+        "in_channels": channels,
+        "out_channels": shapes[f"{UNET}out.2.weight"][0],
         "block_out_channels": widths,
         "layers_per_block": layers,
         "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in has],
@@ -125,7 +149,7 @@ def unet_config(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
             yes and shapes[f"{name}attn1.to_k.weight"] != shapes[f"{name}attn1.to_q.weight"]
             for yes, name in zip(has, attention, strict=True)
         ],
-        "num_class_embeds": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+        "num_class_embeds": shapes[levels_of_noise][0] if levels_of_noise in shapes or channels == _UPSCALER else None,
     }
 
 
@@ -140,7 +164,7 @@ def _read_autoencoder(state: State, kind: Kind, path: Path) -> AutoencoderKL:
         "latent_channels": state[f"{VAE}post_quant_conv.weight"].shape[0],
         "scaling_factor": kind.scaling_factor,
     }
-    converted = convert_ldm_vae_checkpoint(state, config)
+    converted = _found(convert_ldm_vae_checkpoint(state, config))
     _refuse_leftovers(state, VAE, converted, path)
     autoencoder = AutoencoderKL(**config)
     load_strict(autoencoder, _float(converted), path)
@@ -148,6 +172,8 @@ def _read_autoencoder(state: State, kind: Kind, path: Path) -> AutoencoderKL:
 
 
 def _read_text(state: State, open_clip: bool, path: Path) -> CLIPTextModel:
+    # By its name: files that were made from a diffusers folder do not have it.
+    state = {key: value for key, value in state.items() if not key.startswith(_UNREAD)}
     prefix = OPEN_CLIP if open_clip else f"{CLIP}text_model."
     layer = "transformer.resblocks.{}.mlp.c_fc.weight" if open_clip else "encoder.layers.{}.mlp.fc1.weight"
     embeddings = "" if open_clip else "embeddings."
@@ -156,9 +182,6 @@ def _read_text(state: State, open_clip: bool, path: Path) -> CLIPTextModel:
     depth = sum(prefix + layer.format(i) in state for i in range(100))
     if tokens is None or positions not in state or not depth:
         raise UserError(f"{path} has no CLIP text encoder; use the whole file or the folder in the diffusers layout")
-    if open_clip:  # the last layer is left out: Stable Diffusion 2 reads the one before it
-        depth -= 1
-        state = {key: value for key, value in state.items() if f"{prefix}transformer.resblocks.{depth}." not in key}
     vocabulary, width = tokens.shape
     model = CLIPTextModel(
         CLIPTextConfig(
@@ -186,11 +209,11 @@ def _tokenizer(path: Path, open_clip: bool) -> PreTrainedTokenizerBase:
     beside = path.parent / "tokenizer"
     try:
         if beside.is_dir():
-            return AutoTokenizer.from_pretrained(beside, local_files_only=True)
+            return read_tokenizer(beside)
         patterns = ["vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json"]
         folder = snapshot_download(TOKENIZER, allow_patterns=patterns)
         # OpenCLIP pads with token 0.
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **({"pad_token": "!"} if open_clip else {}))
+        return read_tokenizer(Path(folder), **({"pad_token": "!"} if open_clip else {}))
     except (OSError, ValueError) as error:
         raise UserError(
             f"no tokenizer for {path} ({error}); put the checkpoint's folder 'tokenizer' beside the file"
@@ -205,6 +228,11 @@ def _refuse_leftovers(state: State, prefix: str, converted: Mapping[str, Tensor]
         raise UserError(
             f"{path}: key '{left[0]}' unexpected; the file is no Stable Diffusion checkpoint of a known kind"
         )
+
+
+def _found(converted: Mapping[str, Tensor | None]) -> State:
+    """diffusers' converters put None where the file has no such weight; it is named when the rest is loaded."""
+    return {key: value for key, value in converted.items() if value is not None}
 
 
 def _float(state: Mapping[str, Tensor]) -> State:

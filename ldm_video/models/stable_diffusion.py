@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
-from ldm_video.diffusion.sampler import DETERMINISTIC, make_scheduler
+from ldm_video.diffusion.sampler import DETERMINISTIC, known_options, make_scheduler
 from ldm_video.models.codec import ImageCodec
 from ldm_video.models.inflate import grow_conv_in, inflate
 from ldm_video.models.temporal import TemporalConfig
@@ -36,6 +36,7 @@ from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 INDEX = "model_index.json"
+UPSCALER_SCALING = 0.08333  # of the x4-upscaler's latents, which early configs do not tell
 _Part = TypeVar("_Part", bound=ModelMixin)
 
 
@@ -70,9 +71,12 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
                 f"{folder / INDEX}: part {name} is {found}, not {wanted}; use a Stable Diffusion checkpoint"
             )
     has_noise = "low_res_scheduler" in index
+    autoencoder = _read_part(AutoencoderKL, folder / "vae", variant)
+    if has_noise and "scaling_factor" not in read_json(folder / "vae" / "config.json"):
+        autoencoder.register_to_config(scaling_factor=UPSCALER_SCALING)  # AutoencoderKL's default is Stable Diffusion's
     return Checkpoint(
         unet=_read_part(UNet2DConditionModel, folder / "unet", variant),
-        autoencoder=_read_part(AutoencoderKL, folder / "vae", variant),
+        autoencoder=autoencoder,
         text=TextEncoder.load(folder / "text_encoder", folder / "tokenizer", variant),
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         lowres_scheduler=read_json(folder / "low_res_scheduler" / "scheduler_config.json") if has_noise else None,
@@ -130,7 +134,7 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     layout = EvidenceLayout("space_to_depth", codec.factor)
     if checkpoint.lowres_scheduler is not None and taken == latents + 3:
         layout = EvidenceLayout("pixels", codec.factor)
-        lowres_scheduler = make_scheduler(checkpoint.lowres_scheduler)
+        lowres_scheduler = make_scheduler(known_options(checkpoint.lowres_scheduler))
     elif taken not in (latents, 1 + 2 * latents):
         raise UserError(
             f"a UNet with {taken} input channels and latents of {latents}: neither text to image, inpainting "
@@ -141,7 +145,7 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     return VideoModel(
         denoiser=inflate(grow_conv_in(unet, own + layout.channels), temporal),
         codec=codec,
-        scheduler=deterministic(checkpoint.scheduler),
+        scheduler=deterministic(checkpoint.scheduler, upscales=lowres_scheduler is not None),
         layout=layout,
         text=checkpoint.text,
         sampling=_sampling(sees_canvas, lowres_scheduler is not None, checkpoint.noise_limit),
@@ -150,11 +154,17 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     )
 
 
-def deterministic(config: Mapping[str, Any]) -> SchedulerMixin:
-    """The checkpoint's scheduler; DDIM with its betas and prediction type where that one is not deterministic."""
-    if config.get("_class_name") in DETERMINISTIC:
-        return make_scheduler(config)
-    return make_scheduler(config, _class_name="DDIMScheduler")
+def deterministic(config: Mapping[str, Any], *, upscales: bool) -> SchedulerMixin:
+    """The checkpoint's scheduler; DDIM with its betas and prediction type where that one is not deterministic.
+
+    ``clip_sample`` is off, and ``steps_offset`` 1 unless it ``upscales``, whatever is stored: early configs have them
+    wrong, and diffusers' pipelines set them too. Options that no scheduler has any more are left out.
+    """
+    name = config.get("_class_name")
+    forced = {"clip_sample": False} if upscales else {"clip_sample": False, "steps_offset": 1}
+    return make_scheduler(
+        known_options(config), _class_name=name if name in DETERMINISTIC else "DDIMScheduler", **forced
+    )
 
 
 def _check_unet(unet: UNet2DConditionModel, latents: int) -> None:

@@ -91,13 +91,24 @@ class TextEncoder(nn.Module):
                 ignore_mismatched_sizes=True,  # to name them below
                 dtype=torch.float32,
             )
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder or folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
         for problem in ("missing", "unexpected", "mismatched"):
             if keys := sorted(str(key) for key in report[f"{problem}_keys"]):
                 raise UserError(f"{folder}: key {keys[0]} {problem}; weights and config.json do not belong together")
-        return cls(model, tokenizer)
+        return cls(model, read_tokenizer(Path(tokenizer_folder or folder)))
+
+
+def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``, in transformers' layout; ``options`` win over what is stored.
+
+    Raises ``UserError`` where files are missing or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # the tokenizers library raises no narrower class for a vocabulary that is cut off
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder} has no whole tokenizer of a text encoder ({reason}); copy it again") from error
 
 
 def _architecture(config: Path) -> type[PreTrainedModel]:
