@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.checkpoints import begin_anew, full_disk_explained, last_good, read_checkpoint
 from ldm_video.training.estimate import Plan, estimate, parameter_table
-from ldm_video.training.loggers import log_bundle
+from ldm_video.training.loggers import keep_wandb_id, log_bundle
 from ldm_video.training.order import ClipOrder
+from ldm_video.training.preemption import end_workers, ignore_signals
 from ldm_video.training.same_run import check_fits, check_same_run
+from ldm_video.training.settings import check_settings
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import build_trainer
 
@@ -34,6 +37,8 @@ log = logging.getLogger("train")
 SECTIONS = (
     "name", "output", "seed", "init_from", "model", "lora", "task", "data", "optimizer", "ema",
     "gradient_checkpointing", "compile", "attention", "trainer", "checkpoint_every", "logger", "watch", "publish",
+    "data.root", "data.cache", "data.frames", "data.size", "data.batch", "data.workers", "data.degrade",
+    "data.average", "data.seed", "data.train", "data.val",
 )  # fmt: skip
 
 
@@ -42,10 +47,7 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(arguments.config, arguments.overrides, known=SECTIONS)
-    if not isinstance(config.trainer.max_steps, int) or config.trainer.max_steps < 1:
-        raise UserError("trainer.max_steps must be 1 or more: the learning rate is led down to it")
-    if not isinstance(config.seed, int):
-        raise UserError(f"seed is {config.seed!r}; give a whole number")
+    check_settings(config)
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)
@@ -56,13 +58,15 @@ def main() -> None:
     output = Path(config.output)
     last, done = (None, 0) if arguments.restart else find_state(config, output, task)
     loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
-    trainer = build_trainer(config, output, build_watchers(config, output))
+    trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
     if isinstance(trainer.strategy, FSDPStrategy):
         check_fsdp(config)
     check_scales(loaders["train_dataloaders"].dataset, config.data.batch * trainer.world_size)
     if arguments.restart and trainer.is_global_zero:
         begin_anew(output / "checkpoints")
     save_config(config, output / "config.yaml")
+    if trainer.is_global_zero:
+        keep_wandb_id(trainer.loggers, output)
     if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
     with full_disk_explained(output):
@@ -146,6 +150,7 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
     per_step = config.data.batch * config.trainer.get("accumulate_grad_batches", 1)
     order = ClipOrder(config.trainer.max_steps * per_step, done * per_step)
     loaders = {}
+    atexit.register(end_workers)
     for name in ("train", "val"):
         if name in config.data:
             dataset = build(config.data[name])
@@ -157,6 +162,7 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
                     num_workers=config.data.workers,
                     pin_memory=torch.cuda.is_available(),
                     drop_last=name == "train",
+                    worker_init_fn=ignore_signals,
                 )
             except (TypeError, ValueError) as error:
                 raise UserError(f"data.batch or data.workers cannot be used: {error}") from error

@@ -98,6 +98,36 @@ def test_a_mapping_override_is_merged_key_by_key(child: Path) -> None:
     assert config.train.betas == {"first": 0.9, "second": 0.5}
 
 
+def test_a_mapping_override_with_a_target_replaces_the_part(child: Path) -> None:
+    part = "scheduler={target: diffusers.DDPMScheduler, beta_end: 0.5}"
+    wanted = {"target": "diffusers.DDPMScheduler", "beta_end": 0.5}
+    for override in (f"model.{part}", f"+model.{part}", f"model={{{part.replace('=', ': ', 1)}}}"):
+        assert load_config(child, ["data.root=x", override]).model == {"scheduler": wanted}
+
+
+KNOWN = ("data.root", "data.size", "train", "model", "crop")
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides", "key", "where"),
+    [
+        ("  frame: 8", [], "data.frame", "child.yaml"),
+        ("", ["+data.siz=8"], "data.siz", "an override of"),
+        ("", ["+data.frame=8"], "data.frame", "an override of"),
+    ],
+)
+def test_an_unknown_key_of_a_closed_section_is_one_clear_line(
+    child: Path, line: str, overrides: list[str], key: str, where: str
+) -> None:
+    child.write_text(child.read_text().replace("data:\n", f"data:\n{line}\n", 1))
+    with pytest.raises(UserError, match=f"unknown key '{key}' in .*{where}.*; nearest keys: data\\.(size|root)"):
+        load_config(child, ["data.root=x", *overrides], known=KNOWN)
+    with pytest.raises(UserError, match=r"'data' in .* must be a section of keys"):
+        load_config(child, ["data=5"], known=[*KNOWN, key])
+    kept = load_config(child, ["data.root=x", *overrides], known=[*KNOWN, key])
+    assert kept.train.lr == 1e-4  # a section of which no key is named is open
+
+
 def test_reading_an_unknown_key_raises(child: Path) -> None:
     config = load_config(child, ["data.root=x"])
     with pytest.raises(ConfigAttributeError):

@@ -51,6 +51,21 @@ def test_sigterm_saves_the_step_that_was_under_way(options: list[str], tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_ends_a_run_with_workers(
+    options: list[str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """As a cluster's and a terminal's: the processes that load data get it too."""
+    run, log = tmp_path / "run", tmp_path / "run.txt"
+    process = start(*options, "data.workers=1", "checkpoint_every=1000", f"output={run}", log=log)
+    wait_until(lambda: max(logged(run), default=-1) >= 3, process, log)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == code, log.read_text()[-3000:]
+    if number == signal.SIGTERM:
+        assert 4 <= checkpoint_step(run) < 24
+
+
+@pytest.mark.slow
 def test_under_slurms_variables_the_warning_saves_and_requeues(options: list[str], tmp_path: Path) -> None:
     """One task of one node, as ``srun`` starts it; a ``scontrol`` that writes down what it is asked."""
     scontrol = tmp_path / "bin" / "scontrol"

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 import train
 from ldm_video.core.errors import UserError
-from ldm_video.training.loggers import build_loggers, git_revision
+from ldm_video.training.loggers import build_loggers, git_revision, keep_wandb_id
 from tests.cli_support import call, read_pixels, write_tiny_bundle
 from tests.train_support import stage_options
 from tests.wandb_reader import read_offline_run
@@ -122,6 +122,46 @@ def test_loggers_are_named_one_by_one_or_in_a_list(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="names none"):
         build_loggers([], "a", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_goes_on_is_the_same_run_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+
+    def start(anew: bool = False) -> str | None:
+        loggers = build_loggers(["csv", "wandb"], "a", tmp_path, anew)
+        keep_wandb_id(loggers, tmp_path)
+        return loggers[1].version
+
+    first = start()
+    assert first and start() == first
+    again = start(anew=True)
+    assert again != first and start() == again
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert start() == "mine"
+
+
+@pytest.mark.parametrize(("mode", "offline"), [(None, True), ("", True), ("online", False), ("disabled", False)])
+def test_wandb_mode_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None, offline: bool) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if mode is not None:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    (logger,) = build_loggers("wandb", "a", tmp_path)
+    assert logger._offline is offline
+
+
+def test_train_keeps_the_run_of_wandb_until_a_restart(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    ids = []
+    for more in ([], [], ["--restart"]):
+        arguments = [*options, "watch=null", f"output={tmp_path / 'run'}", "logger=wandb", "trainer.max_steps=1"]
+        assert call(train, *arguments, *more, folder=tmp_path) == 0
+        ids.append((tmp_path / "run" / "wandb_id").read_text())
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_git_revision_of_the_codes_own_checkout(tmp_path: Path) -> None:

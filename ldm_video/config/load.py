@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm_video.config.build import TARGET_KEY
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
@@ -35,7 +36,7 @@ def load_config(
     The result is in struct mode: reading an unknown key raises.
 
     ``base`` is a file under everything, whose keys are then the only ones that ``path`` may have at its top level;
-    ``known`` names those keys outright.
+    ``known`` names those keys outright; a dotted one (``data.root``) makes its section a closed one too.
 
     Raises ``UserError`` for a missing or invalid file, a circular ``defaults``, a malformed override, an override
     of a key that does not exist, and a mandatory value that is still missing.
@@ -46,12 +47,14 @@ def load_config(
         floor = _read_merged(Path(base), ())
         known = [str(key) for key in floor]
     if known is not None:
-        _check_top_level(merged, known, path)
+        _check_known(merged, known, str(path))
     if base is not None:
         merged = cast(DictConfig, OmegaConf.merge(floor, merged))
     tree = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=False))
     for override in overrides:
         _apply_override(tree, override, path)
+    if known is not None:
+        _check_known(tree, known, f"an override of {path}")
     try:
         config = OmegaConf.create(tree)
         missing = sorted(OmegaConf.missing_keys(config))
@@ -77,11 +80,23 @@ def save_config(config: DictConfig, path: str | Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _check_top_level(config: DictConfig, known: Collection[str], path: Path) -> None:
-    for key in map(str, config):
+def _check_known(config: Mapping[Any, Any], known: Collection[str], where: str) -> None:
+    """``UserError`` for a key at the top, or in a section of which ``known`` has keys, that is not in ``known``."""
+    top = {key.partition(".")[0] for key in known}
+    _check_keys(map(str, config), top, where)
+    for section in sorted({key.partition(".")[0] for key in known if "." in key} & set(config)):
+        below = config[section]
+        if not isinstance(below, Mapping):
+            raise UserError(f"'{section}' in {where} is {below!r}; it must be a section of keys")
+        inside = {key for key in known if key.startswith(f"{section}.")}
+        _check_keys((f"{section}.{key}" for key in below), inside, where)
+
+
+def _check_keys(keys: Iterable[str], known: Collection[str], where: str) -> None:
+    for key in keys:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or sorted(known)
-            raise UserError(f"unknown key '{key}' in {path}; nearest keys: {', '.join(nearest)}")
+            raise UserError(f"unknown key '{key}' in {where}; nearest keys: {', '.join(nearest)}")
 
 
 def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
@@ -129,7 +144,10 @@ def _read(path: Path) -> DictConfig:
 
 
 def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
-    """Set one ``dotted.key=value`` in ``tree``. The value is YAML; a mapping is merged, anything else replaces."""
+    """Set one ``dotted.key=value`` in ``tree``. The value is YAML; a mapping is merged, anything else replaces.
+
+    So does a mapping with a ``target``: it is another part, and takes other arguments.
+    """
     key, separator, text = override.partition("=")
     key, adds = key.strip().removeprefix("+"), key.strip().startswith("+")
     if not separator or not all(key.split(".")):
@@ -162,7 +180,7 @@ def _set(tree: dict[Any, Any], key: str, value: Any, path: Path) -> None:
     *parents, last = key.split(".")
     node = _section(tree, parents, key, path)
     slot = _existing_key(node, last, key, tree, path)
-    if isinstance(value, dict) and isinstance(node[slot], dict):
+    if isinstance(value, dict) and isinstance(node[slot], dict) and TARGET_KEY not in value:
         for name, item in value.items():
             _set(tree, f"{key}.{name}", item, path)
     else:

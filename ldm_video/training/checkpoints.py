@@ -24,8 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import DISK_FULL, atomic_path, sweep
@@ -49,6 +51,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Without a buffer the system's error comes out of torch.save and not out of the file's closing.
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
             _save(checkpoint, file)
+
+
+class BetweenSteps(ModelCheckpoint):
+    """Lightning's callback, which saves only where a step has ended.
+
+    What it saved last is in no checkpoint: after a resume it would save the same step once more, at the first of the
+    next step's batches, and gradients that are being gathered would be lost with the next stop.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if step_ended(trainer, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def step_ended(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer made its step after this batch: the last of those that it gathers, or of an epoch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:

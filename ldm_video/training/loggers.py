@@ -6,6 +6,7 @@ import importlib.util
 import netrc
 import os
 import re
+import secrets
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,14 +16,18 @@ import cv2
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from ldm_video.core.errors import UserError
+from ldm_video.core.files import atomic_path
 
 PROJECT = "ldm-video"
 KINDS = ("wandb", "tensorboard", "csv")
+WANDB_ID = "wandb_id"  # a file of the output folder
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def build_loggers(kinds: str | Sequence[str], name: str, output: Path) -> list[Logger]:
+def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: bool = False) -> list[Logger]:
     """The loggers named by ``kinds``, one of ``wandb``, ``tensorboard`` and ``csv`` or a list, writing to ``output``.
+
+    To W&B a run that goes on is the one of before, unless ``anew``. ``WANDB_MODE`` and ``WANDB_RUN_ID`` have their say.
 
     Raises ``UserError`` for none, for an unknown kind and for TensorBoard without its package. Nothing is written yet.
     """
@@ -33,7 +38,9 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path) -> list[L
         if kind == "csv":
             loggers.append(CSVLogger(output, name="log", flush_logs_every_n_steps=1))  # a kill loses no line
         elif kind == "wandb":
-            loggers.append(WandbLogger(name=name, save_dir=output, project=PROJECT, offline=not has_wandb_key()))
+            offline = not os.environ.get("WANDB_MODE") and not has_wandb_key()
+            run = os.environ.get("WANDB_RUN_ID") or (None if anew else _read_id(output)) or secrets.token_hex(4)
+            loggers.append(WandbLogger(name=name, save_dir=output, project=PROJECT, offline=offline, version=run))
         elif kind == "tensorboard":
             if importlib.util.find_spec("tensorboard") is None:
                 raise UserError(
@@ -43,6 +50,21 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path) -> list[L
         else:
             raise UserError(f"unknown logger '{kind}'; use one of {', '.join(KINDS)}, or a list of them")
     return loggers
+
+
+def keep_wandb_id(loggers: Iterable[Logger], output: Path) -> None:
+    """Write down which run of W&B this is, for a start that goes on with it; without W&B, nothing."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            with atomic_path(output / WANDB_ID) as temporary:
+                temporary.write_text(f"{logger.version}\n", encoding="utf-8")
+
+
+def _read_id(output: Path) -> str | None:
+    try:
+        return (output / WANDB_ID).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def has_wandb_key() -> bool:

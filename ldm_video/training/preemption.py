@@ -8,6 +8,7 @@ between two steps, so that what is saved is a state that an uninterrupted run go
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ldm_video.training.checkpoints import step_ended
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Preemption(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not step_ended(trainer, batch_idx):
             return  # gradients that are being gathered are in no checkpoint
         if not trainer.strategy.reduce_boolean_decision(self.received > 0, all=False):
             return
@@ -75,13 +78,37 @@ class Preemption(pl.Callback):
         raise SystemExit(128 + self.leaving)
 
 
+def ignore_signals(worker: int = 0) -> None:
+    """For a process that loads data: leave the signals to the one that trains, which ends its workers itself.
+
+    A cluster signals a whole group of processes. A worker that died of it would end the run before its state is saved.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """At the end of a process: kill the workers that are left, of which none would mind Python's own SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the end of a worker for an accident
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
 def requeue() -> None:
-    """Put the SLURM job that this process belongs to back into the queue; without SLURM, nothing."""
+    """Put the SLURM job that this process belongs to back into the queue; without SLURM, nothing.
+
+    A job that SLURM does not requeue is a warning: its state is saved, and all processes have yet to end together.
+    """
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
-    result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        log.warning("job %s is saved but not requeued (scontrol: %s); submit it again", job, error.strerror)
+        return
     if result.returncode:
         log.warning("SLURM does not requeue job %s: %s", job, result.stderr.strip())
     else:

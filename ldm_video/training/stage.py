@@ -39,7 +39,7 @@ class Stage(pl.LightningModule):
             raise UserError(f"warmup is {warmup!r}; give a whole number of steps, 0 or more")
         try:
             optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # what it refuses shows before anything is written
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
         self.warmup = warmup
@@ -93,6 +93,8 @@ class Stage(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a gradient that is not finite, and drop the gradients of groups whose time has not come.
 
+        Under 16-mixed it stops only where the loss is scaled down already and no overflow explains it any more.
+
         Late groups take gradients from the start, because DDP learns at the start which parameters do. Dropped, they
         count neither for the clipping of the others nor for the optimizer's memory.
         """
@@ -100,8 +102,9 @@ class Stage(pl.LightningModule):
             if self.global_step < pace.start:
                 for parameter in group["params"]:
                     parameter.grad = None
-        if self.trainer.precision == "16-mixed":
-            return  # there gradients overflow now and then: the loss scaler skips such a step and lowers the scale
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() >= 1:
+            return  # gradients overflow now and then: the loss scaler skips such a step and lowers the scale
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         if not torch.isfinite(norm):
             self._stop("gradient", norm)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
 
 from ldm_video.config import build
 from ldm_video.core.errors import UserError
 from ldm_video.training.average import WarmAverage
-from ldm_video.training.checkpoints import AtomicCheckpointIO
+from ldm_video.training.checkpoints import AtomicCheckpointIO, BetweenSteps
 from ldm_video.training.loggers import build_loggers, git_revision
 from ldm_video.training.preemption import Preemption
 from ldm_video.training.watch import Facts, GradientNorms, Speed
 
 
-def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """The trainer of ``config.trainer``; ``watchers`` are called after weight averaging, before a checkpoint."""
+def build_trainer(
+    config: DictConfig, output: Path, watchers: Sequence[pl.Callback] = (), anew: bool = False
+) -> pl.Trainer:
+    """The trainer of ``config.trainer``; ``watchers`` are called after weight averaging, before a checkpoint.
+
+    With ``anew`` the run is a new one to the loggers too, whatever ``output`` holds.
+    """
     facts: Any = OmegaConf.to_container(config, resolve=True)
     callbacks: list[pl.Callback] = [
         _checkpoints(output / "checkpoints", config.checkpoint_every),
@@ -34,11 +39,11 @@ def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callba
     if config.ema:
         callbacks.append(WarmAverage(config.ema))
     callbacks += [*watchers, Preemption()]
-    loggers = build_loggers(config.logger, config.name, output)
+    loggers = build_loggers(config.logger, config.name, output, anew)
     try:
         # ClipOrder shares the clips out among processes itself.
         return build(
-            config.trainer,
+            trainer_options(config.trainer),
             callbacks=callbacks,
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
@@ -49,7 +54,16 @@ def build_trainer(config: DictConfig, output: Path, watchers: Sequence[pl.Callba
         raise UserError(f"the trainer section cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _checkpoints(folder: Path, every: int) -> ModelCheckpoint:
+def trainer_options(section: DictConfig) -> dict[str, Any]:
+    """The trainer's section with validation counted in steps: Lightning's ``val_check_interval`` counts batches."""
+    options = cast(dict[str, Any], OmegaConf.to_container(section, resolve=True))
+    every = options.get("val_check_interval")
+    if type(every) is int:
+        options["val_check_interval"] = every * options.get("accumulate_grad_batches", 1)
+    return options
+
+
+def _checkpoints(folder: Path, every: int) -> BetweenSteps:
     if not isinstance(every, int) or every < 1:
         raise UserError(f"checkpoint_every is {every!r}; give a whole number of steps, 1 or more")
-    return ModelCheckpoint(folder, every_n_train_steps=every, save_last=True, enable_version_counter=False)
+    return BetweenSteps(folder, every_n_train_steps=every, save_last=True, enable_version_counter=False)
