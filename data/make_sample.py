@@ -20,6 +20,7 @@ from data.cache import read_video
 from data.degrade import DegradeConfig, degrade_pixels
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.core.tensors import to_bytes, to_signed
+from ldm_video.video_io.subsample import RgbToYuv
 
 SCALE = 4
 TELEVISION = DegradeConfig(blur_sigma=(1.2, 1.2), noise_sigma=(3.0, 3.0))
@@ -74,9 +75,9 @@ def encode(frames: np.ndarray, path: Path) -> None:
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         context = stream.codec_context
         context.colorspace, context.color_primaries, context.color_trc = 5, 5, 6  # BT.470BG, as PAL has it
+        to_yuv = RgbToYuv(frames.shape[1:3], "rgb24", "yuv420p", "bt601")
         for array in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU601")))
+            container.mux(stream.encode(to_yuv(array)))
         container.mux(stream.encode(None))
 
 

@@ -10,10 +10,10 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from av.filter import Graph
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
+from ldm_video.video_io.subsample import FIELDS, RgbToYuv
 
 RATE = Fraction(25)  # frames a second: 50 fields
 _GROUP = 12  # frames from one intra frame to the next, and
@@ -28,7 +28,8 @@ def weave(early: np.ndarray, late: np.ndarray) -> av.VideoFrame:
     """
     height, width, _ = early.shape
     frame = av.VideoFrame(width, height, "yuv420p")
-    fields = [_to_yuv(early[0::2]), _to_yuv(late[1::2])]
+    to_yuv = [RgbToYuv((height // 2, width), "rgb24", "yuv420p", "bt601", lines) for lines in FIELDS]
+    fields = [to_yuv[0](early[0::2]), to_yuv[1](late[1::2])]
     for plane, *halves in zip(frame.planes, *(field.planes for field in fields), strict=True):
         rows = np.zeros((plane.height, plane.line_size), np.uint8)
         for parity, half in enumerate(halves):
@@ -79,15 +80,3 @@ def _top_field_first(size: tuple[int, int]) -> Graph:
     source = graph.add_buffer(width=size[1], height=size[0], format="yuv420p", time_base=1 / RATE)
     graph.link_nodes(source, graph.add("setfield", "tff"), graph.add("buffersink")).configure()
     return graph
-
-
-def _to_yuv(field: np.ndarray) -> av.VideoFrame:
-    source = av.VideoFrame.from_ndarray(np.ascontiguousarray(field), format="rgb24")
-    return source.reformat(
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU601,
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=ColorRange.MPEG,
-        interpolation=Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND,
-        threads=1,
-    )

@@ -38,7 +38,7 @@ def weave(halves: Sequence[np.ndarray], top_first: bool) -> list[av.VideoFrame]:
     woven = []
     for early, late in zip(halves[::2], halves[1::2], strict=True):
         top, bottom = (early, late) if top_first else (late, early)
-        fields = yuv_frame(top[0::2]), yuv_frame(bottom[1::2])
+        fields = yuv_frame(top[0::2], upper=0.75), yuv_frame(bottom[1::2], upper=0.25)
         frame = av.VideoFrame(early.shape[1], early.shape[0], "yuv420p")
         for plane, upper, lower in zip(frame.planes, fields[0].planes, fields[1].planes, strict=True):
             rows = np.zeros((plane.height, plane.line_size), np.uint8)
@@ -51,13 +51,25 @@ def weave(halves: Sequence[np.ndarray], top_first: bool) -> list[av.VideoFrame]:
 
 
 def yuv_frame(
-    rgb: np.ndarray, matrix: str = "bt601", range_: str = "limited", bits: int = 8, chroma_step: int = 2
+    rgb: np.ndarray,
+    matrix: str = "bt601",
+    range_: str = "limited",
+    bits: int = 8,
+    chroma_step: int = 2,
+    upper: float = 0.5,
 ) -> av.VideoFrame:
-    """``h w 3`` in [0, 1] -> planar YUV by the standard's formulas, chroma by block averages (no FFmpeg involved)."""
+    """``h w 3`` in [0, 1] -> planar YUV by the standard's formulas, chroma on the left (no FFmpeg involved).
+
+    ``upper``: weight of the upper of two lines; in fields chroma is nearer to one of them (H.262 figure 6-3).
+    """
     yuv = rgb_to_yuv(rgb, matrix, range_, bits)
     height, width, _ = yuv.shape
     s = chroma_step
-    chroma = yuv[..., 1:].reshape(height // s, s, width // s, s, 2).mean((1, 3))
+    chroma = yuv[..., 1:]
+    if s == 2:
+        beside = np.pad(chroma, ((0, 0), (1, 1), (0, 0)), mode="edge")
+        columns = (beside[:, :-2:2] + 2 * beside[:, 1:-1:2] + beside[:, 2::2]) / 4  # about every second luma sample
+        chroma = upper * columns[0::2] + (1 - upper) * columns[1::2]
     suffix = "" if bits == 8 else f"{bits}le"
     frame = av.VideoFrame(width, height, ("yuv420p" if s == 2 else "yuv444p") + suffix)
     for plane, values in zip(frame.planes, (yuv[..., 0], chroma[..., 0], chroma[..., 1]), strict=True):

@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from ldm_video.video_io.encoders import repeatable_x264
 from ldm_video.video_io.interlace import deinterlace
+from ldm_video.video_io.subsample import FIELDS, RgbToYuv
 
 RATE = Fraction(25)
 # h264: as files are made. h264_live: as cameras and streams make it, which look at no later frame and decide in haste.
@@ -36,14 +37,13 @@ _BROADCAST_B_FRAMES = 2  # between two that are predicted forward, as DVB has th
 _FLAGS = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
-_EXACT = {
+_TO_RGB = {
     "src_colorspace": Colorspace.ITU601,
-    "dst_colorspace": Colorspace.ITU601,
+    "src_color_range": ColorRange.MPEG,
+    "dst_color_range": ColorRange.JPEG,
     "interpolation": _FLAGS,
     "threads": 1,
 }
-_TO_YUV = {**_EXACT, "src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}
-_TO_RGB = {**_EXACT, "src_color_range": ColorRange.MPEG, "dst_color_range": ColorRange.JPEG}
 
 
 def codec_round_trip(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
@@ -85,7 +85,9 @@ def interlaced_round_trip(moments: np.ndarray, crf: int) -> np.ndarray:
     height, width = moments.shape[1:3]
     padded = _pad(moments, -height % _FIELD_LINES, width % 2)
     reformatter = VideoReformatter()
-    halves = (_to_yuv(moment[index % 2 :: 2], reformatter) for index, moment in enumerate(padded))
+    field_size = (padded.shape[1] // 2, padded.shape[2])
+    to_yuv = [RgbToYuv(field_size, "rgb24", "yuv420p", "bt601", lines) for lines in FIELDS]
+    halves = (to_yuv[index % 2](moment[index % 2 :: 2]) for index, moment in enumerate(padded))
     options = {**_constant_quality("mpeg2video", crf), "g": str(_BROADCAST_GROUP), "bf": str(_BROADCAST_B_FRAMES)}
     buffer = _encode(_weave(halves), padded.shape[1:3], "mpeg2video", options, interlaced=True)
     decoded = [_to_rgb(frame, reformatter) for frame in deinterlace(_decode(buffer), "tff")]
@@ -105,7 +107,8 @@ def _progressive(frames: np.ndarray, codec: str, options: dict[str, str]) -> np.
     smallest = _SMALLEST.get(codec, 2)
     padded = _pad(frames, *(max(smallest, n + n % 2) - n for n in (height, width)))
     reformatter = VideoReformatter()
-    buffer = _encode((_to_yuv(array, reformatter) for array in padded), padded.shape[1:3], codec, options)
+    to_yuv = RgbToYuv(padded.shape[1:3], "rgb24", "yuv420p", "bt601")
+    buffer = _encode(map(to_yuv, padded), padded.shape[1:3], codec, options)
     return _crop([_to_rgb(frame, reformatter) for frame in _decode(buffer)], len(frames), (height, width))
 
 
@@ -163,11 +166,6 @@ def _weave(halves: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
             frame = graph.vpull()
             frame.pts, frame.time_base = index // 2, 1 / RATE
             yield frame
-
-
-def _to_yuv(array: np.ndarray, reformatter: VideoReformatter) -> VideoFrame:
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-    return reformatter.reformat(frame, format="yuv420p", **_TO_YUV)
 
 
 def _to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:

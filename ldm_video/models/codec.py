@@ -36,6 +36,8 @@ class Codec(nn.Module, ABC):
         sees_evidence: whether decoding looks at the evidence, so that latents of zero still give a picture.
         finishes: whether :meth:`finish` changes anything.
         config: plain data that rebuilds it.
+        colour_shift: low-res pixels by which colour lay to the right of its place in the low-res frames that it was
+            trained on; it is shown others in the same way (:func:`~ldm_video.video_io.colour_shift.shift_colour`).
     """
 
     factor: int
@@ -43,6 +45,7 @@ class Codec(nn.Module, ABC):
     sees_evidence: bool
     config: dict
     finishes = False
+    colour_shift: float = 0.0
 
     @abstractmethod
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
@@ -186,6 +189,7 @@ class VideoCodec(BasisCodec):
         latent_channels: components of the basis.
         decoder_channels: widths of the decoder on the f8, f4, f2 grids and at full size.
         decoder_blocks: residual blocks on the f8, f4 and f2 grids.
+        colour_shift: see :class:`Codec`.
     """
 
     def __init__(
@@ -193,10 +197,13 @@ class VideoCodec(BasisCodec):
         latent_channels: int = 32,
         decoder_channels: tuple[int, int, int, int] = (128, 64, 32, 12),
         decoder_blocks: tuple[int, int, int] = (2, 4, 2),
+        colour_shift: float = 0.0,
     ) -> None:
         decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
         config = {"decoder_channels": list(decoder_channels), "decoder_blocks": list(decoder_blocks)}
+        config |= {"colour_shift": colour_shift}
         super().__init__(latent_channels, decoder, {"latent_channels": latent_channels, **config})
+        self.colour_shift = colour_shift
 
 
 class DrawingCodec(BasisCodec):

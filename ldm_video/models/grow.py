@@ -31,6 +31,7 @@ def grow(large: VideoCodec, small: VideoCodec) -> None:
     for name, weights in old.items():
         new[name] = _grown(name, weights, new[name])
     large.load_state_dict(new)
+    large.colour_shift = large.config["colour_shift"] = small.colour_shift
 
 
 def _grown(name: str, old: Tensor, new: Tensor) -> Tensor:

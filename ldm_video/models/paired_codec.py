@@ -49,6 +49,7 @@ class PairedCodec(BasisCodec):
         restorer_channels, restorer_blocks: of the restorer, as in :class:`~ldm_video.models.codec.DrawingCodec`.
         share: of the restorer's pictures.
         every: the restorer is asked for one of as many whole frames; 1 asks for each.
+        colour_shift: see :class:`~ldm_video.models.codec.Codec`.
     """
 
     finishes = True
@@ -62,6 +63,7 @@ class PairedCodec(BasisCodec):
         restorer_blocks: int,
         share: float = 0.45,
         every: int = 1,
+        colour_shift: float = 0.0,
     ) -> None:
         decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
         config = {
@@ -72,14 +74,15 @@ class PairedCodec(BasisCodec):
             "restorer_blocks": restorer_blocks,
             "share": share,
             "every": every,
+            "colour_shift": colour_shift,
         }
         super().__init__(latent_channels, decoder, config)
         self.restorer = DrawingDecoder(latent_channels, restorer_channels, restorer_blocks).requires_grad_(False)
-        self.share, self.every = share, every
+        self.share, self.every, self.colour_shift = share, every, colour_shift
 
     def alone(self) -> VideoCodec:
         """The decoder without the restorer, with the same weights."""
-        kept = ("latent_channels", "decoder_channels", "decoder_blocks")
+        kept = ("latent_channels", "decoder_channels", "decoder_blocks", "colour_shift")
         codec = VideoCodec(**{name: self.config[name] for name in kept})
         codec.decoder.load_state_dict(self.decoder.state_dict())
         codec.latent_std.copy_(self.latent_std)

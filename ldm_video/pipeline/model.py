@@ -17,6 +17,7 @@ class PixelCodec(Protocol):
     factor: int
     latent_channels: int
     finishes: bool
+    colour_shift: float
 
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""

@@ -33,6 +33,7 @@ from ldm_video.pipeline.model import RestorationModel
 from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole
 from ldm_video.pipeline.steady import steady
+from ldm_video.video_io.colour_shift import shift_colour
 
 _ALL = slice(None)
 ShareCallback = Callable[[float], None]
@@ -154,6 +155,8 @@ class Restorer:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
         if pixels is not None and known is not None and bool(known.all()):  # nothing is left to be made
             return _finished(pixels, callback)
+        if enlarges:
+            lowres = shift_colour(lowres, self.model.codec.colour_shift)
         evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_video.core.evidence import Evidence, build_evidence
 from ldm_video.core.files import atomic_path
+from ldm_video.video_io.colour_shift import shift_colour
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def _generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws, lead_share: float = 0.0) -> Evidence:
+def batch_evidence(
+    batch: Mapping[str, Tensor], known_share: float, draws: Draws, lead_share: float = 0.0, colour_shift: float = 0.0
+) -> Evidence:
     """Evidence of a training batch.
 
     Args:
@@ -62,6 +65,7 @@ def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws
         known_share: the share of clips whose high-res pixels are known outside the hole: inpainting of HD clips.
         lead_share: the share of clips whose first frames, up to half of them, are known whole: a film's segment that
             goes on from the one before. Nothing is drawn at 0.
+        colour_shift: of the codec, see :class:`~ldm_video.models.codec.Codec`.
     """
     hr, hole = batch["hr"], batch["hole"]
     inpaint = draws.rand(1, 1, 1, 1) < known_share  # b 1 1 1 1
@@ -71,7 +75,7 @@ def batch_evidence(batch: Mapping[str, Tensor], known_share: float, draws: Draws
         count = (count * (hr.shape[1] // 2)).floor() + 1  # 1 to t // 2
         leads = torch.arange(hr.shape[1]) < (count * (led < lead_share))[:, None]  # b t
         known = torch.maximum(known, leads[:, :, None, None, None].to(known))
-    return build_evidence(batch["lr"], hole, known_pixels=hr, known=known)
+    return build_evidence(shift_colour(batch["lr"], colour_shift), hole, known_pixels=hr, known=known)
 
 
 def save_batch(batch: Mapping[str, Any], path: str | Path) -> None:

@@ -47,7 +47,7 @@ class CodecTask(Stage):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         draws = self.draws(batch, index)
         hr = batch["hr"]
-        evidence = batch_evidence(batch, self.known_share, draws)
+        evidence = batch_evidence(batch, self.known_share, draws, colour_shift=self.codec.colour_shift)
         raw = self.codec.project(hr, evidence)
         # The first batches make a plain mean, which is near the truth at once.
         self.codec.track_scale(joint(raw), momentum=max(0.02, 1 / (self.global_step + 1)))
@@ -67,5 +67,5 @@ class CodecTask(Stage):
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The clips again, through their own latents and the evidence."""
-        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"))
+        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"), colour_shift=self.codec.colour_shift)
         return self.codec.decode(self.codec.encode(batch["hr"], evidence), evidence)

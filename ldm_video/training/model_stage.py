@@ -126,7 +126,8 @@ class ModelStage(Stage):
         return self._condition(batch, draws, Conditioning(0.0, 0.0, None if level is None else (level, level)))
 
     def _condition(self, batch: Mapping[str, Any], draws: Draws, conditioning: Conditioning) -> Condition:
-        evidence = batch_evidence(batch, conditioning.known_share, draws, conditioning.lead_share)
+        shares = conditioning.known_share, conditioning.lead_share
+        evidence = batch_evidence(batch, shares[0], draws, shares[1], self.model.codec.colour_shift)
         text = self._text(batch, conditioning.text_dropout, draws)
         canvas = self.model.encode_canvas(evidence)
         if conditioning.noise_level is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_video.core.tensors import to_signed
 from ldm_video.video_io.colour import H273_MATRIX, SD_MAX_HEIGHT, Colour, Range
+from ldm_video.video_io.subsample import RgbToYuv
 
 _SWS_MATRIX: dict[str, Colorspace] = {
     "bt601": Colorspace.ITU601,
@@ -72,15 +73,7 @@ def to_video_frame(pixels: Tensor, pix_fmt: str) -> av.VideoFrame:
     """float ``c h w`` RGB in [-1, 1] -> a BT.709 limited-range frame (BT.709-6 3.5), tagged in full."""
     scaled = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul(_LIMITED_WHITE / 2).round()
     rgb = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16)  # c h w -> h w c
-    source = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb48le")
-    frame = source.reformat(
-        format=pix_fmt,
-        dst_colorspace=Colorspace.ITU709,
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=ColorRange.MPEG,
-        interpolation=_QUALITY,
-        threads=1,
-    )
+    frame = RgbToYuv(rgb.shape[:2], "rgb48le", pix_fmt, "bt709")(rgb)
     frame.colorspace = Colorspace.ITU709
     frame.color_range = ColorRange.MPEG
     frame.color_primaries = ColorPrimaries.BT709

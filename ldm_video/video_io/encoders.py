@@ -57,7 +57,7 @@ ENCODERS = {
     for encoder in (
         Encoder("libx264", "yuv420p", 2, 2, True),
         Encoder("libx265", "yuv420p", 2, 2, True, (("x265-params", "log-level=error"),)),
-        Encoder("libsvtav1", "yuv420p", 2, 2, True),
+        Encoder("libsvtav1", "yuv420p", 2, 2, True, (("svtav1-params", "chroma-sample-position=left"),)),
         # For editing: 10 bits, so that nothing is lost to banding before the final encode.
         Encoder("prores_ks", "yuv422p10le", 1, 2, False, (("profile", "hq"), ("vendor", "apl0"))),
         # Lossless: at 4:4:4 and 10 bits an 8-bit RGB value survives the trip through BT.709.

@@ -1,0 +1,124 @@
+"""Where colour lies: beside its luma, whatever the codec, to a small part of a pixel."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.degradation.codec import ENCODERS as ROUND_TRIPS
+from data.degradation.codec import codec_round_trip, interlaced_round_trip
+from eval.broadcast import weave
+from infer import SHIPPED
+from ldm_video.models.bundle import load_bundle
+from ldm_video.pipeline.restore import Restorer, RestoreSettings
+from ldm_video.video_io import FrameReader, VideoWriter
+from ldm_video.video_io.colour_shift import shift_colour
+from ldm_video.video_io.convert import to_video_frame
+from ldm_video.video_io.encoders import ENCODERS
+from ldm_video.video_io.subsample import RgbToYuv
+
+HEIGHT, WIDTH, PERIOD = 96, 96, 16
+COLUMNS = np.arange(WIDTH)
+WAVE = np.sin(2 * np.pi * COLUMNS / PERIOD)
+INNER = slice(PERIOD, WIDTH - PERIOD)  # whole periods
+
+
+def stripes() -> np.ndarray:
+    """Upright waves of red, ``h w 3`` uint8."""
+    picture = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    picture[..., 0] = np.round(128 + 60 * WAVE)
+    return picture
+
+
+def place(values: np.ndarray, columns: np.ndarray) -> float:
+    """How many pixels to the right of :data:`WAVE` a wave sampled at ``columns`` is."""
+    phase = np.angle(np.exp(-2j * np.pi * columns / PERIOD) @ (values - values.mean()))
+    turned = (-np.pi / 2 - phase + np.pi) % (2 * np.pi) - np.pi  # of a sine the phase is -90 degrees
+    return turned * PERIOD / (2 * np.pi)
+
+
+def colour_place(picture: np.ndarray) -> float:
+    """Of the red less the green of ``h w 3``."""
+    difference = (picture[..., 0].astype(float) - picture[..., 1]).mean(axis=0)
+    return place(difference[INNER], COLUMNS[INNER])
+
+
+def test_the_measure_finds_a_shift() -> None:
+    moved = np.sin(2 * np.pi * (COLUMNS - 0.5) / PERIOD)
+    assert place(moved[INNER], COLUMNS[INNER]) == pytest.approx(0.5, abs=1e-6)
+    assert colour_place(stripes()) == pytest.approx(0, abs=1e-2)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
+def test_a_chroma_sample_stands_beside_its_luma_sample(pix_fmt: str) -> None:
+    frame = to_video_frame(torch.from_numpy(stripes()).permute(2, 0, 1) / 127.5 - 1, pix_fmt)
+    plane = frame.planes[2]  # Cr
+    samples = np.frombuffer(bytes(plane), np.uint16 if "10" in pix_fmt else np.uint8).reshape(plane.height, -1)
+    step = WIDTH // plane.width
+    inner = slice(PERIOD // step, (WIDTH - PERIOD) // step)
+    found = samples[:, : plane.width].mean(axis=0)[inner]
+    assert place(found, step * np.arange(plane.width)[inner]) == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize("codec", list(ENCODERS))
+def test_written_colour_is_read_where_it_was(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / ("a.mov" if codec == "prores_ks" else "a.mkv")
+    with VideoWriter(path, (HEIGHT, WIDTH), None, Fraction(25), codec=codec, crf=4) as writer:
+        for _ in range(3):
+            writer.write(torch.from_numpy(stripes()).permute(2, 0, 1) / 127.5 - 1)
+    with FrameReader(path) as reader:
+        frame = list(reader)[1].pixels.permute(1, 2, 0).numpy()
+    assert colour_place(frame) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", list(ROUND_TRIPS))
+def test_the_trainings_codecs_leave_colour_where_it_was(codec: str) -> None:
+    assert colour_place(codec_round_trip(np.stack([stripes()] * 3), codec, 12)[1]) == pytest.approx(0, abs=0.05)
+
+
+def test_so_does_the_interlaced_one() -> None:
+    assert colour_place(interlaced_round_trip(np.stack([stripes()] * 4), 12)[1]) == pytest.approx(0, abs=0.05)
+
+
+def test_fields_of_the_broadcast_track_have_their_chroma_on_the_left() -> None:
+    plane = weave(stripes(), stripes()).planes[2]
+    samples = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width].mean(axis=0)
+    inner = slice(PERIOD // 2, (WIDTH - PERIOD) // 2)
+    assert place(samples[inner], 2 * np.arange(plane.width)[inner]) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("pixels", [-0.5, 0.25, 1.0])
+def test_colour_is_moved_and_luma_is_not(pixels: float) -> None:
+    frames = torch.from_numpy(stripes()).permute(2, 0, 1) / 127.5 - 1
+    moved = shift_colour(frames, pixels)
+    assert colour_place(moved.permute(1, 2, 0).numpy()) == pytest.approx(pixels, abs=0.02)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    torch.testing.assert_close((moved * weights).sum(0), (frames * weights).sum(0), atol=2e-6, rtol=0)
+
+
+def test_colour_is_not_moved_by_nothing_nor_by_more_than_a_pixel() -> None:
+    frames = torch.rand(2, 3, 4, 8)
+    assert shift_colour(frames, 0.0) is frames
+    with pytest.raises(ValueError, match="a pixel at most"):
+        shift_colour(frames, 1.5)
+
+
+def test_a_converted_frame_leaves_its_time_to_the_encoder() -> None:
+    frame = RgbToYuv((HEIGHT, WIDTH), "rgb24", "yuv420p", "bt601")(stripes())
+    assert frame.pts is None and frame.time_base is None
+
+
+def test_the_shipped_model_leaves_colour_where_the_input_has_it() -> None:
+    """It learned from clips whose colour was half a pixel off, and would move what is in its place."""
+    low = torch.from_numpy(stripes()[:48]).permute(2, 0, 1)[None] / 127.5 - 1  # 1 3 h w
+    model = load_bundle(SHIPPED)
+    assert model.codec.colour_shift == -0.5
+    settings = RestoreSettings(steps=0, fidelity=model.sampling.fidelity)
+    result = Restorer(model, settings)(low, torch.zeros(1, 1, 192, 4 * WIDTH), [0])[0].numpy()  # 3 H W
+    difference = (result[0] - result[1]).mean(axis=0)[4 * PERIOD : -4 * PERIOD]
+    columns = (np.arange(4 * WIDTH)[4 * PERIOD : -4 * PERIOD] + 0.5) / 4 - 0.5  # in low-res pixels
+    assert place(difference, columns) == pytest.approx(0, abs=0.06)  # a quarter of a pixel of the result
