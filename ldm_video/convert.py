@@ -236,6 +236,8 @@ def mix(arguments: argparse.Namespace) -> list[str]:
     if unlike := _shapes(weights) ^ _shapes(others):
         name, _ = min(unlike)
         raise UserError(f"{arguments.model} and {arguments.other} are different models: {name} differs in shape")
+    if model.codec.colour_shift != other.codec.colour_shift:
+        raise UserError(f"{arguments.model} and {arguments.other} have another colour_shift: no mean of them fits")
     for name, value in weights.items():
         if value.is_floating_point():
             value.lerp_(others[name].to(value), arguments.share)

@@ -176,3 +176,21 @@ def test_the_largest_singular_value_is_found_in_full_precision(monkeypatch: pyte
     with torch.autocast("cpu", dtype=torch.bfloat16):
         SpectralNorm()(torch.randn(4, 3, 3, 3))
     assert seen == [torch.float32]
+
+
+def test_a_conditional_critic_judges_the_picture_by_what_it_was_made_from() -> None:
+    judge = critic(conditional=True)
+    output, target, one, other = torch.rand(4, 2, 2, 3, 16, 16, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    terms, others = (judge(output, target, torch.Generator().manual_seed(0), seen) for seen in (one, other))
+    assert terms["adversary"] != others["adversary"] and terms["features"] == others["features"]
+    with pytest.raises(ValueError, match="what the output was made from"):
+        judge(output, target, torch.Generator())
+    blind = critic()
+    assert blind(output, target, torch.Generator(), one) == blind(output, target, torch.Generator())
+
+
+def test_no_gradient_goes_into_what_a_conditional_critic_is_shown() -> None:
+    shown = torch.zeros(2, 2, 3, 16, 16, requires_grad=True)
+    output = (torch.rand(2, 2, 3, 16, 16) * 2 - 1).requires_grad_()
+    sum(critic(conditional=True)(output, torch.zeros(2, 2, 3, 16, 16), torch.Generator(), shown).values()).backward()
+    assert output.grad.any() and shown.grad is None

@@ -43,3 +43,15 @@ def test_different_models_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call(convert, "mix", tmp_path / "one", tmp_path / "two", tmp_path / "mean") == 2
     assert "are different models" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()
+
+
+def test_models_that_were_shown_colour_in_other_places_do_not_mix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tiny_model(), tiny_model()
+    two.codec.colour_shift = two.codec.config["colour_shift"] = -0.5
+    save_bundle(one, tmp_path / "one")
+    save_bundle(two, tmp_path / "two")
+    assert load_bundle(tmp_path / "two").codec.colour_shift == -0.5
+    assert call(convert, "mix", tmp_path / "one", tmp_path / "two", tmp_path / "mean") == 2
+    assert "colour_shift" in capsys.readouterr().err

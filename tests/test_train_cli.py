@@ -100,7 +100,11 @@ def test_the_stages_follow_one_another(codec_run: Path, base: list[str], tmp_pat
     here = ["trainer.precision=32-true", "data.workers=0", f"init_from={paired / 'bundle'}"]
     assert call(train, *stage, *here) == 0
     assert changed(weights(paired), weights(tmp_path / "restorer")) == {"codec.restorer"}
-    assert call(convert, "mix", paired / "bundle", tmp_path / "restorer" / "bundle", tmp_path / "mean") == 0
+    assert call(convert, "mix", paired / "bundle", tmp_path / "restorer" / "bundle", tmp_path / "mean" / "bundle") == 0
+    last = ["--config", str(STAGES / "texture.yaml"), *base, NO_JUDGE, f"output={tmp_path / 'texture'}", *here]
+    last += ["task.pixel_loss.adversary=null", "task.last_blocks=1", "task.critic_lead=0"]  # a net of one block
+    assert call(train, *last, f"init_from={tmp_path / 'mean' / 'bundle'}") == 0
+    assert changed(weights(tmp_path / "mean"), weights(tmp_path / "texture")) == {"codec.restorer"}
     assert call(train, *stage, *here, f"init_from={few_step / 'bundle'}", "--restart") == 2  # it has no restorer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from ldm_video.models.real_esrgan import load_published
 from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.losses import PixelLoss
 from ldm_video.training.restorer_task import RestorerTask
+from ldm_video.training.schedule import Pace
 from tests.model_support import perturb, rand_pixels
+from tests.test_adversary import critic
 from tests.test_real_esrgan import published, write_ncnn
 from tests.test_training_tasks import make_batch
 
@@ -72,9 +75,9 @@ def test_a_mixture_is_judged_with_a_share_down_to_the_least(codec: PairedCodec, 
     seen: list[Tensor] = []
 
     class Watching(PixelLoss):
-        def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        def forward(self, output: Tensor, target: Tensor, *others: Any) -> dict[str, Tensor]:
             seen.append(output)
-            return super().forward(output, target, generator)
+            return super().forward(output, target, *others)
 
     task = RestorerTask(codec, Watching(None), ADAMW, least_share=least_share)
     for index in range(20):
@@ -108,3 +111,29 @@ def test_a_model_without_a_restorer_and_a_wrong_share_are_refused(codec: PairedC
     for share in (-0.1, 1.1):
         with pytest.raises(UserError, match="least_share is a share"):
             RestorerTask(codec, PixelLoss(None), ADAMW, least_share=share)
+
+
+def test_the_last_blocks_alone_are_trained(tmp_path: Path) -> None:
+    codec = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 3)
+    RestorerTask(codec, PixelLoss(None), ADAMW, last_blocks=2)
+    learns = {name.removeprefix("restorer.") for name, p in codec.named_parameters() if p.requires_grad}
+    parts = {name.rpartition(".")[0] for name in learns}
+    assert {part.split(".")[2] for part in parts if part.startswith("trunk.blocks.")} == {"1", "2"}
+    assert {part for part in parts if "blocks" not in part} == {"trunk.last", "up2", "up1", "refine", "exit"}
+    for wrong in (-1, 4):
+        with pytest.raises(UserError, match="has 3 blocks"):
+            RestorerTask(codec, PixelLoss(None), ADAMW, last_blocks=wrong)
+
+
+def test_the_critic_leads_at_its_own_rate(codec: PairedCodec) -> None:
+    loss = PixelLoss(None, adversary=critic(conditional=True))
+    task = RestorerTask(codec, loss, ADAMW, critic_lead=5, critic_rate=3.0)
+    groups = task.parameter_groups()
+    assert set(groups) == {Pace(start=5), Pace(scale=3.0)}
+    assert {id(p) for p in groups[Pace(scale=3.0)]} == {id(p) for p in loss.adversary.heads.parameters()}
+    terms: dict[str, Tensor] = {}
+    task.log_dict = terms.update
+    task.training_step(whole_batch(), 0).backward()
+    assert {"train/adversary", "train/discriminator"} <= terms.keys()
+    with pytest.raises(UserError, match="critic_rate"):
+        RestorerTask(codec, loss, ADAMW, critic_rate=0.0)

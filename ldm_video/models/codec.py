@@ -200,9 +200,13 @@ class VideoCodec(BasisCodec):
         colour_shift: float = 0.0,
     ) -> None:
         decoder = EvidenceDecoder(latent_channels, decoder_channels, decoder_blocks)
-        config = {"decoder_channels": list(decoder_channels), "decoder_blocks": list(decoder_blocks)}
-        config |= {"colour_shift": colour_shift}
-        super().__init__(latent_channels, decoder, {"latent_channels": latent_channels, **config})
+        config = {
+            "latent_channels": latent_channels,
+            "decoder_channels": list(decoder_channels),
+            "decoder_blocks": list(decoder_blocks),
+            "colour_shift": colour_shift,
+        }
+        super().__init__(latent_channels, decoder, config)
         self.colour_shift = colour_shift
 
 

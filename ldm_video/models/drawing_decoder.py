@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence, resize, show_on_grid, space_to_depth
 from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
 from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
@@ -53,9 +54,18 @@ class DrawingDecoder(nn.Module):
             for parameter in conv.parameters():
                 nn.init.zeros_(parameter)
 
-    def drawing_parts(self) -> list[nn.Module]:
-        """The layers that a frame without latents goes through, which no other frame touches."""
-        return [self.evidence4, self.trunk, self.up2, self.up1, self.refine, self.exit]
+    def drawing_parts(self, last_blocks: int | None = None) -> list[nn.Module]:
+        """The layers that a frame without latents goes through, which no other frame touches.
+
+        ``last_blocks`` leaves out all before as many of the trunk's last blocks. ``UserError`` if it has not so many.
+        """
+        after = [self.up2, self.up1, self.refine, self.exit]
+        if last_blocks is None:
+            return [self.evidence4, self.trunk, *after]
+        blocks = list(self.trunk.blocks)
+        if not 0 <= last_blocks <= len(blocks):
+            raise UserError(f"the restorer has {len(blocks)} blocks, of which the last {last_blocks} cannot be trained")
+        return [*blocks[len(blocks) - last_blocks :], self.trunk.last, *after]
 
     def forward(self, latents: Tensor, evidence: Evidence, draft: Tensor) -> Tensor:
         """``b t c h w``, evidence and draft ``b t 3 H W`` of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""

@@ -41,10 +41,16 @@ class Adversary(nn.Module):
             width = wider
         self.judge = nn.Sequential(*layers, nn.Conv3d(width, 1, 3, padding=1))
 
-    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        output: Tensor,
+        target: Tensor,
+        generator: torch.Generator | None = None,
+        seen: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Clips ``b t 3 H W`` -> ``adversary``, the model's weighted term, and ``discriminator``, the judge's.
 
-        Nothing is drawn of ``generator``.
+        Nothing is drawn of ``generator``, and ``seen`` is not looked at.
         """
         constant = {name: parameter.detach() for name, parameter in self.judge.named_parameters()}
         dtype = next(self.judge.parameters()).dtype

@@ -34,6 +34,8 @@ class FeatureCritic(nn.Module):
         channels: width of the heads.
         shift: the largest random shift in pixels. Pooling reads a grid of fixed phase: without one, dots of its period
             are found to be texture and spread over grass and leaves.
+        conditional: the critic also sees what the picture was made from (as in pix2pix, arXiv:1611.07004). Without
+            that it asks for texture wherever real pictures may have some, with it for what goes with what is seen.
     """
 
     mean: Tensor
@@ -47,6 +49,7 @@ class FeatureCritic(nn.Module):
         distance_weight: float = 1.0,
         channels: int = 64,
         shift: int = 8,
+        conditional: bool = False,
     ) -> None:
         super().__init__()
         if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(backbone):
@@ -59,22 +62,35 @@ class FeatureCritic(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         widths = self._widths()
-        self.heads = nn.ModuleList(_head(width, channels) for width in widths)
+        self.conditional = conditional
+        self.heads = nn.ModuleList(_head(width * (1 + conditional), channels) for width in widths)
 
-    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``."""
+    def forward(
+        self, output: Tensor, target: Tensor, generator: torch.Generator, seen: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``.
+
+        ``seen`` is what the output was made from, of the same shape; only a conditional critic looks at it. It has to
+        be given to one, else ``ValueError``.
+        """
+        if self.conditional and seen is None:
+            raise ValueError("a conditional critic has to be shown what the output was made from")
         picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
         rows = torch.arange(len(output), device=output.device)
         dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
         made = self._features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
         with torch.no_grad():
             real = self._features(target[rows, picked, :, dy:, dx:])
+            given = None if seen is None or not self.conditional else self._features(seen[rows, picked, :, dy:, dx:])
         scales = [_rms(r) for r in real]  # one number for each tap, the same for both
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
         if self.distance_weight:
             distances = [F.l1_loss(a, b) for a, b in zip(made, real, strict=True)]
             terms["features"] = self.distance_weight * torch.stack(distances).mean()
+        if given is not None:
+            beside = [x / scale for x, scale in zip(given, scales, strict=True)]
+            made, real = ([torch.cat(p, dim=1) for p in zip(x, beside, strict=True)] for x in (made, real))  # b 2c h w
         verdicts = [_fixed(head, m).mean() for head, m in zip(self.heads, made, strict=True)]
         terms["adversary"] = -self.weight * torch.stack(verdicts).mean()
         own = [

@@ -91,7 +91,8 @@ class FewStepTask(ModelStage):
         clean = torch.zeros_like(noise) if alone else self._jump(noise, step, condition)
         terms = {}
         if judged:
-            terms = self.pixel_loss(self.model.codec.decode(clean, condition.evidence), batch["hr"], draws.step)
+            output = self.model.codec.decode(clean, condition.evidence)
+            terms = self.pixel_loss(output, batch["hr"], draws.step, condition.evidence.guess)
         if self.latent_weight and not alone:
             with torch.no_grad():
                 latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
@@ -129,5 +130,5 @@ class FewStepTask(ModelStage):
         clean = self._jump(noise, 0, condition) if used else torch.zeros_like(noise)
         output = self.model.codec.decode(clean, condition.evidence).clamp(-1, 1)
         self.log("val/psnr", psnr(output, batch["hr"]), prog_bar=True, sync_dist=True)
-        terms = self.pixel_loss(output, batch["hr"], draws.step)
+        terms = self.pixel_loss(output, batch["hr"], draws.step, condition.evidence.guess)
         self.log_dict({f"val/{name}": value for name, value in terms.items()}, sync_dist=True)

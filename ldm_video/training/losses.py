@@ -91,8 +91,13 @@ class PixelLoss(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, output: Tensor, target: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted terms, each a scalar; their sum is the loss."""
+    def forward(
+        self, output: Tensor, target: Tensor, generator: torch.Generator, seen: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted terms, each a scalar; their sum is the loss.
+
+        ``seen``: what the output was made from, a picture of its shape, for a critic that takes it into account.
+        """
         terms = {"l1": F.l1_loss(output, target)}
         if self.motion_weight and output.shape[1] > 1:
             terms["motion"] = self.motion_weight * F.l1_loss(output.diff(dim=1), target.diff(dim=1))
@@ -108,5 +113,5 @@ class PixelLoss(nn.Module):
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
             terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
         if self.adversary is not None:
-            terms |= self.adversary(output, target, generator)
+            terms |= self.adversary(output, target, generator, seen)
         return terms

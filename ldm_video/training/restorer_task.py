@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence
@@ -13,11 +13,14 @@ from ldm_video.models.codec import BasisCodec
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss, psnr
+from ldm_video.training.schedule import Pace
 from ldm_video.training.stage import MakeOptimizer, Stage
 
 
 class RestorerTask(Stage):
     """Batch -> the decoder's pictures, which stay as they are, and the restorer's -> a mixture of both -> loss.
+
+    A conditional critic is shown the decoder's pictures beside the mixture.
 
     What is shown is a ``share`` of the restorer's picture, and the rest the decoder's. In training the share is drawn
     from ``least_share`` to 1 for each clip: so the restorer learns to make up for what the decoder lacks, and which
@@ -27,6 +30,9 @@ class RestorerTask(Stage):
         codec: the codec whose restorer is trained. Raises ``UserError`` for one that has none.
         pixel_loss: L1, perceptual and motion terms.
         least_share: see above, from 0 to 1.
+        last_blocks: of the restorer's trunk that are trained, with what follows them; None trains all of it.
+        critic_lead: steps in which only the critic of ``pixel_loss`` learns, so that it knows what it asks for.
+        critic_rate: factor on the critic's learning rate.
         optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
@@ -38,6 +44,9 @@ class RestorerTask(Stage):
         least_share: float = 0.4,
         warmup: int = 100,
         seed: int = 0,
+        last_blocks: int | None = None,
+        critic_lead: int = 0,
+        critic_rate: float = 1.0,
     ) -> None:
         super().__init__(optimizer, warmup, seed)
         if not isinstance(codec, PairedCodec):
@@ -45,20 +54,27 @@ class RestorerTask(Stage):
         if not 0 <= least_share <= 1:
             raise UserError(f"task.least_share is a share from 0 to 1, not {least_share}")
         codec.requires_grad_(False)
-        for part in codec.restorer.drawing_parts():
+        for part in codec.restorer.drawing_parts(last_blocks):
             part.requires_grad_(True)
+        try:
+            self._paces = Pace(start=critic_lead), Pace(scale=critic_rate)
+        except ValueError as error:
+            raise UserError(f"task.critic_lead or task.critic_rate cannot be used: {error}") from error
         self.codec = codec
         self.pixel_loss = pixel_loss
         self.least_share = least_share
 
+    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
+        return list(zip((self.codec.parameters(), self.pixel_loss.parameters()), self._paces, strict=True))
+
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         draws = self.draws(batch, index)
-        evidence = batch_evidence(batch, 0.0, draws)
+        evidence = batch_evidence(batch, 0.0, draws, colour_shift=self.codec.colour_shift)
         own = self._own(batch["hr"], evidence)
         restored = self.codec.restored(own, evidence)  # b t 3 H W
         share = torch.lerp(torch.ones(()), torch.tensor(self.least_share), draws.rand(1, 1, 1, 1))  # b 1 1 1 1
         shown = torch.lerp(own, restored.to(own), share.to(own))
-        terms = self.pixel_loss(shown, batch["hr"], draws.step)
+        terms = self.pixel_loss(shown, batch["hr"], draws.step, own)
         loss = torch.stack(list(terms.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/loss", loss, prog_bar=True)
@@ -70,7 +86,7 @@ class RestorerTask(Stage):
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
         """As the codec is used: latents of zero, the restorer asked for few frames, its share carried to the others."""
-        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"))
+        evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"), colour_shift=self.codec.colour_shift)
         return self.codec.finish(self._own(batch["hr"], evidence), evidence)
 
     @torch.no_grad()
