@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +61,12 @@ def start(*arguments: object, log: Path, **environment: str) -> subprocess.Popen
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT | environment,
             start_new_session=True,
+            preexec_fn=_mind_interrupts,
         )
+
+
+def _mind_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background of a shell ignores them
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, every: float = 0.02) -> None:
