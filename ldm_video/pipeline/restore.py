@@ -155,8 +155,7 @@ class Restorer:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
         if pixels is not None and known is not None and bool(known.all()):  # nothing is left to be made
             return _finished(pixels, callback)
-        if enlarges:
-            lowres = shift_colour(lowres, self.model.codec.colour_shift)
+        lowres = shift_colour(lowres, self.model.codec.colour_shift if enlarges else 0.0)
         evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
