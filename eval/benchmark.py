@@ -19,7 +19,7 @@ from rich.console import Console
 
 from eval.clips import ClipPair, find_clips
 from eval.holes import OBJECT
-from eval.inputs import BenchmarkInput, Track, build_inputs, file_states
+from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs, file_states
 from eval.kept import KEY, in_order, inputs_key, read_kept
 from eval.measure import Cost, Worker
 from eval.methods import Method, Settings, find_methods, infer_options
@@ -203,7 +203,9 @@ def _inputs_key(track: Track, suite: Suite, root: str, masks: Path | None, plan:
     clips = {name: file_states(path) for name, path in find_clips(root).items()}
     objects = str(masks and masks.resolve()) if track.hole == OBJECT else None
     metrics = [str(choice) for choice in plan.metrics]
-    return inputs_key(asdict(track), suite.scale, suite.seed, suite.frames, clips, objects, metrics, str(plan.tools))
+    return inputs_key(
+        FORMAT, asdict(track), suite.scale, suite.seed, suite.frames, clips, objects, metrics, str(plan.tools)
+    )
 
 
 def _absent_clips(track: Track, root: str, inputs: list[BenchmarkInput], masks: Path | None) -> list[str]:

@@ -30,6 +30,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.video_io.probe import DEFAULT_RATE, probe
 from ldm_video.video_io.writer import VideoWriter
 
+FORMAT = 2  # raise it when the same recipe gives other pixels: inputs are then built and scored again
 CROP = 16
 MOST_HOLE = 0.9  # share of a frame; a box of more would have nothing beside it
 PAINT = 0.5  # mid grey in [0, 1]
@@ -186,7 +187,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
 
 
 def _recipe(ref: _Reference, track: Track, scale: int, seed: int) -> dict[str, object]:
-    return {"track": asdict(track), "scale": scale, "seed": seed, "ref": file_states(ref.path)}
+    return {"format": FORMAT, "track": asdict(track), "scale": scale, "seed": seed, "ref": file_states(ref.path)}
 
 
 def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -> _Reference:

@@ -195,6 +195,18 @@ def test_inputs_that_were_left_half_built_are_built_again(tmp_path: Path, monkey
     np.testing.assert_array_equal(read(given.mask), first)
 
 
+def test_inputs_of_an_earlier_format_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pan(tmp_path / "clips" / "one", 2)
+    build = (tmp_path / "clips", tmp_path / "in", Track("plain", crf=20), 4, 7)
+    (given,) = build_inputs(*build)
+    given.lowres.write_bytes(b"of an earlier version")
+    build_inputs(*build)
+    assert given.lowres.read_bytes() == b"of an earlier version"  # the same recipe is not built again
+    monkeypatch.setattr(inputs, "FORMAT", inputs.FORMAT + 1)
+    build_inputs(*build)
+    assert len(read(given.lowres)) == 2
+
+
 def test_weaving_agrees_with_the_standards_formulas() -> None:
     moments = independent.pan(2, 64, 96)
     (expected,) = independent.weave(moments, top_first=True)
