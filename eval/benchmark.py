@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from eval.clips import ClipPair, find_clips
+from eval.file_states import file_states
 from eval.holes import OBJECT
-from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs, file_states
+from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs
 from eval.kept import KEY, in_order, inputs_key, read_kept
 from eval.measure import Cost, Worker
 from eval.methods import Method, Settings, find_methods, infer_options

@@ -24,6 +24,7 @@ from torch import Tensor
 from eval.broadcast import RATE, write_broadcast
 from eval.clips import find_clips, frames_of
 from eval.degradations import shrink
+from eval.file_states import file_states
 from eval.holes import FAMILIES, OBJECT, MaskOf, read_object
 from eval.results import write_json
 from ldm_video.core.errors import UserError
@@ -241,12 +242,6 @@ def _to_pixels(frame: np.ndarray) -> Tensor:
 def _clip_seed(seed: int, *names: str) -> list[int]:
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     return [seed, int.from_bytes(digest[:8], "big")]
-
-
-def file_states(path: Path) -> list[list[str | int]]:
-    """Name, size and time of change of a file, or of all files of a folder."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _same(note: Path, recipe: Mapping[str, object]) -> bool:

@@ -16,6 +16,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from eval.file_states import file_states
 from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
 from eval.inputs import LOSSLESS
 from eval.peers.basicvsr import BasicVSR
@@ -99,9 +100,7 @@ class Ours:
 
     def identity(self) -> str:
         model = Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights"
-        files = [model] if model.is_file() else sorted(model.rglob("*"))
-        state = [(str(file), file.stat().st_mtime_ns) for file in files]
-        return f"{self.name} {self.model} {self.options} {state}"
+        return f"{self.name} {self.model} {self.options} {file_states(model)}"
 
     def missing(self, scale: int) -> str | None:
         return None

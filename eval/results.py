@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from eval.clips import ClipPair
+from eval.file_states import file_states
 from eval.scoring import ClipScores, MetricChoice, Scores, Tools
 from ldm_video.core.files import atomic_path
 
@@ -30,10 +31,7 @@ def fingerprint(
     digest = hashlib.sha256(f"{FORMAT} {[str(m) for m in metrics]} {tools} {sorted((missing or {}).items())}".encode())
     files_of = pair.inputs() | ({"raft": Path(tools.raft)} if tools.raft else {})
     for role, path in files_of.items():
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in files:
-            state = file.stat()
-            digest.update(f"{role} {file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+        digest.update(f"{role} {file_states(path)}".encode())
     return digest.hexdigest()
 
 

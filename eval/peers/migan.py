@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.file_states import file_states
 from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
-from eval.peers.packages import files_state, missing_packages, versions
+from eval.peers.packages import missing_packages, versions
 
 TILE = 512  # what the network was trained on; the pipeline resizes anything larger to it
 STEP = 384  # between tiles of a hole that one tile cannot hold
@@ -29,7 +30,7 @@ class MIGAN:
     fills: bool = True
 
     def identity(self) -> str:
-        state = files_state(self.file) if self.file else None
+        state = file_states(self.file) if self.file else None
         return f"{self.name} {TILE} {STEP} {GROW_LOWRES_PIXELS} {state} {versions('onnxruntime')}"
 
     def missing(self, scale: int) -> str | None:

@@ -34,12 +34,6 @@ def package_folder(module: str) -> Path:
     return Path(spec.origin).parent
 
 
-def files_state(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a file or of everything in a folder, for a method's identity."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
 def wrong_scale(method: str, made: int, scale: int) -> str | None:
     """The line for a network that enlarges by one factor only, or None when that is the one."""
     return None if scale == made else f"{method} enlarges {made} times, not {scale} times: use a suite of scale {made}"

@@ -16,8 +16,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eval.file_states import file_states
 from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
-from eval.peers.packages import files_state, wrong_scale
+from eval.peers.packages import wrong_scale
 
 STEPS = 25
 SEED = 0
@@ -130,7 +131,7 @@ def _to_image(made: Tensor) -> np.ndarray:
 def _identity(name: str, folder: Path | None, device: str) -> str:
     import diffusers
 
-    state = files_state(folder) if folder else None
+    state = file_states(folder) if folder else None
     return f"{name} {STEPS} {SEED} {device} {state} {PIXELS} diffusers {diffusers.__version__}"
 
 
