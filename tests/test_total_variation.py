@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ldm_video.core.evidence import push_pull
+from ldm_video.core.motion_average import AlignedClip
 from ldm_video.core.total_variation import continue_edges
 from tests.model_support import rand_pixels
 
@@ -56,6 +58,16 @@ def test_what_is_known_stays_and_the_paint_is_not_read() -> None:
     assert torch.equal(made * known, picture * known)
     assert torch.equal(made, continue_edges(torch.where(known > 0, picture, 0.7), known))
     assert made.abs().max() <= 1
+
+
+def test_no_hole_is_filled_beyond_black_and_white() -> None:
+    """The least total variation lies between what is known around it; beyond, a byte would wrap from black to white."""
+    picture, known = torch.full((2, 3, 60, 90), -1.0), with_box((60, 90), slice(20, 40), slice(30, 60))
+    picture[..., 46:] = 1
+    made = continue_edges(picture, known.expand(2, -1, -1, -1))
+    assert made.min() >= -1 and made.max() <= 1
+    grey = torch.from_numpy(np.stack(AlignedClip(made, 1 - known.expand(2, -1, -1, -1))._grey)).float() / 127.5 - 1
+    assert (grey - made.mean(dim=1)).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 5), (2, 300), (33, 17), (64, 9)], ids=str)

@@ -31,7 +31,7 @@ def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
     A frame with no known pixel at all becomes 0 (mid-grey).
     """
     known = known.expand(len(picture), *known.shape[1:]).float().contiguous()
-    filled = _fill(picture.float() * known, known)
+    filled = _fill(picture.float() * known, known).clamp(-1, 1)  # the rounds end a little beyond what is known
     return torch.where(known > 0, picture, filled.to(picture))
 
 
