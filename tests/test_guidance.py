@@ -43,6 +43,14 @@ def test_rescale_brings_the_deviation_back(share: float) -> None:
         assert torch.allclose(one / one.std(), before / before.std(), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_what_does_not_deviate_has_nothing_to_bring_back(dtype: torch.dtype) -> None:
+    """Equations 15 and 16 with a deviation of 0 over 0: the guided output is left to its other share."""
+    flat = torch.full((1, 2, 4, 8, 8), 0.5, dtype=dtype)
+    guided = classifier_free(lambda x, t: flat, lambda x, t: flat, 5.0, rescale=0.75)(flat, 0.5)
+    assert torch.equal(guided, 0.25 * flat)
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("timestep", [0.5, torch.tensor(0.5), torch.tensor([0.5, 0.25])])
 def test_one_batched_call_equals_two(scale: float, timestep: Tensor | float) -> None:

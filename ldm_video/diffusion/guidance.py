@@ -65,7 +65,8 @@ def _combine(conditional: Tensor, unconditional: Tensor, scale: float, rescale: 
     guided = unconditional + scale * (conditional - unconditional)
     if rescale:
         axes = tuple(range(1, guided.ndim))
-        ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=1e-8)
+        least = max(1e-8, torch.finfo(guided.dtype).tiny)  # 1e-8 alone is 0 in float16
+        ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp(min=least)
         guided = guided * (rescale * ratio + (1.0 - rescale))
     return guided
 
