@@ -6,6 +6,7 @@ order p must come closer to it by ``2^p`` each time the number of steps doubles.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -252,6 +253,20 @@ def test_sampling_timesteps_are_those_that_are_visited(name: str) -> None:
     assert len(timesteps) == 4
     alphas = [process.coefficients(timestep)[0].item() for timestep in timesteps]
     assert alphas == sorted(alphas) and alphas[0] == pytest.approx(process.alphas[-1].item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name.startswith(("UniPC", "DPMSolver"))])
+def test_the_process_knows_the_level_of_a_flow_in_every_solver(name: str, shift: float) -> None:
+    """These round a flow's timesteps to whole numbers; its level is a thousandth of them, as their sigmas say."""
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    scheduler = make_scheduler(name, **options)
+    theirs = copy.deepcopy(scheduler)
+    theirs.set_timesteps(4)
+    timesteps = sampling_timesteps(scheduler, 4)
+    assert timesteps.tolist() == theirs.timesteps.tolist()
+    levels = Process.from_scheduler(scheduler).coefficients(timesteps)[1]
+    torch.testing.assert_close(levels, theirs.sigmas[:-1], atol=1.5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in DETERMINISTIC + STOCHASTIC if not name.startswith("FlowMatch")])

@@ -82,11 +82,13 @@ def known_options(stored: Mapping[str, Any]) -> dict[str, Any]:
 def sampling_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float]) -> Tensor:
     """The timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
 
-    Of the scheduler's own type; a :class:`~ldm_video.diffusion.process.Process` takes them as they are.
+    Of the scheduler's own type, but for flows, whose are floating: UniPC and DPM-Solver round them to whole numbers,
+    which a :class:`~ldm_video.diffusion.process.Process` would take for indices. It takes these as they are.
     """
     scheduler = copy.deepcopy(scheduler)
     _set_timesteps(scheduler, steps, torch.device("cpu"))
-    return torch.unique_consecutive(scheduler.timesteps)  # two-stage solvers repeat each timestep
+    timesteps = torch.unique_consecutive(scheduler.timesteps)  # two-stage solvers repeat each timestep
+    return timesteps.float() if scheduler.config.get("prediction_type") == "flow_prediction" else timesteps
 
 
 @torch.no_grad()
