@@ -184,8 +184,14 @@ def test_scalars_broadcast_and_types_are_kept() -> None:
 
 @pytest.mark.parametrize(
     "scheduler",
-    [EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)],
-    ids=["EDM", "inverted flow"],
+    [
+        EDMEulerScheduler(),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        UniPCMultistepScheduler(prediction_type="flow_prediction"),
+        DPMSolverMultistepScheduler(use_flow_sigmas=True),
+        DDIMScheduler(prediction_type="flow_prediction"),
+    ],
+    ids=["EDM", "inverted flow", "flow of other levels", "noise of a flow's levels", "flow in DDIM"],
 )
 def test_other_processes_are_refused(scheduler: SchedulerMixin) -> None:
     with pytest.raises(ValueError):

@@ -29,6 +29,20 @@ _DIFFUSERS_PREDICTION: dict[str, Prediction] = {
 }
 
 
+def is_flow(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler is of the second family; UniPC and DPM-Solver may be of either.
+
+    Raises ``ValueError`` for the prediction of one family on the levels of the other: where diffusers takes that, it
+    samples neither.
+    """
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return True
+    flow = scheduler.config.get("prediction_type") == "flow_prediction"
+    if flow != bool(scheduler.config.get("use_flow_sigmas")):
+        raise ValueError("prediction_type flow_prediction and use_flow_sigmas go together, in solvers that have both")
+    return flow
+
+
 @dataclass(frozen=True, eq=False)
 class Process:
     """Noise levels and the quantity that a denoiser predicts.
@@ -69,11 +83,12 @@ class Process:
         zero terminal SNR with a small number for their own sake; the process does not.
 
         Raises:
-            ValueError: the scheduler is of neither family (EDM, consistency and other variance-exploding schedulers).
+            ValueError: the scheduler is of neither family (EDM, consistency and other variance-exploding schedulers),
+                or partly of one and partly of the other (:func:`is_flow`).
         """
         config = scheduler.config
         prediction = config.get("prediction_type", "epsilon")
-        if type(scheduler).__name__.startswith("FlowMatch") or prediction == "flow_prediction":
+        if is_flow(scheduler):
             if config.get("invert_sigmas"):
                 raise ValueError("invert_sigmas (time running from data to noise) is not supported")
             # With dynamic shifting the shift belongs to a sampling resolution, not to the training table.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.guidance import Denoise
+from ldm_video.diffusion.process import is_flow
 
 DETERMINISTIC = (
     "DDIMScheduler",
@@ -65,6 +66,7 @@ def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) ->
         config.setdefault("clip_sample", False)
     try:
         scheduler = getattr(diffusers, name)(**config)
+        is_flow(scheduler)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise UserError(f"{name} refuses its options: {error}") from error
     _check_terminal_snr(scheduler)
@@ -88,7 +90,7 @@ def sampling_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float]) 
     scheduler = copy.deepcopy(scheduler)
     _set_timesteps(scheduler, steps, torch.device("cpu"))
     timesteps = torch.unique_consecutive(scheduler.timesteps)  # two-stage solvers repeat each timestep
-    return timesteps.float() if scheduler.config.get("prediction_type") == "flow_prediction" else timesteps
+    return timesteps.float() if is_flow(scheduler) else timesteps
 
 
 @torch.no_grad()
