@@ -190,8 +190,9 @@ def test_scalars_broadcast_and_types_are_kept() -> None:
         UniPCMultistepScheduler(prediction_type="flow_prediction"),
         DPMSolverMultistepScheduler(use_flow_sigmas=True),
         DDIMScheduler(prediction_type="flow_prediction"),
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
     ],
-    ids=["EDM", "inverted flow", "flow of other levels", "noise of a flow's levels", "flow in DDIM"],
+    ids=["EDM", "inverted flow", "flow of other levels", "noise of a flow's levels", "flow in DDIM", "logarithms"],
 )
 def test_other_processes_are_refused(scheduler: SchedulerMixin) -> None:
     with pytest.raises(ValueError):

@@ -360,6 +360,14 @@ def test_a_flow_needs_the_levels_of_a_flow_and_they_need_it(name: str) -> None:
     assert errors(scheduler, [50])[0] < 0.01
 
 
+def test_timesteps_that_are_logarithms_are_refused() -> None:
+    """Those of noise below 1 are negative, and were dropped as beyond the data: of four steps three were taken."""
+    with pytest.raises(UserError, match="continuous"):
+        make("EulerDiscreteScheduler", prediction_type="v_prediction", timestep_type="continuous")
+    scheduler = make("EulerDiscreteScheduler", timestep_type="continuous")  # not heeded, as diffusers has it
+    assert errors(scheduler, [100])[0] < 0.04
+
+
 def test_latents_are_not_clipped_unless_asked() -> None:
     assert make_scheduler("DDIMScheduler").config.clip_sample is False
     assert make_scheduler("DDIMScheduler", clip_sample=True).config.clip_sample is True
