@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence
+from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, push_pull
 from ldm_video.core.motion_average import average_along_motion
 from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
 from ldm_video.diffusion.noise import frame_noise
@@ -142,6 +142,8 @@ class Restorer:
         height, width = hole.shape[-2:]
         hole = dilate(hole, settings.dilate)
         given, hidden = lowres, lay_on_grid(hole[0], _size(lowres))[None]  # b t 3 h w, b t 1 h w
+        # What is hidden goes at once: filters that reach over the hole's rim would bring it back.
+        lowres = push_pull(lowres[0], 1 - hidden[0])[None]
         enlarges = given.shape[-2:] != hole.shape[-2:]
         if enlarges:
             lowres = average_along_motion(lowres[0], hidden[0], settings.average)[None]
