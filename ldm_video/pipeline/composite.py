@@ -13,7 +13,10 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     """Grow a ``b t 1 H W`` mask by ``radius`` pixels (a square)."""
     if radius <= 0 or not bool(mask.any()):
         return mask
-    return unfold_time(F.max_pool2d(fold_time(mask), 2 * radius + 1, stride=1, padding=radius), mask.shape[1])
+    side = 2 * radius + 1
+    # Columns, then rows: the same square, at the cost of its sides and not of its area.
+    down = F.max_pool2d(fold_time(mask), (side, 1), stride=1, padding=(radius, 0))  # (b t) 1 H W
+    return unfold_time(F.max_pool2d(down, (1, side), stride=1, padding=(0, radius)), mask.shape[1])
 
 
 def feather(mask: Tensor, width: int) -> Tensor:
