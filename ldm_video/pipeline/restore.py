@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, push_pull
+from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, push_pull, resize
 from ldm_video.core.motion_average import average_along_motion
 from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
 from ldm_video.diffusion.noise import frame_noise
@@ -157,18 +157,18 @@ class Restorer:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
         if pixels is not None and known is not None and bool(known.all()):  # nothing is left to be made
             return _finished(pixels, callback)
-        lowres = shift_colour(lowres, self.model.codec.colour_shift if enlarges else 0.0)
-        evidence = build_evidence(lowres, hole, known_pixels=pixels, known=known)
+        shift = self.model.codec.colour_shift if enlarges else 0.0
+        evidence = build_evidence(shift_colour(lowres, shift), hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
         latents = self._sample(padded, indices, callback).to(self._codec_dtype)
-        decoded = self._decode(latents, padded).float()  # b t 3 H' W'
+        output = self._decode(latents, padded).float()  # b t 3 H' W'
         if before is not None:
-            decoded[:, : len(before), :, :height, :width] = before.to(decoded)
+            output[:, : len(before), :, :height, :width] = before.to(output)
         if enlarges:
-            small = padded.lowres[0]  # t 3 h' w'
-            decoded = steady(decoded[0], small, lay_on_grid(padded.hole[0], _size(small)), settings.steady)[None]
-        output = self._finish(decoded, padded)[..., :height, :width]  # b t 3 H W
-        output = match_colour(output, evidence.guess, evidence.hole, settings.colour)
+            output = self._steadied(output, padded)
+        output = self._finish(output, padded)[..., :height, :width]  # b t 3 H W
+        guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # b t 3 H W, colours in their place
+        output = match_colour(output, guess, evidence.hole, settings.colour)
         if enlarges:
             output = back_project(output, given.float(), hidden, settings.fidelity)
         if known is not None and pixels is not None:
@@ -267,6 +267,11 @@ class Restorer:
             return codec.decode(latents[..., rows, columns], evidence.crop(_ALL, tile.rows.slice, tile.cols.slice))
 
         return merge_tiles(map(decode, grid), grid)
+
+    def _steadied(self, output: Tensor, evidence: Evidence) -> Tensor:
+        """Decoded pixels ``b t 3 H W`` -> blended along the motion of the low-res frames."""
+        small = evidence.lowres[0]  # t 3 h w
+        return steady(output[0], small, lay_on_grid(evidence.hole[0], _size(small)), self.settings.steady)[None]
 
     def _finish(self, output: Tensor, evidence: Evidence) -> Tensor:
         """Pixels ``b t 3 H W`` of the whole segment -> finished ones, in tiles of all frames."""
