@@ -34,7 +34,7 @@ from ldm_video.pipeline.batch import (
 )
 from ldm_video.pipeline.colour import METHODS
 from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
-from ldm_video.pipeline.memory_plan import fit_memory
+from ldm_video.pipeline.memory_plan import check_memory, fit_memory
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
 from ldm_video.pipeline.prompts import Prompts
@@ -44,6 +44,7 @@ from ldm_video.pipeline.settings import FILL, PROPAGATE, find_prompts, read_conf
 from ldm_video.pipeline.sizes import output_size, parse_tile
 from ldm_video.pipeline.workers import Share, find_share, finish, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
+from ldm_video.video_io.encoders import find_encoder
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
@@ -116,7 +117,7 @@ def run_archive(arguments: argparse.Namespace) -> None:
     complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
     with nullcontext() if arguments.dry_run else at_work(target, share):
         model, part = load_model(arguments, config)
-        make_settings(config, 1.0, model)  # what is wrong with the command is said once, not with every clip
+        check_command(arguments, config, model, prompts)
 
         def work(clip: Clip) -> Outcome:
             paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
@@ -134,6 +135,21 @@ def run_archive(arguments: argparse.Namespace) -> None:
     if states["failed"]:
         told = "" if report is None else f"; {path} says why"
         raise UserError(f"{states['failed']} of {len(own)} clips failed{told}")
+
+
+def check_command(
+    arguments: argparse.Namespace, config: DictConfig, model: VideoModel, prompts: Prompts | None
+) -> None:
+    """``UserError`` for what is wrong with a command whatever the clip: it is said once, and not with every clip."""
+    restorer = make_restorer(config, 1.0, model, prompts)
+    if config.memory is not None:
+        check_memory(config.memory, restorer)
+    find_encoder(config.codec).arguments(config.crf, config.preset)
+    make_size(config, (2, 2), model)
+    for text in arguments.box:
+        parse_box(text)
+    if arguments.mask is not None and not arguments.mask.exists():
+        raise UserError(f"{arguments.mask} does not exist; check the path")
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, Restorer, Part]:
@@ -167,7 +183,7 @@ def prepare_clip(
 ) -> tuple[Job, Restorer]:
     """One clip, with the tile and the segments that ``--memory`` allows."""
     job = make_job(arguments, config, info, model)
-    restorer = make_restorer(config, info, job, model, prompts)
+    restorer = make_restorer(config, job.size[0] / info.size[0], model, prompts)
     if config.memory is None:
         return job, restorer
     job, restorer, line = fit_memory(config.memory, info, job, restorer, part, os.environ)
@@ -224,13 +240,12 @@ def find_config(text: str) -> Path:
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
     output = Path(arguments.output)
-    scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
     window = model.sampling.window if config.window is None else config.window
     overlap = model.sampling.overlap if config.overlap is None else config.overlap
     return Job(
         source=Path(arguments.input),
         output=output,
-        size=output_size(info.size, scale, config.height),
+        size=make_size(config, info.size, model),
         mask=arguments.mask,
         boxes=[parse_box(text) for text in arguments.box],
         deinterlace=config.deinterlace,
@@ -242,10 +257,14 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
     )
 
 
-def make_restorer(
-    config: DictConfig, info: VideoInfo, job: Job, model: VideoModel, prompts: Prompts | None
-) -> Restorer:
-    settings = make_settings(config, job.size[0] / info.size[0], model)
+def make_size(config: DictConfig, size: tuple[int, int], model: VideoModel) -> tuple[int, int]:
+    """(height, width) of the output of a clip of ``size``."""
+    scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
+    return output_size(size, scale, config.height)
+
+
+def make_restorer(config: DictConfig, enlargement: float, model: VideoModel, prompts: Prompts | None) -> Restorer:
+    settings = make_settings(config, enlargement, model)
     place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)

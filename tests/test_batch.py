@@ -177,13 +177,23 @@ def test_a_bad_file_does_not_stop_the_rest(
     assert "not a video" in report_of(tmp_path / "hd")["clips"]["broken.mp4"]["error"]
 
 
+WRONG = {
+    "--steps -1": "--steps -1 is below 0",
+    "--crf 99": "--crf 99 is outside 0 to 63; 16 is near transparent, 28 is small",
+    "--scale 9": "--scale 9.0 is outside 1 to 8; choose 1 (inpaint only) to 8",
+    "--box 1,2,3": "box '1,2,3' is not x,y,w,h in whole pixels; for example 16,8,120,40",
+    "--mask nowhere.png": "nowhere.png does not exist; check the path",
+    "--dtype fp8": "unknown dtype 'fp8'; use auto, fp32, bf16, fp16",
+    "--memory 4GB --tile 256x256": "--memory chooses the tile: leave --tile out, or --memory",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
 def test_a_wrong_option_is_said_once(
-    restore: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: str, restore: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert restore("--steps", "-1") == 2
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")] == [
-        "error: --steps -1 is below 0"
-    ]
+    assert restore(*options.split()) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [f"error: {WRONG[options]}"]
     assert files_below(tmp_path / "hd") == set()
 
 

@@ -340,7 +340,9 @@ def test_one_other_option(option: str, text_model: VideoModel, clip: Path, monke
         arguments, info = infer.parse_arguments(), probe(clip)
         config = read_config(arguments, infer.DEFAULTS)
         job = infer.make_job(arguments, config, info, text_model)
-        return identify(job, infer.make_restorer(config, info, job, text_model, find_prompts(config)), PLAIN.part)
+        enlargement = job.size[0] / info.size[0]
+        restorer = infer.make_restorer(config, enlargement, text_model, find_prompts(config))
+        return identify(job, restorer, PLAIN.part)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = ["prompt_file=prompts.txt"] if option == "prompt_blend" else []

@@ -85,8 +85,7 @@ def fit_memory(
     ``UserError`` when nothing does, when a tile was given too, and for ``auto`` in shares of one clip: each process
     would find another amount free, and choose otherwise.
     """
-    if restorer.settings.tile is not None:
-        raise UserError("--memory chooses the tile: leave --tile out, or --memory")
+    check_memory(text, restorer)
     if text == "auto" and part.share.count > 1:
         raise UserError("--memory auto may differ from process to process; give an amount, such as --memory 8GB")
     limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
@@ -103,6 +102,14 @@ def fit_memory(
         f"memory: about {in_words(choice.peak)} of {in_words(limit)} with {tile}, segments of {choice.segment} frames"
     )
     return job, fitted, line
+
+
+def check_memory(text: str, restorer: Restorer) -> None:
+    """``UserError`` for what is no amount, and for a tile beside one."""
+    if restorer.settings.tile is not None:
+        raise UserError("--memory chooses the tile: leave --tile out, or --memory")
+    if text != "auto":
+        parse_memory(text)
 
 
 def parse_memory(text: str) -> int:
