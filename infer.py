@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     """One clip, or an archive of them."""
     if Path(arguments.output).name in ("", ".."):  # files beside it are named after it
         arguments.output = os.path.abspath(arguments.output)
-    if is_archive(Path(arguments.input), Path(arguments.output)):
+    if is_archive(Path(arguments.input), Path(arguments.output), arguments.mask):
         return run_archive(arguments)
     if arguments.preview:
         arguments.output = preview_path(Path(arguments.output))
@@ -109,7 +109,7 @@ def run_archive(arguments: argparse.Namespace) -> None:
     config, target = read_config(arguments, DEFAULTS), Path(arguments.output)
     share, prompts = find_share(arguments.share, os.environ), find_prompts(config)
     also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
-    clips, pictures = list_clips(Path(arguments.input), target, config.codec, also)
+    clips, pictures = list_clips(Path(arguments.input), target, config.codec, also, arguments.mask)
     if arguments.preview:
         clips = [replace(clip, output=preview_path(clip.output)) for clip in clips]
     own = own_clips(clips, share)

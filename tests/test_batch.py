@@ -77,19 +77,18 @@ def test_an_archive_holds_a_video_and_goes_to_a_folder(archive: Path, tmp_path: 
     assert not is_archive(frames, tmp_path / "hd")
     shutil.copy(archive / "a.mp4", frames / "made_of_it.mp4")
     assert is_archive(frames, tmp_path / "hd")
+    assert not is_archive(frames, tmp_path / "hd", frames / "made_of_it.mp4")
     assert not is_archive(frames, tmp_path / "hd.mp4")  # as ever: one clip of frames
     assert not is_archive(frames, frames / "made_of_it.mp4")
     with pytest.raises(UserError, match="give a folder as --output"):
         is_archive(archive, tmp_path / "hd.mp4")
 
 
-def test_hidden_files_and_the_output_are_no_clips(archive: Path) -> None:
-    (archive / ".trash").mkdir()
-    for name in (".a.mp4", ".trash/c.mp4"):
+def test_hidden_files_the_output_and_the_masks_are_no_clips(archive: Path) -> None:
+    for name in (".a.mp4", ".trash/c.mp4", "hd/a.mp4", "masks/a.mp4"):
+        (archive / name).parent.mkdir(exist_ok=True)
         shutil.copy(archive / "a.mp4", archive / name)
-    (archive / "hd").mkdir()
-    shutil.copy(archive / "a.mp4", archive / "hd" / "a.mp4")
-    clips, pictures = list_clips(archive, archive / "hd", "libx264")
+    clips, pictures = list_clips(archive, archive / "hd", "libx264", masks=archive / "masks")
     assert [str(clip.name) for clip in clips] == ["a.mp4", "sub/a.mkv", "sub/b.avi"]
     assert pictures == 0
 

@@ -56,14 +56,15 @@ class Clip:
         return self.output.exists() and not Journal(self.output).joining
 
 
-def is_archive(source: Path, output: Path) -> bool:
+def is_archive(source: Path, output: Path, masks: Path | None = None) -> bool:
     """Whether ``source`` is a folder of clips: it holds a video, also in subfolders, and ``output`` is a folder.
 
-    With a file as ``output``, ``source`` is one clip: a folder of frames. ``UserError`` when it has none but videos.
+    ``masks`` are no clips. With a file as ``output``, ``source`` is one clip: a folder of frames. ``UserError`` when it
+    has none but videos.
     """
     if not source.is_dir():
         return False
-    video = next(_videos(source, output), None)
+    video = next(_videos(source, (output, masks)), None)
     if video is None or not _names_a_file(output):
         return video is not None
     if not any(is_image(path) for path in source.iterdir()):
@@ -74,18 +75,23 @@ def is_archive(source: Path, output: Path) -> bool:
 
 
 def list_clips(
-    source: Path, target: Path, codec: str, also: Sequence[Callable[[Path], Path]] = ()
+    source: Path,
+    target: Path,
+    codec: str,
+    also: Sequence[Callable[[Path], Path]] = (),
+    masks: Path | None = None,
 ) -> tuple[list[Clip], int]:
     """The clips of an archive in the order of their names, and how many pictures beside them are passed over.
 
-    Hidden files and folders, and ``target`` itself, are no part of it. ``also``: from an output's path, that of another
-    file that is written with it. Raises ``UserError`` where two clips would be written to one file.
+    Hidden files and folders, ``target`` itself and ``masks`` are no part of it. ``also``: from an output's path, that
+    of another file that is written with it. Raises ``UserError`` where two clips would be written to one file.
     """
     find_encoder(codec)
     if target.exists() and (not target.is_dir() or target.resolve() == source.resolve()):
         raise UserError(f"{target} is {'the input' if target.is_dir() else 'no folder'}; choose another folder")
     clips, owners = list[Clip](), dict[Path, Path]()
-    for path in sorted(_videos(source, target), key=lambda path: natural_key(str(path))):
+    apart = (target, masks)
+    for path in sorted(_videos(source, apart), key=lambda path: natural_key(str(path))):
         name = path.relative_to(source)
         size = path.stat().st_size if path.exists() else 0  # a link to nothing fails when its turn comes
         clip = Clip(name, path, target / name.with_suffix(output_suffix(name, codec)), size)
@@ -94,7 +100,7 @@ def list_clips(
                 raise UserError(f"{owners[written]} and {name} would both be written to {written}; rename one of them")
             owners[written] = name
         clips.append(clip)
-    return clips, sum(is_image(path) for path in _files(source, target))
+    return clips, sum(is_image(path) for path in _files(source, apart))
 
 
 def output_suffix(name: Path, codec: str) -> str:
@@ -241,19 +247,20 @@ def _waiting(clip: Clip) -> dict[str, Any]:
     return {"state": "waiting", "output": str(clip.output)}
 
 
-def _videos(source: Path, target: Path) -> Iterator[Path]:
-    return (path for path in _files(source, target) if path.suffix.lower() in VIDEO_SUFFIXES)
+def _videos(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
+    return (path for path in _files(source, apart) if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _files(source: Path, target: Path) -> Iterator[Path]:
+def _files(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
+    """Every file below ``source`` but hidden ones and those ``apart``, or in folders that are."""
     for folder, folders, files in os.walk(source):
         here = Path(folder)
-        folders[:] = [name for name in folders if not name.startswith(".") and not _same(here / name, target)]
-        yield from (here / name for name in files if not name.startswith(".") and not _same(here / name, target))
+        folders[:] = [name for name in folders if not name.startswith(".") and not _among(here / name, apart)]
+        yield from (here / name for name in files if not name.startswith(".") and not _among(here / name, apart))
 
 
-def _same(path: Path, target: Path) -> bool:
-    return path.name == target.name and path.resolve() == target.resolve()
+def _among(path: Path, apart: Sequence[Path | None]) -> bool:
+    return any(path.name == other.name and path.resolve() == other.resolve() for other in apart if other is not None)
 
 
 def _names_a_file(output: Path) -> bool:
