@@ -189,6 +189,8 @@ def test_bad_box(refused: Callable[..., str], box: str, message: str) -> None:
         (["steady=0.5"], "steady is 0.5, which is not a whole number"),
         (["fidelity=1.5"], "fidelity is 1.5; give a share from 0 to 1"),
         (["fidelity=-0.1"], "fidelity is -0.1; give a share from 0 to 1"),
+        (["dilate=.nan"], "dilate is nan; give a finite number"),
+        (["dilate=.inf"], "dilate is inf; give a finite number"),
         (["--scale", "nan"], "scale is 'nan'"),
         (["--scale", "99"], "outside 1 to 8"),
         (["--scale", "0.5"], "outside 1 to 8"),

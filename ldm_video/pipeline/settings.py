@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -64,6 +65,8 @@ def check_values(config: DictConfig, defaults: DictConfig) -> None:
         )  # fmt: skip
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value!r}; give a finite number")
         if key in NOT_NEGATIVE and float(value) < 0:
             raise UserError(f"{key} is {value!r}; give 0 or more")
 
