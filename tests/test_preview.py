@@ -52,6 +52,18 @@ def test_the_name(tmp_path: Path) -> None:
     assert preview_path(Path("x/frames")) == Path("x/frames_preview")
 
 
+def test_names_beside_a_folder_whose_name_has_a_dot(bundle: Path, tmp_path: Path) -> None:
+    """There it is a folder; a name like it that is not there yet would be a file's, of an unknown kind."""
+    source = write_clip(tmp_path / "sd.mp4", pan(3, *SIZE))
+    output = tmp_path / "hd.1.5x"
+    output.mkdir()
+    command = ("--input", source, "--output", output, "--model", bundle, "--scale", 1, "--compare")
+    assert call(infer, *command) == 0
+    assert call(infer, *command, "--preview") == 0
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {"hd.1.5x", "hd_1_5x_compare", "hd_1_5x_preview", "hd_1_5x_preview_compare"}
+
+
 def test_a_tenth_of_the_frames_that_are_those_of_the_whole_run(bundle: Path, clip: Path, tmp_path: Path) -> None:
     output = tmp_path / "hd.mkv"
     command = (

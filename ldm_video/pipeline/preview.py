@@ -15,6 +15,7 @@ from ldm_video.pipeline.job import (
     Job,
     Outcome,
     Watch,
+    beside_folder,
     explain_memory,
     open_mask,
     open_writers,
@@ -35,9 +36,7 @@ _MOST_RUNS = 10
 
 def preview_path(output: Path) -> Path:
     """``hd.mp4 -> hd.preview.mp4``; of a folder of frames, ``hd -> hd_preview``."""
-    if output.is_dir() or not output.suffix:
-        return output.with_name(f"{output.name}_preview")
-    return output.with_name(f"{output.stem}.preview{output.suffix}")
+    return beside_folder(output, "preview") or output.with_name(f"{output.stem}.preview{output.suffix}")
 
 
 def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
