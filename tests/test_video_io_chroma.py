@@ -20,6 +20,7 @@ from ldm_video.video_io.colour_shift import shift_colour
 from ldm_video.video_io.convert import to_video_frame
 from ldm_video.video_io.encoders import ENCODERS
 from ldm_video.video_io.subsample import RgbToYuv
+from tests.video_io_support import write_clip
 
 HEIGHT, WIDTH, PERIOD = 96, 96, 16
 COLUMNS = np.arange(WIDTH)
@@ -73,6 +74,20 @@ def test_written_colour_is_read_where_it_was(tmp_path: Path, codec: str) -> None
     with FrameReader(path) as reader:
         frame = list(reader)[1].pixels.permute(1, 2, 0).numpy()
     assert colour_place(frame) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "suffix"),
+    [("ffv1", "yuv422p10le", ".mkv"), ("v210", "yuv422p10le", ".mov"), ("ffvhuff", "yuv422p", ".avi"),
+     ("rawvideo", "uyvy422", ".avi"), ("mpeg2video", "yuv422p", ".ts")],
+)  # fmt: skip
+def test_captures_in_422_have_their_chroma_on_the_left(tmp_path: Path, codec: str, pix_fmt: str, suffix: str) -> None:
+    """As the standards say, whether the decoder does (MPEG-2) or not."""
+    planar = "yuv422p" if pix_fmt == "uyvy422" else pix_fmt
+    frame = RgbToYuv((HEIGHT, WIDTH), "rgb24", planar, "bt601")(stripes()).reformat(format=pix_fmt)
+    clip = write_clip(tmp_path / f"a{suffix}", [frame] * 3, codec=codec)
+    with FrameReader(clip) as reader:
+        assert colour_place(next(reader).pixels.permute(1, 2, 0).numpy()) == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("codec", list(ROUND_TRIPS))

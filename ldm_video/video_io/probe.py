@@ -19,6 +19,7 @@ from ldm_video.video_io.container import Damage, clock_jumps, clock_origin, deco
 from ldm_video.video_io.convert import bit_depth, colour_of
 from ldm_video.video_io.orientation import Orientation, orientation_of
 from ldm_video.video_io.stills import is_image, list_frames, read_image
+from ldm_video.video_io.subsample import is_left_untagged
 
 DEFAULT_RATE = Fraction(25)  # for folders of frames, which have no clock
 MAX_RATE = 1000  # a higher "rate" is a clock, not a frame rate
@@ -51,6 +52,7 @@ class VideoInfo:
     subtitle_streams: int = 0
     codec: str = ""
     container: str = ""  # FFmpeg's name of the format
+    left_untagged: bool = False  # chroma stands left, and no frame says so
     hdr: str = ""  # "PQ" or "HLG" when the transfer curve is not SDR's
 
     @property
@@ -124,6 +126,7 @@ def _video_info(
     aspect = _pixel_aspect(stream)
     rate, duration = _frame_rate(stream), _duration(container, stream)
     height, width = first.height, square_width(first.width, aspect)
+    colour, codec = colour_of(first), stream.codec_context.name
     if orientation.transpose:
         height, width = width, height
     return VideoInfo(
@@ -133,7 +136,7 @@ def _video_info(
         width=width,
         coded_height=first.height,
         coded_width=first.width,
-        colour=colour_of(first),
+        colour=colour,
         bit_depth=bit_depth(first),
         orientation=orientation,
         sample_aspect_ratio=aspect,
@@ -146,8 +149,9 @@ def _video_info(
         interlaced=bool(interlaced),
         audio_streams=len(container.streams.audio),
         subtitle_streams=len(container.streams.subtitles),
-        codec=stream.codec_context.name,
+        codec=codec,
         container=container.format.name,
+        left_untagged=is_left_untagged(codec, first.format, colour.range),
         hdr=HDR_TRANSFERS.get(int(first.color_trc), ""),
     )
 

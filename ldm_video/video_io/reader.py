@@ -20,7 +20,7 @@ from ldm_video.video_io.convert import image_to_pixels, to_pixels
 from ldm_video.video_io.interlace import MIN_SIDE, FieldOrder, deinterlace, detect_field_order
 from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
 from ldm_video.video_io.stills import list_frames, read_image, require_size
-from ldm_video.video_io.subsample import UNTAGGED, LeftChroma
+from ldm_video.video_io.subsample import LeftChroma
 
 Deinterlace = Literal["auto", "on", "off"]
 
@@ -100,7 +100,7 @@ class FrameReader:
             if self.deinterlacing:
                 timed = _deinterlaced(timed, self._order)
             width = square_width(info.coded_width, info.sample_aspect_ratio)
-            placed = LeftChroma() if info.codec in UNTAGGED else None
+            placed = LeftChroma() if info.left_untagged else None
             for count, (last, frame) in enumerate(timed, start=1):
                 first = last if count == 1 else first
                 self.decoded = count

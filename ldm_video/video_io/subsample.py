@@ -14,6 +14,9 @@ from typing import Literal
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.format import VideoFormat
+
+from ldm_video.video_io.colour import Range
 
 _SCALE = "in_range=pc:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 # In a frame chroma stands half way between two lines; in fields a quarter of a line of theirs above and below that, so
@@ -28,7 +31,18 @@ _PLACES = {
 Lines = Literal["frame", "top", "bottom"]
 FIELDS: tuple[Lines, Lines] = ("top", "bottom")
 # Decoders that tag no frame, of formats whose chroma stands left. JPEG's, MPEG-1's and H.263's is tagged as centred.
-UNTAGGED = frozenset({"prores", "dnxhd", "vp8", "vp9", "libvpx", "libvpx-vp9"})
+_UNTAGGED = frozenset({"prores", "dnxhd", "vp8", "vp9", "libvpx", "libvpx-vp9"})
+# Those that captures come in. Video in 4:2:2 has its chroma on the left (BT.601-7, BT.709-6); JPEG's, of full range,
+# need not. Of 4:2:0 nobody knows, and what Matroska may say of it, as of PAL DV, has to stand.
+_CAPTURES = frozenset(
+    {"ffv1", "v210", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "lagarith", "cfhd", "jpeg2000"}
+)
+
+
+def is_left_untagged(codec: str, layout: VideoFormat, range_: Range) -> bool:
+    """Whether frames of ``codec`` have their chroma on the left, and come without a tag that says so."""
+    halved = layout.chroma_width(2) == 1 and layout.chroma_height(2) == 2
+    return codec in _UNTAGGED or (codec in _CAPTURES and halved and range_ == "limited")
 
 
 class LeftChroma:
