@@ -15,7 +15,7 @@ from eval.broadcast import weave
 from infer import SHIPPED
 from ldm_video.models.bundle import load_bundle
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from ldm_video.video_io import FrameReader, VideoWriter
+from ldm_video.video_io import FrameReader, VideoWriter, probe
 from ldm_video.video_io.colour_shift import shift_colour
 from ldm_video.video_io.convert import to_video_frame
 from ldm_video.video_io.encoders import ENCODERS
@@ -86,6 +86,17 @@ def test_captures_in_422_have_their_chroma_on_the_left(tmp_path: Path, codec: st
     planar = "yuv422p" if pix_fmt == "uyvy422" else pix_fmt
     frame = RgbToYuv((HEIGHT, WIDTH), "rgb24", planar, "bt601")(stripes()).reformat(format=pix_fmt)
     clip = write_clip(tmp_path / f"a{suffix}", [frame] * 3, codec=codec)
+    with FrameReader(clip) as reader:
+        assert colour_place(next(reader).pixels.permute(1, 2, 0).numpy()) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("position", ["unknown", "left", "topleft"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_av1_has_its_chroma_on_the_left(tmp_path: Path, suffix: str, position: str) -> None:
+    frame = RgbToYuv((HEIGHT, WIDTH), "rgb24", "yuv420p", "bt601")(stripes())
+    options = {"crf": "10", "svtav1-params": f"chroma-sample-position={position}"}
+    clip = write_clip(tmp_path / f"a{suffix}", [frame] * 3, codec="libsvtav1", options=options)
+    assert probe(clip).left_untagged == (position == "unknown")
     with FrameReader(clip) as reader:
         assert colour_place(next(reader).pixels.permute(1, 2, 0).numpy()) == pytest.approx(0, abs=0.05)
 

@@ -126,7 +126,7 @@ def _video_info(
     aspect = _pixel_aspect(stream)
     rate, duration = _frame_rate(stream), _duration(container, stream)
     height, width = first.height, square_width(first.width, aspect)
-    colour, codec = colour_of(first), stream.codec_context.name
+    colour = colour_of(first)
     if orientation.transpose:
         height, width = width, height
     return VideoInfo(
@@ -149,9 +149,9 @@ def _video_info(
         interlaced=bool(interlaced),
         audio_streams=len(container.streams.audio),
         subtitle_streams=len(container.streams.subtitles),
-        codec=codec,
+        codec=stream.codec_context.name,
         container=container.format.name,
-        left_untagged=is_left_untagged(codec, first.format, colour.range),
+        left_untagged=is_left_untagged(stream.codec_context, first.format, colour.range),
         hdr=HDR_TRANSFERS.get(int(first.color_trc), ""),
     )
 

@@ -14,6 +14,7 @@ from typing import Literal
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 
 from ldm_video.video_io.colour import Range
@@ -39,10 +40,20 @@ _CAPTURES = frozenset(
 )
 
 
-def is_left_untagged(codec: str, layout: VideoFormat, range_: Range) -> bool:
-    """Whether frames of ``codec`` have their chroma on the left, and come without a tag that says so."""
+def is_left_untagged(context: VideoCodecContext, layout: VideoFormat, range_: Range) -> bool:
+    """Whether the frames of a stream have their chroma on the left, and come without a tag that says so."""
+    if context.codec.canonical_name == "av1":
+        return _av1_is_silent(context.extradata or b"")
     halved = layout.chroma_width(2) == 1 and layout.chroma_height(2) == 2
-    return codec in _UNTAGGED or (codec in _CAPTURES and halved and range_ == "limited")
+    return context.name in _UNTAGGED or (context.name in _CAPTURES and halved and range_ == "limited")
+
+
+def _av1_is_silent(header: bytes) -> bool:
+    """Whether ``chroma_sample_position`` is 0, unknown (AV1 6.4.2; the ``av1C`` of MP4 and Matroska, AV1-ISOBMFF 2.3).
+
+    Encoders leave it so for what is on the left, as in the codecs before.
+    """
+    return len(header) >= 4 and header[0] == 0x81 and header[2] & 3 == 0
 
 
 class LeftChroma:
