@@ -254,6 +254,16 @@ def test_refusals(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.m3u8", "a.mpd"])
+def test_playlists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Their segments are files under names that nobody chose, which no rename reaches."""
+    clip = clip_with_everything(tmp_path / "in.mp4", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{name[1:]} of .* is no single file"):
+        VideoWriter(tmp_path / name, SIZE, probe(clip), NTSC).rehearse()
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
+
+
 def test_bad_frames(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", SIZE, None, NTSC, **FAST) as writer:
         writer.write(picture(), Fraction(1))

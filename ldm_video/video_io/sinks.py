@@ -17,6 +17,7 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import Flags as CodecFlags
+from av.format import Flags as FormatFlags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from torch import Tensor
 
@@ -225,9 +226,12 @@ def open_output(temporary: Path, target: Path) -> av.container.OutputContainer:
     """A container of ``target``'s format. No file is made before its header is written."""
     options = {"movflags": "+faststart"} if target.suffix.lower() in _MOV_FAMILY else {}
     try:
-        return av.open(file_url(temporary), "w", container_options=options)
+        output = av.open(file_url(temporary), "w", container_options=options)
     except ValueError as error:
         raise UserError(f"unknown output format {target.suffix} of {target}; use .mp4, .mkv or .mov") from error
+    if output.format.flags & FormatFlags.no_file.value:  # it makes files of its own, under names of its own: HLS, DASH
+        raise UserError(f"{target.suffix} of {target} is no single file; use .mp4, .mkv or .mov")
+    return output
 
 
 def add_video(
