@@ -103,6 +103,19 @@ def test_variable_time_stamps_in_matroska_to_the_millisecond(tmp_path: Path) -> 
     assert packet_times(tmp_path / "out.mkv") == [Fraction(round(t / 90), 1000) for t in times]
 
 
+def test_avi_has_a_slot_for_each_frame(tmp_path: Path) -> None:
+    """Of a finer clock it would hold 600 a second, most of them empty."""
+    times = [0, 1000, 2001, 3001, 10010, 11010]  # as Matroska rounds 30000/1001 a second, with a gap
+    clip = write_clip(tmp_path / "in.mkv", pan(6, *SIZE), times=times, time_base=Fraction(1, 30000), rate=NTSC)
+    info = copy_times(clip, tmp_path / "out.avi")
+    with av.open(str(tmp_path / "out.avi")) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.frames) == (NTSC, 12)
+    with FrameReader(tmp_path / "out.avi") as reader:
+        assert [frame.pts_seconds * NTSC for frame in reader] == [0, 1, 2, 3, 10, 11]
+    assert info.rate == NTSC and not reader.warnings
+
+
 @pytest.mark.parametrize(("source", "subtitles"), [(".mp4", "mov_text"), (".mkv", "subrip"), (".mkv", "webvtt")])
 def test_sound_and_subtitles_are_copied_bit_for_bit(tmp_path: Path, source: str, subtitles: str) -> None:
     clip = clip_with_everything(tmp_path / f"in{source}", subtitles)

@@ -214,9 +214,12 @@ def write_image(path: Path, pixels: Tensor) -> None:
     path.write_bytes(data.tobytes())
 
 
-def time_base(source: VideoInfo | None, rate: Fraction) -> Fraction:
-    """Ticks in which both the source's time stamps and the steps of ``rate`` are whole numbers."""
-    if source is None or source.time_base is None:
+def time_base(source: VideoInfo | None, rate: Fraction, container: str) -> Fraction:
+    """Ticks in which both the source's time stamps and the steps of ``rate`` are whole numbers.
+
+    AVI holds no time stamps: each tick takes a slot of the file, and players take the ticks for the frame rate.
+    """
+    if source is None or source.time_base is None or container == "avi":
         return 1 / rate
     ticks = math.lcm(source.time_base.denominator, rate.numerator)
     return Fraction(1, ticks) if ticks <= _MAX_TIME_SCALE else source.time_base

@@ -161,7 +161,7 @@ class VideoWriter(_Writer):
     def _add_video(self, temporary: Path) -> tuple[av.container.OutputContainer, av.VideoStream]:
         output = open_output(temporary, self.path)
         stream = add_video(output, self.path, self._encoder, self._arguments, self.size, self.rate)
-        stream.codec_context.time_base = time_base(self._source, self.rate)
+        stream.codec_context.time_base = time_base(self._source, self.rate, output.format.name)
         return output, stream
 
 
