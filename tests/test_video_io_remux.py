@@ -45,6 +45,29 @@ def test_chapters_are_copied(tmp_path: Path, suffix: str, sound: bool) -> None:
     assert chapters == [("Arrival", 0.0), ("Departure", pytest.approx(0.4))]
 
 
+@pytest.mark.parametrize("codec", ["aac", "flac"])
+def test_a_transport_stream_takes_no_sound_that_is_lost_in_it(tmp_path: Path, codec: str) -> None:
+    """It has no name for FLAC, and its muxer says nothing. Nor has it one for text."""
+    clip = tmp_path / "in.mkv"
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("libx264", rate=25, options=FAST)
+        video.width, video.height = 96, 64
+        audio, text = output.add_stream(codec, rate=48000), output.add_mux_stream("subrip")
+        for i, image in enumerate(pan(5, 64, 96)):
+            frame = yuv_frame(image)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(video.encode(frame))
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 9600), np.int16), format="s16", layout="stereo")
+        block.sample_rate, block.pts = 48000, 0
+        packet = av.Packet(b"Hello")
+        packet.stream, packet.pts, packet.dts, packet.duration, packet.time_base = text, 0, 0, 100, Fraction(1, 1000)
+        output.mux([*audio.encode(block), *audio.encode(None), packet, *video.encode(None)])
+    info = copy_times(clip, tmp_path / "out.ts")
+    kept = codec == "aac"
+    assert (info.audio_streams, info.subtitle_streams) == (int(kept), 0)
+    assert ["audio stream 1 (flac)" in line for line in copy_times.warnings] == [True, False][kept:]
+
+
 def test_rare_subtitles_of_a_broadcast_keep_their_times(tmp_path: Path) -> None:
     """Gaps between them are no jumps of the clock; where sound and picture jump, they go along."""
     clip, shows = tmp_path / "in.ts", [1, 14, 27, 1000 + 30]

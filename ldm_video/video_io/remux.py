@@ -135,9 +135,13 @@ def _first_packets(path: Path) -> dict[int, Packet]:
 
 
 def _why_not(template: Stream, packet: Packet | None, container_format: str) -> str | None:
-    """Write a file with this stream alone into memory: only the muxer itself knows what it can hold."""
+    """Write a file with this stream alone into memory: only the muxer itself knows what it can hold.
+
+    MPEG-TS takes everything, but what it has no name for becomes data that no player knows for sound or subtitles.
+    """
+    file = io.BytesIO()
     try:
-        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+        with av.open(file, "w", format=container_format) as trial:
             stream = _add_copy(trial, template)
             trial.start_encoding()
             if packet is not None:
@@ -146,7 +150,15 @@ def _why_not(template: Stream, packet: Packet | None, container_format: str) -> 
                     trial.mux(packet)
     except (ValueError, av.FFmpegError) as error:
         return str(getattr(error, "strerror", None) or error)
-    return None
+    return "it would be nothing but data" if packet is not None and _is_data(file) else None
+
+
+def _is_data(file: io.BytesIO) -> bool:
+    """Whether a file that can be read holds streams of data alone."""
+    file.seek(0)
+    with suppress(av.FFmpegError), av.open(file) as container:
+        return {stream.type for stream in container.streams} == {"data"}
+    return False
 
 
 def _left_out(template: Stream, target: Path, problem: str) -> str:
