@@ -147,6 +147,8 @@ def test_reading_an_unknown_key_raises(child: Path) -> None:
         (["=1"], ["'=1'", "key=value"]),
         (["data..root=1"], ["'data..root=1'", "key=value"]),
         (["train.lr=[1"], ["'train.lr=[1'", "invalid value"]),
+        (["train.lr=a\x1b[A"], ["invalid value", "unacceptable character"]),  # an arrow key
+        (["train.lr=0x_"], ["'train.lr=0x_'", "invalid value"]),
         (["train.lr=${"], ["'train.lr=${'", "invalid value"]),
         (["data.root=x", "train.lr=${nowhere}"], ["child.yaml", "nowhere"]),
         ([], ["child.yaml", "'data.root'", "data.root=VALUE"]),
@@ -195,6 +197,11 @@ def test_a_mandatory_value_may_stand_when_the_caller_says_so(child: Path) -> Non
         ("defaults: [config.yaml]", "come back"),
         ("a: ${", "config.yaml"),
         ("a: ${b}", "'b'"),
+        ("a: x\x07", r"config\.yaml is not a readable YAML file: unacceptable character"),
+        ("a: 0x_", r"config\.yaml is not a readable YAML file"),
+        ("a: " + "[" * 2000 + "]" * 2000, r"config\.yaml is not a readable YAML file"),
+        ("defaults: ${b}", "cannot read its 'defaults': .*'b'"),
+        ("defaults: ['${b}.yaml']", "cannot read its 'defaults': .*'b'"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, part: str) -> None:

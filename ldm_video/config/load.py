@@ -16,6 +16,8 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
 DEFAULTS_KEY = "defaults"
+# Of YAML: a character that it forbids, a number that is none (0x_), brackets a thousand deep.
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException)
 
 
 def load_config(
@@ -105,12 +107,8 @@ def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
         chain = " -> ".join(str(parent) for parent in (*parents, path))
         raise UserError(f"{path}: its '{DEFAULTS_KEY}' come back to it ({chain}); remove one of them")
     own = _read(path)
-    entries = own.pop(DEFAULTS_KEY, [])
-    if not isinstance(entries, list | ListConfig):
-        raise UserError(f"{path}: '{DEFAULTS_KEY}' must be a list of YAML files")
     layers = []
-    for entry in entries:
-        section, name = _parse_default(entry, path)
+    for section, name in _pop_defaults(own, path):
         layer = _read_merged(path.parent / name, (*parents, path.resolve()))
         layers.append(OmegaConf.create({section: layer}) if section else layer)
     try:
@@ -118,6 +116,17 @@ def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"{path}: cannot merge its '{DEFAULTS_KEY}': {_first_line(error)}") from error
     return cast(DictConfig, merged)
+
+
+def _pop_defaults(own: DictConfig, path: Path) -> list[tuple[str | None, str]]:
+    """Section and file of each of the entries, which are taken out of ``own``."""
+    try:
+        entries = own.pop(DEFAULTS_KEY, [])
+        if not isinstance(entries, list | ListConfig):
+            raise UserError(f"{path}: '{DEFAULTS_KEY}' must be a list of YAML files")
+        return [_parse_default(entry, path) for entry in entries]
+    except OmegaConfBaseException as error:  # of an interpolation
+        raise UserError(f"{path}: cannot read its '{DEFAULTS_KEY}': {_first_line(error)}") from error
 
 
 def _parse_default(entry: Any, path: Path) -> tuple[str | None, str]:
@@ -136,7 +145,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"configuration file {path} does not exist; check the path")
     try:
         config = OmegaConf.load(path)
-    except (yaml.MarkedYAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+    except (*_UNREADABLE, OSError) as error:
         raise UserError(f"{path} is not a readable YAML file: {_first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold a mapping (key: value) at its top level")
@@ -154,7 +163,7 @@ def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
         raise UserError(f"override '{override}' is not of the form key=value (as in data.root=clips)")
     try:
         parsed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False))
-    except (yaml.MarkedYAMLError, OmegaConfBaseException) as error:
+    except _UNREADABLE as error:
         raise UserError(f"override '{override}' has an invalid value: {_first_line(error)}") from error
     if adds:
         _add(tree, key, path)
