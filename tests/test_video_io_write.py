@@ -257,6 +257,10 @@ def test_refusals(tmp_path: Path) -> None:
         VideoWriter(clip, SIZE, None, NTSC)
     with pytest.raises(UserError, match="is the input"):
         VideoWriter(clip, SIZE, probe(clip), NTSC, overwrite=True)
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match="taken is a file, and frames need a folder"):
+        VideoWriter(tmp_path / "taken", SIZE, probe(clip), NTSC, overwrite=True)
+    (tmp_path / "taken").unlink()
     with pytest.raises(UserError, match="unknown codec"):
         VideoWriter(tmp_path / "a.mp4", SIZE, None, NTSC, codec="realvideo")
     for name, codec, message in (("a.xyz", "libx264", "unknown output format"), ("a.webm", "libx264", "webm")):

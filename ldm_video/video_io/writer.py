@@ -123,6 +123,10 @@ class VideoWriter(_Writer):
         if not self._to_folder and not is_image(self.path):
             check_size(self._encoder, size)
         _check_target(self.path, source, overwrite)
+        if self._to_folder and self.path.is_file():
+            raise UserError(
+                f"{self.path} is a file, and frames need a folder; give a suffix such as .mp4, or another name"
+            )
 
     def rehearse(self) -> None:
         """Open the output and let go of it: what is wrong with the place or the container shows before the work."""
