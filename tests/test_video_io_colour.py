@@ -110,8 +110,11 @@ def test_tagged_file(tmp_path: Path, matrix: str, range_: str) -> None:
     assert np.abs(got - COLOURS).max() * 255 < 2
 
 
-@pytest.mark.parametrize(("size", "matrix"), [((576, 64), "bt601"), ((720, 64), "bt709")])
-def test_untagged_file_goes_by_height(tmp_path: Path, size: tuple[int, int], matrix: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "matrix"),
+    [((576, 64), "bt601"), ((720, 64), "bt709"), ((64, 1278), "bt601"), ((64, 1280), "bt709")],
+)
+def test_untagged_file_goes_by_its_size(tmp_path: Path, size: tuple[int, int], matrix: str) -> None:
     colour = np.array([0.8, 0.3, 0.1])
     frame = yuv_frame(np.broadcast_to(colour, (*size, 3)), matrix)
     clip = write_clip(tmp_path / "a.mp4", [frame], options={"crf": "0"})

@@ -24,7 +24,8 @@ LUMA_WEIGHTS: dict[str, tuple[float, float]] = {
     "smpte240m": (0.212, 0.087),
     "fcc": (0.30, 0.11),
 }
-SD_MAX_HEIGHT = 576
+# Untagged is BT.601 up to 576 lines, BT.709 above, and where they are 1280 wide: of a film in HD there may be 544.
+SD_MAX_HEIGHT, HD_MIN_WIDTH = 576, 1280
 # AVColorSpace (ITU-T H.273 table 4) -> our names; 2 is "unspecified".
 H273_MATRIX: dict[int, Matrix] = {
     0: "rgb", 1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020",
@@ -35,7 +36,7 @@ HDR_TRANSFERS: dict[int, str] = {16: "PQ", 18: "HLG"}
 
 @dataclass(frozen=True)
 class Colour:
-    """Matrix and range of a Y'CbCr signal; ``assumed`` when the file says nothing and the height decided."""
+    """Matrix and range of a Y'CbCr signal; ``assumed`` when the file says nothing and the size decided."""
 
     matrix: Matrix
     range: Range

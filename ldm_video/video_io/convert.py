@@ -14,7 +14,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from torch import Tensor
 
 from ldm_video.core.tensors import to_signed
-from ldm_video.video_io.colour import H273_MATRIX, SD_MAX_HEIGHT, Colour, Range
+from ldm_video.video_io.colour import H273_MATRIX, HD_MIN_WIDTH, SD_MAX_HEIGHT, Colour, Range
 from ldm_video.video_io.subsample import RgbToYuv
 
 _SWS_MATRIX: dict[str, Colorspace] = {
@@ -38,7 +38,7 @@ def bit_depth(frame: av.VideoFrame) -> int:
 
 
 def colour_of(frame: av.VideoFrame) -> Colour:
-    """The colour of a decoded frame from its tags; untagged: BT.601 up to 576 lines, BT.709 above, limited range."""
+    """The colour of a decoded frame from its tags; untagged: by its size, and limited range."""
     name = frame.format.name
     if frame.format.is_rgb or name.startswith(("pal8", "bayer", "xyz")):
         return Colour("rgb", "full")
@@ -48,7 +48,8 @@ def colour_of(frame: av.VideoFrame) -> Colour:
     range_: Range = "full" if full else "limited"
     matrix = H273_MATRIX.get(int(frame.colorspace))
     if matrix is None or matrix == "rgb":  # "rgb" on a YUV format is a wrong tag
-        return Colour("bt601" if frame.height <= SD_MAX_HEIGHT else "bt709", range_, assumed=True)
+        small = frame.height <= SD_MAX_HEIGHT and frame.width < HD_MIN_WIDTH
+        return Colour("bt601" if small else "bt709", range_, assumed=True)
     return Colour(matrix, range_)
 
 
