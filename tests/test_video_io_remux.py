@@ -45,6 +45,25 @@ def test_chapters_are_copied(tmp_path: Path, suffix: str, sound: bool) -> None:
     assert chapters == [("Arrival", 0.0), ("Departure", pytest.approx(0.4))]
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_fonts_of_subtitles_go_along(tmp_path: Path, suffix: str) -> None:
+    font, clip = b"OTTO" + bytes(range(256)), tmp_path / "in.mkv"
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("libx264", rate=25, options=FAST)
+        video.width, video.height = 96, 64
+        output.add_mux_stream("ass")
+        output.add_attachment("Łódź.otf", "font/otf", font)
+        for i, image in enumerate(pan(5, 64, 96)):
+            frame = yuv_frame(image)
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / f"out{suffix}")
+    with av.open(str(tmp_path / f"out{suffix}")) as written:
+        got = [(a.name, a.mimetype, bytes(a.data)) for a in written.streams.attachments]
+    assert got == ([("Łódź.otf", "font/otf", font)] if suffix == ".mkv" else [])
+
+
 @pytest.mark.parametrize("codec", ["aac", "flac"])
 def test_a_transport_stream_takes_no_sound_that_is_lost_in_it(tmp_path: Path, codec: str) -> None:
     """It has no name for FLAC, and its muxer says nothing. Nor has it one for text."""

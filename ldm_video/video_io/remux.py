@@ -1,4 +1,4 @@
-"""Sound and subtitles of the source, packet by packet, never re-encoded."""
+"""Sound and subtitles of the source, packet by packet, never re-encoded, and the fonts that subtitles ask for."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class StreamCopier:
                 if template.type == "audio":
                     self._clocks[template.index] = JoinedClock(source)
         self._copy_chapters(container)
+        self._copy_attachments(container)
         if self._streams:
             copied = [template for template in templates if template.index in self._streams]
             self._packets = container.demux(copied)
@@ -110,6 +111,14 @@ class StreamCopier:
     def _copy_chapters(self, container: InputContainer) -> None:
         if self._source is not None and not self._source.time_origin and container.chapters():
             self._output.set_chapters(container.chapters())
+
+    def _copy_attachments(self, container: InputContainer) -> None:
+        """Fonts, as a rule; Matroska alone has them. The muxer takes none that lacks its name or type."""
+        if self._output.format.name != "matroska":
+            return
+        for attached in container.streams.attachments:
+            if attached.name and attached.mimetype and attached.data:
+                self._output.add_attachment(attached.name, attached.mimetype, attached.data)
 
 
 def _add_copy(output: OutputContainer, template: Stream) -> Stream:
