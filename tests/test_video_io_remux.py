@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.test_video_io_write import FAST, copy_times
+from tests.test_video_io_write import FAST, clip_with_everything, copy_times
 from tests.video_io_support import packet_bytes, pan, texture, yuv_frame
 
 
@@ -43,6 +43,38 @@ def test_chapters_are_copied(tmp_path: Path, suffix: str, sound: bool) -> None:
     with av.open(str(tmp_path / f"out{suffix}")) as written:
         chapters = [(c["metadata"]["title"], float(c["start"] * c["time_base"])) for c in written.chapters()]
     assert chapters == [("Arrival", 0.0), ("Departure", pytest.approx(0.4))]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".m4v", ".mov", ".ts"])
+def test_sound_that_an_edit_list_cuts_off_is_not_heard(tmp_path: Path, suffix: str) -> None:
+    """As phones trim: picture and sound of half a second are in the file, and not shown."""
+    clip = clip_with_everything(tmp_path / "in.mp4", "", start=Fraction(-12, 25))
+    copy_times(clip, tmp_path / f"out{suffix}")
+    heard = []
+    for path in (clip, tmp_path / f"out{suffix}"):
+        with av.open(str(path)) as container:
+            begins = min(frame.pts * frame.time_base for frame in container.decode(video=0))
+        with av.open(str(path)) as container:
+            sound = [frame.pts * frame.time_base - begins for frame in container.decode(audio=0)]
+        heard.append((float(sound[0]), len(sound)))
+    assert heard[0] == (pytest.approx(0, abs=0.03), 72)
+    # What the decoder needs before is there, a tenth of a second at most.
+    assert heard[1] == (pytest.approx(-0.05, abs=0.06), pytest.approx(74, abs=3))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+def test_the_first_frame_of_sound_comes_whole(tmp_path: Path, suffix: str) -> None:
+    """Of AAC it is the second that is heard; the first, which an edit list hides, is half of it."""
+    clip = clip_with_everything(tmp_path / "in.mp4", "")
+    copy_times(clip, tmp_path / f"out{suffix}")
+    first = []
+    for path in (clip, tmp_path / f"out{suffix}"):
+        with av.open(str(path)) as container:
+            begins = min(frame.pts * frame.time_base for frame in container.decode(video=0))
+        with av.open(str(path)) as container:
+            frames = ((frame.pts * frame.time_base - begins, frame) for frame in container.decode(audio=0))
+            first.append(next(frame.to_ndarray() for seconds, frame in frames if seconds > -0.002))
+    np.testing.assert_allclose(first[1], first[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])

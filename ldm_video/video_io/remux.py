@@ -18,6 +18,8 @@ from ldm_video.video_io.clocks import JoinedClock
 from ldm_video.video_io.container import open_input
 from ldm_video.video_io.probe import VideoInfo
 
+_EDITED = {"mp4", "mov", "ipod", "3gp", "3g2"}  # containers whose edit lists say what is not shown; ipod is .m4v
+_PREROLL = Fraction(1, 10)  # seconds of sound that a decoder may want before the first that is heard: 80 ms in Opus
 _LOOKAHEAD = 500  # packets, of all copied streams together, in which the first one of each is looked for
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV tell the number of channels alone
 # What a muxer says of a packet that it does not take, other than of a disk that is full.
@@ -28,8 +30,8 @@ class StreamCopier:
     """Copies audio and subtitle streams of ``source`` into ``output`` in step with the picture.
 
     Streams that the container cannot hold are left out with a warning each, and so are damaged packets: the picture
-    never fails for its sound. Time stamps keep their distance to the picture: both lose the same
-    ``source.time_origin``.
+    never fails for its sound. What the source's edit list cuts off stays in containers that have one, unheard. Time
+    stamps keep their distance to the picture: both lose the same ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -82,11 +84,18 @@ class StreamCopier:
     def _next(self) -> Packet | None:
         try:
             for packet in self._packets:
-                if packet.size and (packet.dts is not None or packet.pts is not None):
+                if packet.size and (packet.dts is not None or packet.pts is not None) and not self._is_cut_off(packet):
                     return self._shifted(packet)
         except av.FFmpegError as error:
             self._warnings.append(f"sound or subtitles end early, the source is damaged ({error.strerror})")
         return None
+
+    def _is_cut_off(self, packet: Packet) -> bool:
+        """Whether the source's edit list hides it, and the output has no such list and would show it."""
+        if not packet.is_discard or self._output.format.name in _EDITED:
+            return False
+        seconds = (packet.dts if packet.pts is None else packet.pts) * packet.time_base
+        return not -_PREROLL <= seconds < 0
 
     def _shifted(self, packet: Packet) -> Packet:
         assert self._source is not None
