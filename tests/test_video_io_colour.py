@@ -125,6 +125,27 @@ def test_untagged_file_goes_by_its_size(tmp_path: Path, size: tuple[int, int], m
     assert np.abs(got - colour).max() * 255 < 2
 
 
+@pytest.mark.parametrize(
+    ("size", "matrix", "range_"),
+    [((720, 64), "bt709", "limited"), ((96, 64), "bt709", "limited"), ((96, 64), "bt601", "full")],
+)
+def test_colour_that_changes_midway_is_fitted_to_the_first(
+    tmp_path: Path, size: tuple[int, int], matrix: str, range_: str
+) -> None:
+    """As in recordings of a channel that shows SD and HD."""
+    colour, joined = np.array([0.8, 0.3, 0.1]), tmp_path / "joined.ts"
+    with joined.open("wb") as file:
+        for shape, said, levels in (((96, 64), "bt601", "limited"), (size, matrix, range_)):
+            frame = yuv_frame(np.broadcast_to(colour, (*shape, 3)), said, levels)
+            tags = {"colorspace": H273[said], "color_range": RANGES[levels]}
+            options = {"crf": "1", "bf": "0"}
+            file.write(write_clip(tmp_path / "a.ts", [frame] * 8, tags=tags, options=options).read_bytes())
+    with FrameReader(joined) as reader:
+        means = np.stack([(frame.pixels.mean((1, 2)).numpy() + 1) / 2 for frame in reader])
+    assert len(means) == 16 and np.abs(means - colour).max() * 255 < 2.5
+    assert any("format changes midway" in line for line in reader.warnings)
+
+
 def test_ten_bit_input_keeps_its_precision(tmp_path: Path) -> None:
     """A ramp of 10-bit luma codes: 8 bits would give a quarter of the distinct values."""
     ramp = np.linspace(0.2, 0.6, 512)[None, :, None] * np.ones((32, 1, 3))

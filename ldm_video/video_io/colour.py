@@ -42,6 +42,10 @@ class Colour:
     range: Range
     assumed: bool = False
 
+    def is_like(self, other: Colour) -> bool:
+        """Whether the signals mean the same, said or assumed."""
+        return (self.matrix, self.range) == (other.matrix, other.range)
+
     def __str__(self) -> str:
         return f"{self.matrix} {self.range}" + (" (assumed)" if self.assumed else "")
 

@@ -30,6 +30,7 @@ _QUALITY = (
 )
 _LIMITED_WHITE = 255 << 8  # limited-range white (235 << 8) expanded by 255/219 around black
 _FULL_16 = 0xFFFF
+_FULL_RGB = Colour("rgb", "full")
 
 
 def bit_depth(frame: av.VideoFrame) -> int:
@@ -92,14 +93,24 @@ def image_to_pixels(bgr: np.ndarray) -> Tensor:
     return torch.from_numpy(values * 2.0 - 1.0).permute(2, 0, 1).contiguous()  # h w c -> c h w
 
 
-def _reformat(frame: av.VideoFrame, colour: Colour, width: int, height: int, target: str) -> av.VideoFrame:
+def refit(frame: av.VideoFrame, colour: Colour, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
+    """The same picture and time in another size, pixel format, matrix and range."""
+    fitted = _reformat(frame, colour_of(frame), width, height, pix_fmt, colour)
+    fitted.pts, fitted.time_base = frame.pts, frame.time_base
+    return fitted
+
+
+def _reformat(
+    frame: av.VideoFrame, colour: Colour, width: int, height: int, target: str, target_colour: Colour = _FULL_RGB
+) -> av.VideoFrame:
     return frame.reformat(
         width=width,
         height=height,
         format=target,
         src_colorspace=_SWS_MATRIX.get(colour.matrix),
+        dst_colorspace=_SWS_MATRIX.get(target_colour.matrix),
         src_color_range=_SWS_RANGE[colour.range],
-        dst_color_range=ColorRange.JPEG,
+        dst_color_range=_SWS_RANGE[target_colour.range],
         interpolation=_QUALITY,
         threads=1,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.clocks import TimedFrame, timed_frames
 from ldm_video.video_io.container import Damage, decoded_frames, open_video
-from ldm_video.video_io.convert import image_to_pixels, to_pixels
+from ldm_video.video_io.convert import colour_of, image_to_pixels, refit, to_pixels
 from ldm_video.video_io.interlace import MIN_SIDE, FieldOrder, deinterlace, detect_field_order
 from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
 from ldm_video.video_io.stills import list_frames, read_image, require_size
@@ -137,23 +137,18 @@ class FrameReader:
 
 
 def _uniform(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[av.VideoFrame]:
-    """Broadcast recordings may change size or pixel format midway: bring later frames to the first one's."""
+    """Broadcast recordings may change size, format or colour midway: bring later frames to the first one's."""
     wanted: str | None = None
     warned = False
     for frame in frames:
         wanted = wanted or frame.format.name
-        if (frame.width, frame.height, frame.format.name) != (info.coded_width, info.coded_height, wanted):
+        shape, colour = (frame.width, frame.height, frame.format.name), colour_of(frame)
+        if shape != (info.coded_width, info.coded_height, wanted) or not colour.is_like(info.colour):
             if not warned:
                 warnings.append(f"{info.path}: the picture format changes midway; later frames are fitted to the first")
             warned = True
-            frame = _refit(frame, info, wanted)
+            frame = refit(frame, info.colour, info.coded_width, info.coded_height, wanted)
         yield frame
-
-
-def _refit(frame: av.VideoFrame, info: VideoInfo, pixel_format: str) -> av.VideoFrame:
-    fitted = frame.reformat(width=info.coded_width, height=info.coded_height, format=pixel_format)
-    fitted.pts, fitted.time_base = frame.pts, frame.time_base
-    return fitted
 
 
 def _deinterlaced(timed: Iterable[TimedFrame], order: FieldOrder) -> Iterator[TimedFrame]:
