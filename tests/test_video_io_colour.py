@@ -82,6 +82,20 @@ def test_grey_sources_reach_black_and_white(pix_fmt: str, low: int, high: int) -
         assert to_pixels(frame, colour_of(frame), 16, 16).unique().tolist() == pytest.approx([want])
 
 
+@pytest.mark.parametrize("pix_fmt", ["grayf32le", "gbrpf32le"])
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
+def test_floats_are_read_as_they_are(tmp_path: Path, pix_fmt: str, value: float) -> None:
+    """Mattes come as EXR of one plane."""
+    shape = (32, 48) if pix_fmt == "grayf32le" else (32, 48, 3)
+    frame = av.VideoFrame.from_ndarray(np.full(shape, value, np.float32), format=pix_fmt)
+    encoder = av.CodecContext.create("exr", "w")
+    encoder.height, encoder.width, encoder.pix_fmt, encoder.time_base = 32, 48, pix_fmt, Fraction(1, 25)
+    path = tmp_path / "a.exr"
+    path.write_bytes(b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)]))
+    with FrameReader(path) as reader:
+        assert np.abs((next(reader).pixels.numpy() + 1) / 2 - value).max() < 1e-3
+
+
 @pytest.mark.parametrize(("pix_fmt", "unit"), [("gray", 1), ("gray10le", 4), ("gray12le", 16), ("gray16le", 256)])
 def test_grey_with_video_levels_reaches_black_and_white(pix_fmt: str, unit: int) -> None:
     for code, want in ((16, -1.0), (235, 1.0), (125.5, 0.0)):

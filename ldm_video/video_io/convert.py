@@ -56,6 +56,8 @@ def colour_of(frame: av.VideoFrame) -> Colour:
 
 def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> Tensor:
     """A decoded frame -> float32 ``c h w`` RGB in [-1, 1], resampled to ``width`` x ``height`` in the same pass."""
+    if frame.format.name.startswith("grayf32"):
+        frame = _whole_grey(frame)
     depth = bit_depth(frame)
     if colour.matrix == "rgb" and depth <= 8:
         rgb = _reformat(frame, colour, width, height, "rgb24")
@@ -91,6 +93,12 @@ def image_to_pixels(bgr: np.ndarray) -> Tensor:
     peak = _FULL_16 if rgb.dtype == np.uint16 else 1.0
     values = np.clip(rgb.astype(np.float32) / peak, 0.0, 1.0)
     return torch.from_numpy(values * 2.0 - 1.0).permute(2, 0, 1).contiguous()  # h w c -> c h w
+
+
+def _whole_grey(frame: av.VideoFrame) -> av.VideoFrame:
+    """Floats in [0, 1], as EXR and PFM hold mattes, in 16 bits: swscale takes 16/255 and 235/255 for their ends."""
+    values = frame.to_ndarray().clip(0.0, 1.0)  # h w
+    return av.VideoFrame.from_ndarray((values * _FULL_16).round().astype(np.uint16), format="gray16le")
 
 
 def refit(frame: av.VideoFrame, colour: Colour, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
