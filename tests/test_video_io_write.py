@@ -266,6 +266,8 @@ def test_refusals(tmp_path: Path) -> None:
     for name, codec, message in (("a.xyz", "libx264", "unknown output format"), ("a.webm", "libx264", "webm")):
         with pytest.raises(UserError, match=message), VideoWriter(tmp_path / name, SIZE, None, NTSC, codec=codec):
             pass
+    with pytest.raises(UserError, match="--crf 52 is outside 0 to 51"):
+        VideoWriter(tmp_path / "a.mp4", SIZE, None, NTSC, codec="libx265", crf=52)
     with pytest.raises(UserError, match="unknown preset"):
         VideoWriter(tmp_path / "a.mp4", SIZE, None, NTSC, preset="?")
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]

@@ -43,8 +43,9 @@ class Encoder:
         if self.rate_factor:
             if preset not in _SVT_PRESETS:
                 raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(_SVT_PRESETS)}")
-            if not 0 <= crf <= 63:
-                raise UserError(f"--crf {crf} is outside 0 to 63; 16 is near transparent, 28 is small")
+            largest = 51 if self.name == "libx265" else 63  # x264 takes what is above 51 for 51
+            if not 0 <= crf <= largest:
+                raise UserError(f"--crf {crf} is outside 0 to {largest}; 16 is near transparent, 28 is small")
             named = _SVT_PRESETS[preset] if self.name == "libsvtav1" else preset
             arguments |= {"crf": str(crf), "preset": named}
         return arguments | (repeatable_x264() if self.name == "libx264" else {})
