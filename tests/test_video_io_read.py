@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -155,6 +156,29 @@ def test_still_image_channels_and_values(tmp_path: Path) -> None:
     assert reader.info.kind == "image" and reader.info.size == (3, 5)
     assert frame.pixels[:, 2, 2].tolist() == [1.0, -1.0, -1.0]
     assert ((frame.pixels[:, 0, 1] + 1) * 127.5).round().tolist() == [30, 20, 10]
+
+
+def test_what_others_print_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bar is drawn by a thread of its own, on the standard error that decoders tell of damage on."""
+    frames, decode = tmp_path / "frames", cv2.imdecode
+    frames.mkdir()
+    for name in ("0.jpg", "1.jpg"):
+        cv2.imwrite(str(frames / name), (texture(48, 64) * 255).astype(np.uint8))
+    whole = (frames / "1.jpg").read_bytes()
+    (frames / "1.jpg").write_bytes(whole[:-200] + b"\xff\xd1" + whole[-198:])  # a marker where none belongs
+
+    def drawing(data: np.ndarray, flags: int) -> np.ndarray | None:
+        os.write(2, b"\r1 of 2 ")
+        return decode(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", drawing)
+    with FrameReader(frames) as reader:
+        assert len(list(reader)) == 2
+    (warning,) = reader.warnings
+    assert "1 damaged pictures are patched, first 1.jpg (Corrupt JPEG data" in warning
+    assert capfd.readouterr().err == "\r1 of 2 " * 3  # probed, then read
 
 
 def test_truncated_file_gives_what_there_is(tmp_path: Path) -> None:

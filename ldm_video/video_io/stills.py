@@ -18,6 +18,11 @@ from ldm_video.core.errors import UserError
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 _one_at_a_time = threading.Lock()
+# What the decoders print. So do other threads meanwhile: a bar ten times a second.
+_DECODERS = re.compile(
+    rb"(?:libpng \w+: |Corrupt JPEG data: |Premature end of JPEG |Inconsistent progression |Invalid SOS parameters |"
+    rb"Unknown Adobe color |Warning: unknown JFIF |\[[ A-Z]+:\d+@[\d.]+\] global )[^\n]*\n?"
+)
 
 
 def is_image(path: Path) -> bool:
@@ -64,7 +69,7 @@ def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
 
 @contextmanager
 def _overheard(complaints: list[str]) -> Iterator[None]:
-    """Take what is printed on standard error: libjpeg and libpng tell of damage there, and nowhere else."""
+    """Take what decoders print on standard error: libjpeg and libpng tell of damage there, and nowhere else."""
     with _one_at_a_time, TemporaryFile() as heard:
         standard_error = os.dup(2)
         os.dup2(heard.fileno(), 2)
@@ -74,8 +79,12 @@ def _overheard(complaints: list[str]) -> Iterator[None]:
             os.dup2(standard_error, 2)
             os.close(standard_error)
             heard.seek(0)
-            lines = heard.read().decode(errors="replace").splitlines()
+            text = heard.read()
+            lines = [line.decode(errors="replace").strip() for line in _DECODERS.findall(text)]
             complaints += [line for line in lines if "warning" not in line]  # those are of profiles and the like
+            others = _DECODERS.sub(b"", text)
+            if others.strip():
+                os.write(2, others)
 
 
 def require_size(image: np.ndarray, size: tuple[int, int], path: Path, first: Path) -> None:
