@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import runpy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 import infer
+from ldm_video.core import memory
 from ldm_video.core.errors import UserError
 from ldm_video.core.memory import peak_resident
 from ldm_video.diffusion.windows import split
@@ -218,6 +221,14 @@ def test_the_tightest_group(own: str, above: str, room: int, tmp_path: Path, mon
 def test_files_that_are_kept_while_there_is_room_are_free(tmp_path: Path) -> None:
     (tmp_path / "memory.stat").write_text("anon 7\nfile 500\ninactive_anon 9\ninactive_file 400\nactive_file 100\n")
     assert _forgettable(tmp_path) == 400
+
+
+def test_windows_has_no_count_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor has it the module that infer.py must not ask for."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    alone = runpy.run_path(memory.__file__)
+    alone["peak_resident"].__globals__["_STATUS"] = Path("absent")
+    assert alone["peak_resident"]() == 0
 
 
 def _bases_around_a_clip(result: Any) -> None:

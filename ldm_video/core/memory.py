@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+
+_HAS_USAGE = find_spec("resource") is not None  # not on Windows
+if _HAS_USAGE:
+    import resource
 
 _STATUS = Path("/proc/self/status")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -14,8 +18,13 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this process. Linux's own count begins with the program, ``ru_maxrss`` with its parent."""
+    """Peak resident bytes of this process; 0 on Windows, where nothing tells.
+
+    Linux's own count begins with the program, ``ru_maxrss`` with its parent.
+    """
     with suppress(OSError):
         if found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):
             return int(found[1]) * 1024
+    if not _HAS_USAGE:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
