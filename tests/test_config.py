@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,6 +231,15 @@ def test_a_saved_configuration_stands_alone(child: Path, tmp_path: Path) -> None
     assert "defaults" not in plain
     assert load_config(saved) == config
     assert [path.name for path in saved.parent.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("root", ["/clips/${x}", r"C:\${x}", "a$b", "\\", "${"])
+def test_saved_text_is_no_interpolation(child: Path, tmp_path: Path, root: str) -> None:
+    escaped = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", root)
+    config = load_config(child, [f"data.root='{escaped}'"])
+    assert config.data.root == root
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").data.root == root
 
 
 # --- building ----------------------------------------------------------------------------------------------------

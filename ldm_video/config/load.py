@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -75,11 +76,20 @@ def load_config(
 def save_config(config: DictConfig, path: str | Path) -> None:
     """Write ``config`` with every interpolation resolved, as YAML that :func:`load_config` reads back unchanged."""
     try:
-        text = OmegaConf.to_yaml(config, resolve=True)
+        text = OmegaConf.to_yaml(OmegaConf.create(_escaped(OmegaConf.to_container(config, resolve=True))))
     except OmegaConfBaseException as error:
         raise UserError(f"cannot save the configuration to {path}: {_first_line(error)}") from error
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _escaped(node: Any) -> Any:
+    """Resolved values, such that none of their text is taken for an interpolation."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def _check_known(config: Mapping[Any, Any], known: Collection[str], where: str) -> None:
