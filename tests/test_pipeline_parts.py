@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -105,21 +104,6 @@ def test_dilate_is_binary_dilation_by_a_square(case: tuple[int, int, int, float]
     square = np.ones((2 * radius + 1, 2 * radius + 1))
     expected = ndimage.binary_dilation(mask[0, 0, 0].numpy(), square)
     assert np.array_equal(dilate(mask, radius)[0, 0, 0].numpy(), expected)
-
-
-def test_a_far_dilation_costs_the_squares_sides_and_not_its_area() -> None:
-    """Of a side 21 times as long, 21 times as much and not 469 times."""
-    mask = box_hole(1, (512, 512), slice(200, 300), slice(100, 300))
-
-    def seconds(radius: int) -> float:
-        times = []
-        for _ in range(3):
-            started = time.process_time()
-            dilate(mask, radius)
-            times.append(time.process_time() - started)
-        return min(times)
-
-    assert seconds(32) < 60 * seconds(1)
 
 
 @given(MASKS, st.integers(0, 9))
