@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = frozenset(
 
 PHOTO_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 
-_FORMAT = "3"  # raised when the same file would be decoded to other pixels
+_FORMAT = "4"  # raised when the same file would be decoded to other pixels
 
 
 class CacheError(UserError):

@@ -31,7 +31,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.video_io.probe import DEFAULT_RATE, probe
 from ldm_video.video_io.writer import VideoWriter
 
-FORMAT = 2  # raise it when the same recipe gives other pixels: inputs are then built and scored again
+FORMAT = 3  # raise it when the same recipe gives other pixels: inputs are then built and scored again
 CROP = 16
 MOST_HOLE = 0.9  # share of a frame; a box of more would have nothing beside it
 PAINT = 0.5  # mid grey in [0, 1]
