@@ -18,6 +18,7 @@ from ldm_video.video_io.container import Damage, decoded_frames
 from ldm_video.video_io.convert import bit_depth, colour_of, to_pixels
 from ldm_video.video_io.orientation import Orientation, orientation_of
 from ldm_video.video_io.probe import square_width
+from ldm_video.video_io.subsample import LeftChroma, is_left_untagged
 
 _MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709}
 _QUALITY = (
@@ -62,8 +63,10 @@ class EncodedVideo:
             raise UserError(f"{self.name} is damaged: {lost} of {len(set(times))} frames are lost")
         if any(frame.interlaced_frame for frame in found.values()):
             raise UserError(f"{self.name} is interlaced; run data.prepare over the sources")
-        aspect = self._stream.sample_aspect_ratio or Fraction(1)
-        return np.stack([_rgb(found[time], square_width(found[time].width, aspect)) for time in times])
+        shown = [found[time] for time in times]
+        width = square_width(shown[0].width, self._stream.sample_aspect_ratio or Fraction(1))
+        placed = LeftChroma() if self._left_untagged(shown[0]) else None
+        return np.stack([_rgb(frame, width, placed) for frame in shown])
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +105,9 @@ class EncodedVideo:
                 raise UserError(f"{self.name} cannot be decoded ({error})") from error
         return found
 
+    def _left_untagged(self, frame: av.VideoFrame) -> bool:
+        return is_left_untagged(self._stream.codec_context, frame.format, colour_of(frame).range)
+
     def _packet_times(self) -> list[int]:
         packets = self._container.demux(self._stream)
         try:
@@ -110,9 +116,10 @@ class EncodedVideo:
             raise UserError(f"{self.name} cannot be read to its end ({error})") from error
 
 
-def _rgb(frame: av.VideoFrame, width: int) -> np.ndarray:
+def _rgb(frame: av.VideoFrame, width: int, placed: LeftChroma | None) -> np.ndarray:
     """``h w c`` uint8; the common formats without the detour over 16 bits and floats, five times as fast."""
     colour, upright = colour_of(frame), orientation_of(frame)
+    frame = placed(frame) if placed else frame
     plain = colour.range == "limited" and colour.matrix in _MATRICES and bit_depth(frame) == 8
     if not plain or width != frame.width or upright != Orientation():
         pixels = upright.apply(to_pixels(frame, colour, width, frame.height))

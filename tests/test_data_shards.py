@@ -176,6 +176,31 @@ def test_a_video_that_is_turned_or_stretched_is_set_right(tmp_path: Path) -> Non
             assert np.array_equal(video[:1], reference)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt", "options"),
+    [
+        ("webm", "libvpx-vp9", "yuv420p", {"crf": "4", "b": "0", "cpu-used": "8"}),
+        ("mp4", "libsvtav1", "yuv420p", {"crf": "8", "preset": "10"}),
+        ("mov", "prores_ks", "yuv422p10le", {}),
+    ],
+)
+def test_colour_lies_where_it_does_in_a_folder_of_clips(
+    suffix: str, codec: str, pix_fmt: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Of codecs whose chroma is on the left, which no frame says."""
+    path = tmp_path / f"v.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, pix_fmt
+        for seed in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(96, 128, seed), format="rgb24")))
+        container.mux(stream.encode(None))
+    every = read_video(path)
+    with EncodedVideo(path.read_bytes(), "v") as video:
+        difference = np.abs(video[0:3].astype(int) - every)
+    assert difference.max() <= 1
+
+
 def test_a_shard_cut_in_half_keeps_whole_clips(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole, _ = index_shard(shards / "clips-000.tar", tmp_path)
     content = (shards / "clips-000.tar").read_bytes()
