@@ -33,7 +33,7 @@ class EncodedVideo:
     (:mod:`data.prepare` writes them); where that does not give every frame, from the start. ``len(video)`` is read off
     the packets and decodes nothing.
 
-    Raises ``UserError`` that begins with ``name``: not a video, no frame, damaged, interlaced.
+    Raises ``UserError`` that begins with ``name``: not a video, no frame, damaged, interlaced, of several sizes.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -64,6 +64,8 @@ class EncodedVideo:
         if any(frame.interlaced_frame for frame in found.values()):
             raise UserError(f"{self.name} is interlaced; run data.prepare over the sources")
         shown = [found[time] for time in times]
+        if len({(frame.width, frame.height, frame.format.name) for frame in shown}) > 1:
+            raise UserError(f"{self.name} changes its size or format midway; run data.prepare over the sources")
         width = square_width(shown[0].width, self._stream.sample_aspect_ratio or Fraction(1))
         placed = LeftChroma() if self._left_untagged(shown[0]) else None
         return np.stack([_rgb(frame, width, placed) for frame in shown])

@@ -12,6 +12,7 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -199,6 +200,33 @@ def test_colour_lies_where_it_does_in_a_folder_of_clips(
     with EncodedVideo(path.read_bytes(), "v") as video:
         difference = np.abs(video[0:3].astype(int) - every)
     assert difference.max() <= 1
+
+
+def test_a_clip_that_changes_its_size_is_passed_over(shards: Path, tmp_path: Path) -> None:
+    """As recordings of broadcasts do; `data.prepare` fits such frames to the first ones."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 110, 140, "yuv420p"
+        for begins, (height, width) in ((0, (110, 140)), (3, (120, 160))):
+            encoder = av.CodecContext.create("libx264", "w")
+            encoder.height, encoder.width, encoder.pix_fmt, encoder.max_b_frames = height, width, "yuv420p", 0
+            encoder.framerate, encoder.time_base = Fraction(25), Fraction(1, 25)
+            for index in range(begins, begins + 3):
+                frame = av.VideoFrame.from_ndarray(picture(height, width, index), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                for packet in encoder.encode(frame):
+                    packet.stream = stream
+                    container.mux(packet)
+            for packet in encoder.encode(None):
+                packet.stream = stream
+                container.mux(packet)
+    with webdataset.TarWriter(str(tmp_path / "clips.tar")) as tar:
+        tar.write({"__key__": "changes", "ts": buffer.getvalue()})
+        tar.write({"__key__": "good", "mp4": clip_bytes(0)})
+    items = dataset(tmp_path, tmp_path, frames=6)
+    assert {items[0]["name"], items[1]["name"]} == {"good"}
+    assert items.skipped == 1
 
 
 def test_a_shard_cut_in_half_keeps_whole_clips(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
