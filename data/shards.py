@@ -35,7 +35,7 @@ from ldm_video.core.locks import locked
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # raised when the same shard would be indexed otherwise
+_FORMAT = "2"  # raised when the same shard would be indexed otherwise
 _FETCHES = 3  # tries for a remote shard
 _SUBSTITUTES = 100  # clips that are tried in the place of a broken one
 
@@ -200,6 +200,7 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
                 last = key
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("cut off")
+            fault = _end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         fault = str(error) or type(error).__name__
         groups.pop(last, None)  # the clip that the cut went through
@@ -209,6 +210,16 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
         if videos:
             samples.append(Sample(path, key, videos[0], members.get("txt")))
     return samples, fault
+
+
+def _end(path: Path, at: int) -> str:
+    """What is wrong where tarfile read no further: it takes any header that it cannot read for the end."""
+    with path.open("rb") as file:
+        file.seek(at)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not any(block) and len(block) == tarfile.BLOCKSIZE:
+        return ""
+    return "cut off" if len(block) < tarfile.BLOCKSIZE else f"damaged at byte {at}, nothing is read from there on"
 
 
 def _read(path: Path, span: Span) -> bytes:

@@ -260,6 +260,23 @@ def test_the_clip_that_a_cut_goes_through_is_left_out_wherever_it_goes(shards: P
             assert keys == sorted({key for key, *_ in ends})[: len(keys)]
 
 
+def test_a_shard_with_a_damaged_header_or_without_an_end_is_named(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = (shards / "clips-000.tar").read_bytes()
+    with tarfile.open(shards / "clips-000.tar") as tar:
+        headers = {member.name.split(".")[0]: member.offset for member in reversed(tar.getmembers())}
+    at = headers["film/01"]  # its first member's
+    (tmp_path / "rotten.tar").write_bytes(content[:at] + b"\x99" * 100 + content[at + 100 :])
+    (tmp_path / "short.tar").write_bytes(content[:at])
+    (tmp_path / "shorter.tar").write_bytes(content[: at + 100])
+    with caplog.at_level(logging.WARNING):
+        items = dataset(tmp_path, tmp_path)
+    assert [sample.key for sample in items.samples] == 3 * ["film/00"]
+    assert items.damaged == 3 and "rotten.tar" in caplog.text
+    assert dataset(shards, tmp_path).damaged == 0
+
+
 def test_broken_clips_are_passed_over_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, empty = clip_bytes(0), io.BytesIO()
     with av.open(empty, "w", format="mp4") as container:  # a video with zero frames
