@@ -105,7 +105,8 @@ class PairDataset(ClipStream):
         mask = self.cache.frames(path)
         chosen = mask[times] if len(mask) > 1 else np.repeat(mask[:1], self.frames, 0)
         grey = [frame.mean(-1) >= _WHITE for frame in chosen]  # h w
-        return np.stack([cv2.resize(g.astype(np.float32), size[::-1], interpolation=cv2.INTER_NEAREST) for g in grey])
+        nearest = cv2.INTER_NEAREST_EXACT  # the other takes, of a scale such as 1.25, the pixel beside the nearest one
+        return np.stack([cv2.resize(g.astype(np.float32), size[::-1], interpolation=nearest) for g in grey])  # t H W
 
     def _open(self, root: Path) -> list[Pair]:
         for part in ("hr", "lr"):

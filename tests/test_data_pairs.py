@@ -122,6 +122,24 @@ def test_a_given_mask_is_cropped_with_the_frames_and_paints_nothing(size: str, t
     assert max(shares) - min(shares) > 0.2
 
 
+@pytest.mark.parametrize("scale", [1.25, 2.5, 4])
+def test_a_small_mask_lies_where_its_pixels_do(scale: float, tmp_path: Path) -> None:
+    """A pixel of the hole is one whose middle lies in a white pixel of the mask."""
+    low, size = (40, 48), (int(40 * scale), int(48 * scale))
+    still = moving(*size, seed=0, frames=1)[0]
+    write_frames(tmp_path / "hr" / "one", np.stack([still] * 3))
+    write_frames(tmp_path / "lr" / "one", np.stack([cv2.resize(still, low[::-1])] * 3))
+    white = np.random.default_rng(0).random(low) < 0.5
+    write_frames(tmp_path / "mask" / "one", np.repeat(255 * white.astype(np.uint8)[None, ..., None], 3, -1))
+    items = dataset(tmp_path, size=size, scale=scale)
+    rows, columns = (np.floor((np.arange(side) + 0.5) / scale).astype(int) for side in size)
+    inside = [np.abs((np.arange(side) + 0.5) / scale % 1 - 0.5) < 0.499 for side in size]  # not between two pixels
+    expected = white[rows][:, columns]
+    hole = items[0]["hole"][0, 0].numpy()
+    either = [(seen == expected)[inside[0]][:, inside[1]].all() for seen in (hole, hole[:, ::-1])]  # mirrored or not
+    assert any(either)
+
+
 def test_one_mask_holds_for_the_clip(tmp_path: Path) -> None:
     make_root(tmp_path, names=("one",))
     (tmp_path / "mask").mkdir()
