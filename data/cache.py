@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 from einops import rearrange
 
@@ -13,7 +12,8 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader
-from ldm_video.video_io.stills import IMAGE_SUFFIXES
+from ldm_video.video_io.convert import image_to_pixels
+from ldm_video.video_io.stills import IMAGE_SUFFIXES, read_image
 
 VIDEO_SUFFIXES = frozenset(
     {
@@ -128,14 +128,12 @@ def read_caption(path: Path) -> str:
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """RGB ``h w c`` uint8, turned upright as its EXIF data says."""
+    """RGB ``h w c`` uint8 as ``infer.py`` reads it, of any depth, turned upright as its EXIF data says."""
     try:
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error:  # a header of more pixels than OpenCV takes, often a damaged one
-        bgr = None
-    if bgr is None:
-        raise UserError(f"{path} cannot be decoded as a picture; remove it or convert it")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        pixels = image_to_pixels(read_image(path))
+    except UserError as error:
+        raise UserError(f"{path} cannot be decoded as a picture; remove it or convert it") from error
+    return rearrange(to_bytes(pixels), "c h w -> h w c").numpy()
 
 
 def read_video(path: Path, max_frames: int = 0) -> np.ndarray:

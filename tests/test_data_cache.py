@@ -102,6 +102,16 @@ def test_a_picture_that_says_it_is_enormous_is_left_out(tmp_path: Path, caplog: 
     assert "huge.png cannot be decoded as a picture" in caplog.text
 
 
+def test_pictures_of_any_depth_become_the_nearest_levels(tmp_path: Path) -> None:
+    """TIFF holds floats, which scanners and renderers write; 16 bits are rounded, not cut off."""
+    values = np.random.default_rng(0).random((40, 60, 3)).astype(np.float32)
+    cv2.imwrite(str(tmp_path / "floats.tif"), values[..., ::-1])
+    cv2.imwrite(str(tmp_path / "deep.png"), np.round(values * 65535).astype(np.uint16)[..., ::-1])
+    cache = FrameCache(tmp_path / "cache")
+    for name in ("floats.tif", "deep.png"):
+        assert np.abs(cache.frames(tmp_path / name)[0] - 255 * values).max() < 0.51
+
+
 def test_training_finds_what_infer_reads(tmp_path: Path) -> None:
     assert VIDEO_SUFFIXES == batch.VIDEO_SUFFIXES
     assert PHOTO_SUFFIXES == IMAGE_SUFFIXES
