@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.process import Process
+from ldm_video.diffusion.sampler import draws_noise
 from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, open_model
 from ldm_video.models.video_model import VideoModel
@@ -154,6 +155,37 @@ def test_early_schedulers(x4: Path) -> None:
     model = open_still(x4)
     assert dict(model.scheduler.config) == dict(whole.scheduler.config)
     assert torch.equal(model.lowres_scheduler.betas, whole.lowres_scheduler.betas)
+
+
+@pytest.mark.parametrize(
+    ("options", "becomes"),
+    [
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "beta_end": 0.02}, "DDIMScheduler"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "beta_end": 0.02},
+            "DDIMScheduler",
+        ),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+            "FlowMatchEulerDiscreteScheduler",
+        ),
+    ],
+)
+def test_no_scheduler_draws_noise_whether_its_class_or_an_option_says_so(
+    options: dict[str, object], becomes: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A bundle of one that does could not be opened again."""
+    folder = shutil.copytree(folders["sd15"], tmp_path / "sd15")
+    stored = {"shift": 3.0} if "Flow" in becomes else {"beta_start": 0.001, "beta_schedule": "scaled_linear"}
+    stored |= options
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(stored))
+    model = open_still(folder)
+    save_bundle(model, tmp_path / "bundle")
+    for scheduler in (model.scheduler, load_bundle(tmp_path / "bundle").scheduler):
+        assert type(scheduler).__name__ == becomes
+        assert not draws_noise(scheduler)
+        kept = {key: stored[key] for key in ("shift", "beta_start", "beta_end") if key in stored}
+        assert kept.items() <= scheduler.config.items()
 
 
 def test_variants(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
-from ldm_video.diffusion.sampler import DETERMINISTIC, known_options, make_scheduler
+from ldm_video.diffusion.sampler import DETERMINISTIC, draws_noise, known_options, make_scheduler
 from ldm_video.models.codec import ImageCodec
 from ldm_video.models.inflate import grow_conv_in, inflate
 from ldm_video.models.temporal import TemporalConfig
@@ -161,10 +161,15 @@ def deterministic(config: Mapping[str, Any], *, upscales: bool) -> SchedulerMixi
     wrong, and diffusers' pipelines set them too. Options that no scheduler has any more are left out.
     """
     name = config.get("_class_name")
-    forced = {"clip_sample": False} if upscales else {"clip_sample": False, "steps_offset": 1}
-    return make_scheduler(
-        known_options(config), _class_name=name if name in DETERMINISTIC else "DDIMScheduler", **forced
-    )
+    # The second is an option of flows, in whose place there is no DDIM.
+    forced: dict[str, Any] = {"clip_sample": False, "stochastic_sampling": False}
+    forced |= {} if upscales else {"steps_offset": 1}
+    options = known_options(config)
+    if name in DETERMINISTIC:
+        scheduler = make_scheduler(options, _class_name=name, **forced)
+        if not draws_noise(scheduler):  # DPM-Solver may: an option says so
+            return scheduler
+    return make_scheduler(options, _class_name="DDIMScheduler", **forced)
 
 
 def _check_unet(unet: UNet2DConditionModel, latents: int) -> None:
