@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,17 @@ def test_a_long_prompt_is_read_in_pieces(encoder: TextEncoder) -> None:
     short = encoder.tokenizer("blurry", add_special_tokens=False).input_ids
     filled = torch.cat([by_hand(encoder, short), by_hand(encoder, []), by_hand(encoder, [])], dim=1)
     torch.testing.assert_close(ours[1:], filled, atol=1e-5, rtol=0)
+
+
+def test_a_tokenizer_that_does_not_say_how_long_prompts_are(folder: Path, encoder: TextEncoder, tmp_path: Path) -> None:
+    """Its length is 1e30 then; the model has 77 positions."""
+    tokenizer = shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    silent = TextEncoder.load(folder / "text_encoder", tokenizer)
+    for prompts in (["the cat", ""], ["cat " * 100]):
+        torch.testing.assert_close(silent(prompts), encoder(prompts))
 
 
 def test_the_end_of_a_long_prompt_has_a_say(encoder: TextEncoder) -> None:

@@ -46,9 +46,15 @@ class TextEncoder(nn.Module):
         hidden = self.model(ids, attention_mask=mask if uses_mask else None).last_hidden_state  # (b k) n d
         return rearrange(hidden, "(b k) n d -> b (k n) d", k=count)
 
+    @property
+    def _length(self) -> int:
+        """Tokens of a piece: what the tokenizer says, which may be nothing (1e30), and no more than has a position."""
+        length = self.tokenizer.model_max_length
+        return min(length, getattr(self.model.config, "max_position_embeddings", length))
+
     def _pieces(self, prompt: str) -> list[list[int]]:
         """Token numbers of each piece of a prompt: one piece at least, none longer than the model."""
-        start, end, length = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.model_max_length
+        start, end, length = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._length
         if start is None:
             return [self.tokenizer(prompt, truncation=True, max_length=length).input_ids]
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
@@ -57,7 +63,7 @@ class TextEncoder(nn.Module):
 
     def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Rows of numbers -> ``k n`` of the model's length, and 1 where there is a token."""
-        device, length = next(self.model.parameters()).device, self.tokenizer.model_max_length
+        device, length = next(self.model.parameters()).device, self._length
         missing = [length - len(row) for row in rows]
         ids = [row + [self.tokenizer.pad_token_id] * n for row, n in zip(rows, missing, strict=True)]
         mask = [[1] * len(row) + [0] * n for row, n in zip(rows, missing, strict=True)]
