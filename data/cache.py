@@ -124,7 +124,12 @@ def read_caption(path: Path) -> str:
     """What the sidecar ``NAME.txt`` of a video, a photo or a folder of frames says; empty where there is none."""
     # What follows a dot in the name of a folder is no suffix: `take.1` and `take.2` are two clips.
     sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
-    return sidecar.read_text(encoding="utf-8", errors="replace").strip() if sidecar.is_file() else ""
+    return decode_caption(sidecar.read_bytes()) if sidecar.is_file() else ""
+
+
+def decode_caption(text: bytes) -> str:
+    """UTF-8, without the mark before it that Windows' editors write; what is none is shown as such."""
+    return text.decode("utf-8-sig", "replace").strip()
 
 
 def read_photo(path: Path) -> np.ndarray:

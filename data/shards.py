@@ -25,7 +25,7 @@ import torch
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from data.cache import VIDEO_SUFFIXES
+from data.cache import VIDEO_SUFFIXES, decode_caption
 from data.checks import places
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.encoded import EncodedVideo
@@ -131,7 +131,7 @@ class ShardDataset(ClipStream):
 
     def _make(self, sample: Sample, rng: np.random.Generator) -> Item:
         frames = self.read(sample, rng)
-        caption = _read(sample.shard, sample.caption).decode("utf-8", "replace").strip() if sample.caption else ""
+        caption = decode_caption(_read(sample.shard, sample.caption)) if sample.caption else ""
         return self.make_item(self.cut_video(frames, rng), sample.key, caption, rng)
 
 

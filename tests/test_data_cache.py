@@ -128,6 +128,13 @@ def test_captions_of_folders_keep_what_follows_a_dot(tmp_path: Path) -> None:
     assert [read_caption(tmp_path / name) for name in ("take.1", "take.2", "take.mp4")] == ["one", "", "another"]
 
 
+def test_a_caption_begins_with_its_first_word(tmp_path: Path) -> None:
+    """Windows' editors write U+FEFF before it, which is no space: a text encoder would read tokens of it."""
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a.txt").write_bytes(mark + "a harbour, Café\r\n".encode())
+        assert read_caption(tmp_path / "a.mp4") == "a harbour, Café"
+
+
 def test_frames_that_change_places_are_decoded_again(tmp_path: Path) -> None:
     folder, cache = write_photos(tmp_path / "frames", ["0.png", "1.png"]), FrameCache(tmp_path / "cache")
     before = np.array(cache.frames(folder))
