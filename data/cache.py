@@ -115,9 +115,10 @@ def is_photo(path: Path) -> bool:
 
 
 def find_sources(root: Path) -> list[Path]:
-    """Every video and photo under ``root``, sorted; hidden files are left out."""
+    """Every video and photo under ``root``, sorted; hidden files, and those in hidden folders, are left out."""
     suffixes = VIDEO_SUFFIXES | PHOTO_SUFFIXES
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and p.name[0] != "." and p.is_file())
+    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(root).parts))
 
 
 def read_caption(path: Path) -> str:

@@ -120,6 +120,15 @@ def test_training_finds_what_infer_reads(tmp_path: Path) -> None:
     assert [path.name for path in find_sources(tmp_path)] == ["a.MTS", "b.vob", "c.wmv", "d.tif"]
 
 
+def test_hidden_folders_are_left_out_as_infer_leaves_them(tmp_path: Path) -> None:
+    """Thumbnails, what was thrown away, clips that `data.prepare` has not packed yet; not a root that is hidden."""
+    root = tmp_path / ".films"
+    for name in ("a.mp4", "reels/b.mp4", ".Trash/c.mp4", "reels/.thumbnails/small/d.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert find_sources(root) == [root / "a.mp4", root / "reels/b.mp4"]
+
+
 def test_captions_of_folders_keep_what_follows_a_dot(tmp_path: Path) -> None:
     for name in ("take.1", "take.2"):
         (tmp_path / name).mkdir()
