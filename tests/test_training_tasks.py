@@ -138,6 +138,12 @@ def test_known_share_decides_between_upscaling_and_inpainting() -> None:
     assert torch.equal(every.guess[outside], batch["hr"][outside])
 
 
+def test_a_single_frame_is_no_lead() -> None:
+    batch = make_batch(frames=1)
+    evidence = batch_evidence(batch, 0.0, make_draws(0, 0, range(2)), lead_share=1.0)
+    assert not evidence.known.any() and torch.equal(evidence.hole, batch["hole"])
+
+
 def test_lead_share_makes_first_frames_known_whole() -> None:
     batch = make_batch()
     frames, clips = batch["hr"].shape[1], len(batch["hr"])

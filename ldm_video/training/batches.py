@@ -64,7 +64,7 @@ def batch_evidence(
         batch: ``hr`` b t 3 H W and ``lr`` b t 3 h w in [-1, 1], ``hole`` b t 1 H W in {0, 1}.
         known_share: the share of clips whose high-res pixels are known outside the hole: inpainting of HD clips.
         lead_share: the share of clips whose first frames, up to half of them, are known whole: a film's segment that
-            goes on from the one before. Nothing is drawn at 0.
+            goes on from the one before. A single frame goes on from none. Nothing is drawn at 0.
         colour_shift: of the codec, see :class:`~ldm_video.models.codec.Codec`.
     """
     hr, hole = batch["hr"], batch["hole"]
@@ -72,7 +72,8 @@ def batch_evidence(
     known = inpaint.to(hole) * (1 - hole)  # b t 1 H W
     if lead_share:
         led, count = draws.rand(2).unbind(dim=1)  # b, b
-        count = (count * (hr.shape[1] // 2)).floor() + 1  # 1 to t // 2
+        half = hr.shape[1] // 2
+        count = ((count * half).floor() + 1).clamp(max=half)  # 1 to t // 2; of one frame none
         leads = torch.arange(hr.shape[1]) < (count * (led < lead_share))[:, None]  # b t
         known = torch.maximum(known, leads[:, :, None, None, None].to(known))
     return build_evidence(shift_colour(batch["lr"], colour_shift), hole, known_pixels=hr, known=known)
