@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ldm_video.core.evidence import build_evidence
 from ldm_video.diffusion.objective import Objective
+from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
@@ -158,6 +159,16 @@ def test_lead_share_makes_first_frames_known_whole() -> None:
     assert counts == set(range(1, frames // 2 + 1))
     drawn = batch_evidence(batch, 0.4, make_draws(3, 0, range(clips)), lead_share=0.0)
     assert torch.equal(drawn.known, batch_evidence(batch, 0.4, make_draws(3, 0, range(clips))).known)
+
+
+def test_the_codec_stage_trains_no_restorer_that_its_loss_does_not_see() -> None:
+    """DDP ends a run in which a parameter that takes gradients gets none."""
+    codec = PairedCodec(4, (8, 8, 8, 4), (1, 1, 1), (8, 8), 1).requires_grad_(True)  # as a stage is given it
+    task = CodecTask(codec, PixelLoss(None), ADAMW)
+    task.training_step(make_batch(), 0).backward()
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in task.named_parameters() if parameter.grad is not None}
+    assert trained and all(name.startswith("codec.decoder.") for name in trained)
 
 
 # Losses.

@@ -21,7 +21,7 @@ class CodecTask(Stage):
     it is given ``(1 - s) latents + s latent_noise noise``, with ``s`` drawn from 0 to 1 for each clip.
 
     Args:
-        codec: the codec to train.
+        codec: the codec whose decoder is trained.
         pixel_loss: L1, perceptual and motion terms.
         latent_noise: standard deviation of the noise that latents are lost in at ``s = 1``.
         known_share: share of clips with known high-res pixels (see :func:`batch_evidence`).
@@ -39,6 +39,9 @@ class CodecTask(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, warmup, seed)
+        codec.requires_grad_(False)  # of a paired codec, the restorer: no loss here sees its pictures
+        for parameter in codec.decoder_parameters():
+            parameter.requires_grad_(True)
         self.codec = codec
         self.pixel_loss = pixel_loss
         self.latent_noise = latent_noise
