@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -70,3 +71,14 @@ def test_looking_at_the_average_of_a_model_in_half_precision_leaves_both_as_they
     assert model.weight.item() == torch.tensor(1 / 3).bfloat16().item()
     callback.on_validation_epoch_end(trainer, model)
     assert (model.weight.item(), average.module.weight.item()) == (2, torch.tensor(1 / 3).item())
+
+
+def test_the_average_lies_where_the_model_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callbacks are set up before the model is moved there."""
+    callback, trainer, model = WarmAverage(0.5), pl.Trainer(logger=False, enable_checkpointing=False), Stage()
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("meta"))
+    callback.setup(trainer, model, "fit")
+    average = callback._average_model
+    assert average is not None
+    assert {x.device.type for x in average.state_dict().values()} == {"meta"}
+    assert model.weight.device.type == "cpu"

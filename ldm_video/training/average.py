@@ -36,6 +36,11 @@ class WarmAverage(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=average)
         self._own: list[Tensor] = []  # the model's, while the average is in its place
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # The model is on the CPU still; an average that stayed there would cost a copy of all weights at every step.
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._average_model is not None:
             self._own = [x.detach().clone() for x in _tensors(pl_module)]
