@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from ldm_video.core.evidence import Evidence, build_evidence
 from ldm_video.diffusion.objective import Objective
+from ldm_video.diffusion.process import Process
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.training.adversary import Adversary
-from ldm_video.training.batches import make_draws
+from ldm_video.training.batches import Draws, make_draws
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss, psnr
@@ -331,6 +332,28 @@ def test_a_model_without_steps_is_restored_by_its_decoder() -> None:
     task = few_step_task(model)
     expected = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), plain(batch))
     torch.testing.assert_close(task.restore(batch), expected)
+
+
+def test_a_model_that_begins_from_the_guess_is_restored_so(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, seen = tiny_model(), make_batch(), []
+    model.sampling = replace(model.sampling, steps=4, strength=0.5)
+    task = make_task(model)
+    predict = task.predict
+    monkeypatch.setattr(task, "predict", lambda x, t, condition: (seen.append((x, t)), predict(x, t, condition))[1])
+    task.restore(batch)
+    assert len(seen) == 2  # half of the steps
+    evidence = plain(batch)
+    noise = task.noise(batch["hr"], _after_the_evidence(task.draws(batch, 0, "restore")))
+    guess = model.codec.encode(evidence.guess, evidence)
+    expected = Process.from_scheduler(model.scheduler).noisy(guess, noise, seen[0][1].float())
+    torch.testing.assert_close(seen[0][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def _after_the_evidence(draws: Draws) -> Draws:
+    draws.rand(1, 1, 1, 1)
+    return draws
 
 
 def test_validation_uses_a_model_without_steps_as_it_is_used() -> None:

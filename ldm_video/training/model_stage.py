@@ -163,11 +163,18 @@ class ModelStage(Stage):
         """Sampled as the model's defaults say, without guidance."""
         draws = self.draws(batch, 0, "restore")
         condition = self.plain_condition(batch, draws)
-        noise, steps = self.noise(batch["hr"], draws), self.model.sampling.steps
-        if steps == 0:
-            return self.model.codec.decode(torch.zeros_like(noise), condition.evidence)
-        latents = sample(lambda x, timestep: self.predict(x, timestep, condition), self.model.scheduler, noise, steps)
-        return self.model.codec.decode(latents, condition.evidence)
+        noise, sampling, codec = self.noise(batch["hr"], draws), self.model.sampling, self.model.codec
+        if sampling.steps == 0:
+            return codec.decode(torch.zeros_like(noise), condition.evidence)
+        latents = sample(
+            lambda x, timestep: self.predict(x, timestep, condition),
+            self.model.scheduler,
+            noise,
+            sampling.steps,
+            start=codec.encode(condition.evidence.guess, condition.evidence) if sampling.strength < 1 else None,
+            strength=sampling.strength,
+        )
+        return codec.decode(latents, condition.evidence)
 
 
 def _check_noise_level(model: VideoModel, levels: Sequence[int] | None) -> None:
