@@ -194,6 +194,8 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("optimizer.lr=-1", "Invalid learning rate"),
         ("optimizer.lr=fast", "the optimizer section cannot be used"),
         ("trainer.max_steps=many", "trainer.max_steps must be"),
+        ("trainer.max_time=10:00:00:00", "quote it for the shell and for YAML: \"trainer.max_time='DD:HH:MM:SS'\""),
+        ("trainer.max_time=3600", "trainer.max_time is 3600"),
         ("seed=any", "seed is 'any'"),
         ("seed=-1", "seed is -1"),
         ("seed=99999999999", "from 0 to 4294967295"),

@@ -25,6 +25,12 @@ def check_settings(config: DictConfig) -> None:
             )
     if not _is_whole(config.trainer.max_steps, 1):
         raise UserError("trainer.max_steps must be 1 or more: the learning rate is led down to it")
+    longest = config.trainer.get("max_time")
+    if isinstance(longest, int | float):  # YAML counts 10:00:00:00 in sixties
+        raise UserError(
+            f"trainer.max_time is {longest!r}, which YAML does not read as text; quote it for the shell and for YAML: "
+            "\"trainer.max_time='DD:HH:MM:SS'\""
+        )
     if not _is_whole(config.seed, 0) or config.seed > LARGEST_SEED:
         raise UserError(f"seed is {config.seed!r}; give a whole number from 0 to {LARGEST_SEED}")
     if not _is_whole(config.data.batch, 1):
