@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 import train
 from ldm_video.core.errors import UserError
-from ldm_video.training.loggers import build_loggers, git_revision, keep_wandb_id
+from ldm_video.training.loggers import build_loggers, git_revision, keep_wandb_id, log_bundle
 from tests.cli_support import call, read_pixels, write_tiny_bundle
 from tests.train_support import stage_options
 from tests.wandb_reader import read_offline_run
@@ -121,6 +122,19 @@ def test_loggers_are_named_one_by_one_or_in_a_list(tmp_path: Path, monkeypatch: 
         build_loggers(["csv", "tape"], "a", tmp_path)
     with pytest.raises(UserError, match="names none"):
         build_loggers([], "a", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_wandb_other_loggers_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import fails, as of a package that is not installed
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else found(name, *rest)
+    )
+    loggers = build_loggers("csv", "a", tmp_path)
+    log_bundle(loggers, tmp_path, "a")
+    with pytest.raises(UserError, match="pip install wandb; or use logger=csv"):
+        build_loggers(["csv", "wandb"], "a", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

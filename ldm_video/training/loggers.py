@@ -29,7 +29,7 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: boo
 
     To W&B a run that goes on is the one of before, unless ``anew``. ``WANDB_MODE`` and ``WANDB_RUN_ID`` have their say.
 
-    Raises ``UserError`` for none, for an unknown kind and for TensorBoard without its package. Nothing is written yet.
+    Raises ``UserError`` for none, for an unknown kind and for one without its package. Nothing is written yet.
     """
     if not kinds:
         raise UserError(f"the configuration's logger names none; use {', '.join(KINDS)}, or a list of them")
@@ -38,6 +38,8 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: boo
         if kind == "csv":
             loggers.append(CSVLogger(output, name="log", flush_logs_every_n_steps=1))  # a kill loses no line
         elif kind == "wandb":
+            if importlib.util.find_spec("wandb") is None:
+                raise UserError("the wandb logger needs its package: pip install wandb; or use logger=csv")
             offline = not os.environ.get("WANDB_MODE") and not has_wandb_key()
             run = os.environ.get("WANDB_RUN_ID") or (None if anew else _read_id(output)) or secrets.token_hex(4)
             loggers.append(WandbLogger(name=name, save_dir=output, project=PROJECT, offline=offline, version=run))
@@ -114,10 +116,10 @@ def log_bundle(loggers: Iterable[Logger], folder: Path, name: str) -> None:
 
     The files are not copied: they must stay in ``folder`` until ``wandb sync`` has sent an offline run.
     """
-    import wandb  # a second to load, and few runs get here with it
-
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            import wandb  # a second to load, and other loggers do without it
+
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="model")
             artifact.add_dir(str(folder), policy="immutable")
             logger.experiment.log_artifact(artifact)
