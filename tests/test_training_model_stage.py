@@ -356,6 +356,12 @@ def _after_the_evidence(draws: Draws) -> Draws:
     return draws
 
 
+@pytest.mark.parametrize("shares", [[0.0, 0.0], [1.0, -0.1], [float("nan"), 1.0], [float("inf")]])
+def test_shares_of_steps_that_cannot_be_drawn_are_refused(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match="step_shares are numbers from 0 up"):
+        few_step_task(tiny_model(), step_shares=shares)
+
+
 def test_validation_uses_a_model_without_steps_as_it_is_used() -> None:
     scores = {}
     for steps in (0, 1):

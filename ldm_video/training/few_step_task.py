@@ -66,6 +66,8 @@ class FewStepTask(ModelStage):
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
         self.step_shares = torch.tensor(step_shares, dtype=torch.float32)  # [1] is as good as [1.0]
+        if not (bool((self.step_shares >= 0).all()) and 0 < float(self.step_shares.sum()) < float("inf")):
+            raise ValueError(f"step_shares are numbers from 0 up and not all 0, not {list(step_shares)}")
         self.latent_weight = latent_weight
         self.pixel_from_step = pixel_from_step
         self.decoder_share = decoder_share
