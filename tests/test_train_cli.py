@@ -212,6 +212,8 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("data.degrade=nonsense", "unknown degradation 'nonsense'"),
         ("init_from=elsewhere", "not both"),
         ("logger=tape", "unknown logger 'tape'"),
+        ("logger=5", "unknown logger '5'"),
+        ("logger=true", "unknown logger 'True'"),
         ("task.target=ldm_video.training.codec_task.Codex", "unknown model part"),
         ("--turbo", "unrecognized arguments: --turbo"),
     ],

@@ -34,7 +34,7 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: boo
     if not kinds:
         raise UserError(f"the configuration's logger names none; use {', '.join(KINDS)}, or a list of them")
     loggers: list[Logger] = []
-    for kind in [kinds] if isinstance(kinds, str) else kinds:
+    for kind in [kinds] if isinstance(kinds, str) or not isinstance(kinds, Sequence) else kinds:
         if kind == "csv":
             loggers.append(CSVLogger(output, name="log", flush_logs_every_n_steps=1))  # a kill loses no line
         elif kind == "wandb":
