@@ -148,10 +148,10 @@ def _check_sizes(pair: ClipPair, moment: dict[str, np.ndarray]) -> None:
 
 
 def check_numbering(folder: Path) -> None:
-    """Raise ``UserError`` naming the first number that lacks in a folder of numbered frames."""
+    """Raise ``UserError`` naming the first number that lacks in a folder of numbered frames, hidden files aside."""
     numbers = []
     for path in folder.iterdir():
-        if path.suffix.lower() in IMAGE_SUFFIXES and (match := re.search(r"(\d+)$", path.stem)):
+        if _is_image(path) and (match := re.search(r"(\d+)$", path.stem)):
             numbers.append(int(match[1]))
     numbers.sort()
     for before, after in pairwise(numbers):

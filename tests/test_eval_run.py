@@ -99,6 +99,14 @@ def test_a_gap_in_the_numbering_is_an_error(tmp_path: Path) -> None:
         list(zip_frames(pair))
 
 
+def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
+    """macOS leaves ``._00001.png`` beside ``00001.png`` on foreign disks."""
+    folder = write_clip(tmp_path / "p", frames=3)
+    (folder / "._00001.png").write_bytes(b"Mac OS X")
+    (folder / ".00009.png").write_bytes(b"")
+    assert len(list(zip_frames(ClipPair("x", folder, folder)))) == 3
+
+
 def test_other_size_is_an_error(tmp_path: Path) -> None:
     pair = ClipPair("x", write_clip(tmp_path / "p", size=(48, 60)), write_clip(tmp_path / "r"))
     with pytest.raises(UserError, match=r"differ in size \(60x48 and 64x48\)"):
