@@ -5,6 +5,7 @@ Nothing is repaired here: a gap in the numbering, another size or another length
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,12 +49,12 @@ def find_clips(root: str | Path) -> dict[str, Path]:
         raise UserError(f"no such file or folder: {root}")
     if root.is_file() or _holds_images(root):
         _refuse_mixture(root)
-        return {root.stem: root}
+        return {_clip_name(root): root}
     clips: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
         if path.name.startswith(".") or not (path.suffix.lower() in VIDEO_SUFFIXES or _holds_images(path)):
             continue
-        name = path.stem if path.is_file() else path.name
+        name = _clip_name(path)
         if name in clips:
             raise UserError(f"two clips are named {name}: {clips[name]} and {path}; remove or rename one")
         clips[name] = path
@@ -158,6 +159,11 @@ def check_numbering(folder: Path) -> None:
         if after != before + 1:
             what = f"frame {before + 1} is missing" if after > before else f"two frames are numbered {after}"
             raise UserError(f"{folder}: {what}")
+
+
+def _clip_name(path: Path) -> str:
+    """Of a file without its suffix; a folder's dots belong to its name."""
+    return path.stem if path.is_file() else Path(os.path.abspath(path)).name
 
 
 def _holds_images(path: Path) -> bool:

@@ -66,6 +66,16 @@ def test_single_clips_pair_whatever_their_names(clips: tuple[Path, Path]) -> Non
     assert pairs == [ClipPair("a", pred / "b", ref / "a")]
 
 
+def test_a_folder_has_the_same_name_alone_and_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = write_clip(tmp_path / "ref" / "city.v2")
+    for name in ("city.v2", "city"):
+        write_clip(tmp_path / "pred" / name)
+    pairs, missing = match_clips(tmp_path / "pred", alone)
+    assert pairs == [ClipPair("city.v2", tmp_path / "pred" / "city.v2", alone)] and not missing
+    monkeypatch.chdir(alone)
+    assert find_clips(".") == {"city.v2": Path(".")}
+
+
 def test_find_clips_refuses_nothing_and_twins(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         find_clips(tmp_path / "absent")
