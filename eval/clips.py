@@ -175,10 +175,15 @@ def _is_image(path: Path) -> bool:
 
 
 def _refuse_mixture(folder: Path) -> None:
-    """``UserError`` for a folder of images that holds videos as well: is it one clip of frames, or are those clips?"""
+    """``UserError`` for a folder of images that holds clips as well: is it one clip of frames, or are those clips?"""
     if folder.is_dir():
         children = sorted(folder.iterdir())
         image = next(child for child in children if _is_image(child))
         video = next((child for child in children if child.suffix.lower() in VIDEO_SUFFIXES), None)
         if video is not None:
             raise UserError(f"{folder} holds images and videos, such as {image.name} and {video.name}; keep one kind")
+        clip = next((child for child in children if not child.name.startswith(".") and _holds_images(child)), None)
+        if clip is not None:
+            raise UserError(
+                f"{folder} holds images and folders of frames, such as {image.name} and {clip.name}; keep one kind"
+            )

@@ -88,6 +88,15 @@ def test_find_clips_refuses_nothing_and_twins(tmp_path: Path) -> None:
         find_clips(tmp_path)
 
 
+def test_a_picture_beside_folders_of_frames_is_not_taken_for_the_clip(clips: tuple[Path, Path]) -> None:
+    _, ref = clips
+    cv2.imwrite(str(ref / "cover.png"), np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(UserError, match=r"folders of frames, such as cover\.png and a;"):
+        find_clips(ref)
+    (ref / "cover.png").rename(ref / ".cover.png")
+    assert list(find_clips(ref)) == ["a", "b"]
+
+
 def test_frames_are_read_exactly(clips: tuple[Path, Path]) -> None:
     pred, ref = clips
     moment = next(zip_frames(ClipPair("a", pred / "a", ref / "a")))
