@@ -24,7 +24,7 @@ from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs
 from eval.kept import KEY, in_order, inputs_key, read_kept
 from eval.measure import Cost, Worker
 from eval.methods import Method, Settings, find_methods, infer_options
-from eval.results import write_json
+from eval.results import recipe, write_json
 from eval.run import Plan, parse_metrics, score_pairs
 from eval.scoring import Tools
 from eval.table import markdown
@@ -200,13 +200,12 @@ def main() -> None:
 
 
 def _inputs_key(track: Track, suite: Suite, root: str, masks: Path | None, plan: Plan) -> str:
-    """Of what a track's scores are: its recipe, the clips, the metrics and their tools."""
+    """Of what a track's scores are: its recipe, the clips, the masks, the metrics and their tools."""
     clips = {name: file_states(path) for name, path in find_clips(root).items()}
-    objects = str(masks and masks.resolve()) if track.hole == OBJECT else None
-    metrics = [str(choice) for choice in plan.metrics]
-    return inputs_key(
-        FORMAT, asdict(track), suite.scale, suite.seed, suite.frames, clips, objects, metrics, str(plan.tools)
-    )
+    objects = file_states(masks) if track.hole == OBJECT and masks is not None and masks.exists() else None
+    raft = file_states(Path(plan.tools.raft)) if plan.tools.raft else None
+    scored = recipe(plan.metrics, plan.tools)
+    return inputs_key(FORMAT, asdict(track), suite.scale, suite.seed, suite.frames, clips, objects, scored, raft)
 
 
 def _absent_clips(track: Track, root: str, inputs: list[BenchmarkInput], masks: Path | None) -> list[str]:

@@ -21,6 +21,11 @@ RESAMPLES = 10_000
 FORMAT = 1  # raise it when a metric changes: what was scored before is then scored again
 
 
+def recipe(metrics: Iterable[MetricChoice], tools: Tools) -> str:
+    """What scores depend on beside files."""
+    return f"{FORMAT} {[str(m) for m in metrics]} {tools}"
+
+
 def fingerprint(
     pair: ClipPair, metrics: Iterable[MetricChoice], tools: Tools, missing: Mapping[str, str] | None = None
 ) -> str:
@@ -28,7 +33,7 @@ def fingerprint(
 
     ``missing``: metrics without weights, and why. Once the weights are there, the clip is scored again.
     """
-    digest = hashlib.sha256(f"{FORMAT} {[str(m) for m in metrics]} {tools} {sorted((missing or {}).items())}".encode())
+    digest = hashlib.sha256(f"{recipe(metrics, tools)} {sorted((missing or {}).items())}".encode())
     files_of = pair.inputs() | ({"raft": Path(tools.raft)} if tools.raft else {})
     for role, path in files_of.items():
         digest.update(f"{role} {file_states(path)}".encode())

@@ -13,16 +13,18 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import benchmark, inputs
+from eval import benchmark, inputs, results
 from eval.broadcast import weave, write_broadcast
 from eval.clips import frames_of
 from eval.holes import FAMILIES, MaskOf, read_object
 from eval.inputs import Track, build_inputs
+from eval.measure import Worker, measure
 from eval.methods import find_methods
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.video_io.interlace import detect_field_order
 from ldm_video.video_io.probe import probe
 from tests import video_io_support as independent
+from tests.cli_support import call
 
 SUITE = Path(__file__).resolve().parents[1] / "configs" / "eval" / "suite.yaml"
 SIZE = (480, 848)
@@ -277,3 +279,27 @@ def test_benchmark_on_broadcast_and_objects(tmp_path: Path, monkeypatch: pytest.
     summary = results["broadcast"]["bicubic"]
     assert list(summary["scores"]) == ["psnr"] and summary["peak_bytes"] > 50e6 and summary["seconds"] > 0
     assert "sd_object is without pan: without --masks DIR" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize("change", ["masks", "metric"])
+def test_no_row_is_kept_of_other_masks_or_of_an_earlier_metric(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "__call__", lambda _, *work: measure(*work))  # no process of its own: it takes seconds
+    masks, out = tmp_path / "masks" / "pan", tmp_path / "out"
+    write_pan(tmp_path / "clips" / "pan", 2)
+    write_pan(masks, 2)
+    arguments = ["--suite", SUITE, "--root", tmp_path / "clips", "--out", out, "--masks", tmp_path / "masks"]
+    arguments += ["--tracks", "sd_object", "--jobs", 1, "metrics=[psnr]", "--methods"]
+
+    def rows(methods: str) -> list[str]:
+        assert call(benchmark, *arguments, methods) == 0
+        return list(json.loads((out / "results.json").read_text())["sd_object"])
+
+    assert rows("telea") == ["bicubic", "telea"]
+    assert rows("bicubic") == ["bicubic", "telea"]  # of the same inputs
+    if change == "masks":
+        cv2.imwrite(str(masks / "00001.png"), np.full((64, 96), 255, np.uint8))
+    else:
+        monkeypatch.setattr(results, "FORMAT", results.FORMAT + 1)
+    assert rows("bicubic") == ["bicubic"]
