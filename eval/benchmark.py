@@ -108,6 +108,7 @@ def run_once(method: Method, given: BenchmarkInput, folder: Path, worker: Worker
     if output.is_file() and (cost := _recorded(note, key)) is not None:
         return cost
     folder.mkdir(parents=True, exist_ok=True)
+    note.unlink(missing_ok=True)  # it speaks of an output that is now made anew
     cost = worker(method, given.lowres, given.mask, given.scale, output)
     write_json(note, {"key": key, **asdict(cost), "frames": given.frames})
     return cost

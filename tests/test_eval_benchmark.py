@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -19,9 +21,10 @@ from eval.benchmark import read_suite
 from eval.clips import frames_of
 from eval.degradations import shrink
 from eval.holes import moving_blob
-from eval.inputs import Track, build_inputs
+from eval.inputs import BenchmarkInput, Track, build_inputs
 from eval.kept import KEY, in_order, read_kept
-from eval.methods import find_methods
+from eval.measure import Worker, measure
+from eval.methods import Method, find_methods
 from eval.table import markdown
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
@@ -215,6 +218,38 @@ def test_benchmark_end_to_end(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| bicubic")]
     assert len(rows) == 2 and rows[0][1] == luma
     assert table.count("| reference |") == 2 and rows[0][-1] == "1.0 |" and rows[0][-3] == "1.0"
+
+
+@dataclass
+class Marking:
+    """Writes its mark; ``stopped`` right after, as by Ctrl-C."""
+
+    mark: str
+    stopped: bool = False
+
+    def identity(self) -> str:
+        return self.mark
+
+    def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
+        output.write_text(self.mark)
+        if self.stopped:
+            raise KeyboardInterrupt
+
+
+def test_an_output_is_never_taken_for_that_of_other_options(tmp_path: Path) -> None:
+    lowres = tmp_path / "low.mkv"
+    lowres.touch()
+    given = BenchmarkInput("one", lowres, lowres, None, 1, 4)
+
+    def run(method: Marking) -> str:
+        worker = cast(Worker, lambda function, *arguments: measure(function, *arguments))
+        benchmark.run_once(cast(Method, method), given, tmp_path / "out", worker)
+        return (tmp_path / "out" / "one.mkv").read_text()
+
+    assert run(Marking("first")) == "first"
+    with pytest.raises(KeyboardInterrupt):
+        run(Marking("second", stopped=True))
+    assert run(Marking("first")) == "first"
 
 
 def test_table_prints_units_and_the_reference() -> None:
