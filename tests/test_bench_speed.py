@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,38 @@ def test_every_round_times_every_method(clip: Path, monkeypatch: pytest.MonkeyPa
     found = speed.measure(clip, [Slow(name) for name in names], more=6, more_peers=4, rounds=2)
     assert {name: len(seconds) for name, seconds in found.items()} == dict.fromkeys(names, 2)
     assert all(seconds > 0 for times in found.values() for seconds in times)
+
+
+class Loaded:
+    """Takes 1 s a frame, and 5 s to load what is then held until another method loads; all by ``clock``."""
+
+    held = ""
+    clock = 0.0
+    fills = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def identity(self) -> str:
+        return self.name
+
+    def missing(self, scale: int) -> str | None:
+        return None
+
+    def __call__(self, lowres: Path, mask: Path | None, scale: int, output: Path) -> None:
+        if Loaded.held != self.name:
+            Loaded.held = self.name
+            Loaded.clock += 5
+        with FrameReader(lowres) as reader:
+            Loaded.clock += sum(1 for _ in reader)
+
+
+@pytest.mark.parametrize("names", [["peer"], ["peer", "other"]])
+def test_loading_is_no_part_of_a_frame(names: list[str], clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loaded, "held", "")
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: Loaded.clock))
+    found = speed.measure(clip, [Loaded(name) for name in names], more=6, more_peers=4, rounds=2)
+    assert found == {name: [1.0, 1.0] for name in names}
 
 
 def test_ours_is_timed_with_other_options_as_well(
