@@ -189,6 +189,22 @@ def test_folders_of_eval_run_and_names_that_need_escaping(bench: Path, tmp_path:
     assert stages == {"drift": {"reference", *names.values()}, "flash": {"reference", names["bicubic"]}}
 
 
+def test_a_method_called_reference_or_input_takes_no_others_place(bench: Path, tmp_path: Path) -> None:
+    """Scores in folders of these names: of the spoilt method, which the pictures of neither show."""
+    folders = [bench / "scores" / "clean" / "bicubic"]
+    for name in ("reference", "input"):
+        folders.append(Path(shutil.copytree(bench / "scores" / "clean" / "lanczos", tmp_path / name)))
+    out = tmp_path / "report.html"
+    assert call(report, *folders, "--out", out, "--quality", 100) == 0
+    (stage,) = Parser(out.read_text()).top.find("div", class_="stage", data_clip="drift")
+    shown = {str(i.attributes["data-label"]): picture(i.attributes["src"]) for i in stage.find("img")}
+    assert set(shown) == {"reference", "input", "bicubic", "reference (scored)", "input (scored)"}
+    ref = read_pixels(bench / "inputs" / "ref" / "drift.mkv")[SPOILT["drift"]]
+    small = read_pixels(bench / "inputs" / "clean" / "lowres" / "drift.mkv")[SPOILT["drift"]]
+    np.testing.assert_allclose(shown["reference"], ref, atol=8)
+    np.testing.assert_allclose(shown["input"], small.repeat(4, axis=0).repeat(4, axis=1), atol=8)
+
+
 def test_two_benchmarks_side_by_side(bench: Path, shared_bench: Path) -> None:
     (track,) = load_tracks([shared_bench, bench])
     assert list(track.methods) == ["bicubic", "lanczos", "bicubic (copy)", "lanczos (copy)"]

@@ -15,6 +15,7 @@ from eval.clips import ClipPair
 from ldm_video.core.errors import UserError
 
 GIVEN = "given folders"  # the track of folders that eval.run wrote
+REFERENCE, INPUT = "reference", "input"  # what is shown beside the methods
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class ScoredTrack:
         return {name: method.clips[clip] for name, method in self.methods.items() if clip in method.clips}
 
     def add(self, method: ScoredMethod, folder: Path) -> None:
-        """A second method of that name gets its folder's name behind it."""
-        name = method.name if method.name not in self.methods else f"{method.name} ({folder.name})"
+        """A second method of that name gets its folder's name behind it; none is named as what stands beside them."""
+        name = f"{method.name} (scored)" if method.name in (REFERENCE, INPUT) else method.name
+        name = name if name not in self.methods else f"{name} ({folder.name})"
         if name in self.methods:
             raise UserError(f"two folders hold a method named {name}; rename {folder}")
         self.methods[name] = replace(method, name=name)

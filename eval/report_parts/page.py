@@ -12,9 +12,9 @@ import numpy as np
 from eval.report_parts import columns
 from eval.report_parts.curves import column_titles, track_curves
 from eval.report_parts.encode import jpeg_uri, png_uri
-from eval.report_parts.load import ScoredTrack
+from eval.report_parts.load import REFERENCE, ScoredTrack
 from eval.report_parts.markup import Html, join, json_script, tag
-from eval.report_parts.pictures import MOST_LINES, REFERENCE, ClipPictures
+from eval.report_parts.pictures import MOST_LINES, ClipPictures
 from eval.report_parts.score_table import score_table
 
 BASELINE = "bicubic"

@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.clips import frames_of
 from eval.report_parts import choose, columns
-from eval.report_parts.load import ScoredClip, ScoredTrack
+from eval.report_parts.load import INPUT, REFERENCE, ScoredClip, ScoredTrack
 from ldm_video.core.errors import UserError
 
 CROP = (144, 192)  # height, width in pixels of the reference
@@ -21,7 +21,6 @@ CROPPED_FRAMES = 2  # a clip
 LINE = 480  # pixels of the scan line
 MOST_LINES = 240  # frames of a temporal profile, from the clip's start
 WIDEST = 1280  # pixels of a whole frame in the slider; larger ones are shrunk
-REFERENCE, INPUT = "reference", "input"
 
 
 @dataclass(frozen=True)
