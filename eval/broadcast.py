@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from av.filter import Graph
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
@@ -57,6 +58,9 @@ def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, 
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         context = stream.codec_context
         context.thread_count, context.gop_size, context.max_b_frames = 1, _GROUP, _B_FRAMES
+        # of more than 576 lines, or 1280 wide, what says nothing is read as BT.709
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT470BG, ColorTrc.SMPTE170M
         context.flags |= Flags.interlaced_dct | Flags.interlaced_me
         rate = max(1, round(bits * size[0] * size[1] * RATE))
         context.bit_rate = rate

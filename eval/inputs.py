@@ -171,7 +171,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
         raise UserError(f"{name} has one frame; a frame of the track {track.name} takes two, one for each field")
     folder = out / track.name
     firsts, lowres = folder / "ref" / f"{name}.mkv", folder / "lowres" / f"{name}.mkv"
-    recipe = _recipe(ref, track, scale, seed)
+    recipe = _recipe(ref, track, scale, seed) | {"matrix": "bt601"}  # said in the file; before, it was guessed
     note, count = folder / f"{name}.json", ref.frames // 2
     found = BenchmarkInput(name, firsts, lowres, None, count, scale)
     if _same(note, recipe) and lowres.is_file() and firsts.is_file():

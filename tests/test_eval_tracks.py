@@ -16,6 +16,7 @@ import pytest
 from eval import benchmark, inputs, results
 from eval.broadcast import weave, write_broadcast
 from eval.clips import frames_of
+from eval.framewise import open_frames, to_image
 from eval.holes import FAMILIES, MaskOf, read_object
 from eval.inputs import Track, build_inputs
 from eval.measure import Worker, measure
@@ -239,6 +240,16 @@ def test_broadcast_is_interlaced_mpeg2_of_the_stated_rate(tmp_path: Path) -> Non
     assert payload * 8 / (30 * 96 * 128) == pytest.approx(0.5, rel=0.25)
     with pytest.raises(UserError, match="multiples of 4"):
         write_broadcast(tmp_path / "b.mkv", pictures, (94, 128), 0.5)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (580, 96), (96, 1280)])
+def test_broadcast_keeps_its_colour_at_any_size(size: tuple[int, int], tmp_path: Path) -> None:
+    colour = np.array([40, 180, 60])
+    write_broadcast(tmp_path / "x.mkv", [np.full((*size, 3), colour, np.uint8)] * 4, size, 3.0)
+    with open_frames(tmp_path / "x.mkv") as deinterlaced:
+        fields = np.stack([to_image(frame.pixels) for frame in deinterlaced])
+    for clip in (read(tmp_path / "x.mkv") * 255, fields):
+        np.testing.assert_allclose(clip.mean(axis=(0, 1, 2)), colour, atol=2)
 
 
 def test_broadcast_reference_is_the_first_field_and_methods_deinterlace(tmp_path: Path) -> None:
