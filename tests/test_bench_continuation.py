@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from eval.bench import continuation
 from eval.bench.continuation import Frame, _ends, _segment_borders, measure, measure_tiles, there_and_back
 from ldm_video.pipeline.plan import PlanRules, make_plan
-from tests.cli_support import tiny_model
+from tests.cli_support import call, tiny_model, write_tiny_bundle
 
 
 def clip(frames: int, side: int = 64) -> np.ndarray:
@@ -45,3 +48,13 @@ def test_ends_tell_drift() -> None:
 def test_tiles_are_measured_beside_the_whole_picture() -> None:
     tiled, whole = measure_tiles(tiny_model(), clip(2, 128), tile=64, overlap=32)
     assert tiled > 0 and whole > 0
+
+
+@pytest.mark.parametrize("option", ["--frames=0", "--frames=1", "--tile=0"])
+def test_too_little_to_measure_is_one_line(
+    option: str, tiny_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_bundle(tmp_path / "tiny")
+    assert call(continuation, "--clip", tiny_video, "--model", model, "--size", 32, option) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert option.partition("=")[0] in line

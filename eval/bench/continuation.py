@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192, help="of the crop, in output pixels")
     parser.add_argument("--tile", type=int, default=128, help="side of a tile, in output pixels")
     arguments = parser.parse_args()
+    if arguments.frames < 2 or arguments.tile < 1:
+        raise UserError("--frames must be 2 or more, its first half is compared with its last; --tile 1 or more")
     model = place(load_bundle(arguments.model))
     source = np.stack(list(islice(frames_of(arguments.clip), 60)))  # t H W 3
     clip = there_and_back(_crop(source, arguments.size, model.multiple), arguments.frames)
