@@ -147,10 +147,7 @@ class Restorer:
         enlarges = given.shape[-2:] != hole.shape[-2:]
         if enlarges:
             lowres = average_along_motion(lowres[0], hidden[0], settings.average)[None]
-        if settings.propagate != "off":
-            lowres, hole = _carried_over(lowres, hole, always=settings.propagate == "on")
-        if settings.fill == "patches":
-            lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
+        lowres, hole = self._closed(lowres, hole, shown)
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
         if before is not None:
@@ -176,6 +173,14 @@ class Restorer:
         if before is not None:
             output[:, : len(before)] = before.to(output)
         return _finished(output, callback)
+
+    def _closed(self, lowres: Tensor, hole: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Low-res frames ``b t 3 h w``, in the hole ``b t 1 H W`` what others show, then patches; and the hole left."""
+        if self.settings.propagate != "off":
+            lowres, hole = _carried_over(lowres, hole, always=self.settings.propagate == "on")
+        if self.settings.fill == "patches":
+            lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
+        return lowres, hole
 
     def _sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
         """Scaled latents ``b t c h w`` of the whole segment."""
