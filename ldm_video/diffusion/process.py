@@ -43,10 +43,14 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
     return flow
 
 
-def check_timesteps(scheduler: SchedulerMixin) -> None:
-    """Raises ``ValueError`` for timesteps that are logarithms of the noise level: Euler has such, for v alone."""
+def check_process(scheduler: SchedulerMixin) -> None:
+    """Raises ``ValueError`` for what :func:`is_flow` refuses, and for timesteps that are logarithms of the noise level.
+
+    Euler has such, for v alone.
+    """
     config = scheduler.config
-    if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+    logarithms = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if not is_flow(scheduler) and logarithms:
         raise ValueError("timestep_type continuous (the logarithm of the noise level) is not supported; use discrete")
 
 
@@ -93,6 +97,7 @@ class Process:
             ValueError: the scheduler is of neither family (EDM, consistency and other variance-exploding schedulers),
                 or partly of one and partly of the other (:func:`is_flow`).
         """
+        check_process(scheduler)
         config = scheduler.config
         prediction = config.get("prediction_type", "epsilon")
         if is_flow(scheduler):
@@ -102,7 +107,6 @@ class Process:
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
             flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config["num_train_timesteps"], shift=shift)
             return cls(1.0 - flow.sigmas.flip(0), flow.sigmas.flip(0), flow.timesteps.flip(0), "flow")
-        check_timesteps(scheduler)
         if "beta_schedule" not in config or prediction not in _DIFFUSERS_PREDICTION:
             raise ValueError(
                 f"{type(scheduler).__name__} with prediction_type {prediction!r} is neither a variance-preserving "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.guidance import Denoise
-from ldm_video.diffusion.process import check_timesteps, is_flow
+from ldm_video.diffusion.process import check_process, is_flow
 
 DETERMINISTIC = (
     "DDIMScheduler",
@@ -66,8 +66,7 @@ def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) ->
         config.setdefault("clip_sample", False)
     try:
         scheduler = getattr(diffusers, name)(**config)
-        is_flow(scheduler)
-        check_timesteps(scheduler)
+        check_process(scheduler)
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise UserError(f"{name} refuses its options: {error}") from error
     _check_terminal_snr(scheduler)
