@@ -124,14 +124,12 @@ def _score_in_worker(pair: ClipPair, made_by: str, plan: Plan) -> dict[str, Any]
 
 
 def _begin_worker(ticks: Queue[int]) -> None:
-    import cv2
     import torch
 
     global _ticks
     _ticks = ticks
     end_with_parent()
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _count_ticks(ticks: Queue[int]) -> int:

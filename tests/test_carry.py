@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm_video.core import carry as carrying
+from ldm_video.core.alignment import AlignedClip
 from ldm_video.core.carry import Repair, frames_between, key_frames, sureness
-from ldm_video.core.motion_average import AlignedClip
 from tests.model_support import rand_pixels
 
 SIDE, SCALE, SPEED = 48, 2, 2
@@ -121,7 +121,7 @@ def test_repairs_show_what_key_frames_do_not_and_nothing_else() -> None:
     guide, nothing = pan(5, speed=0), torch.zeros(5, 1, SIDE, SIDE)
     guide[:2, :, :, 24:] = rand_pixels(3, SIDE, 24, seed=9).sign()
     clip, key = AlignedClip(guide, nothing), {4: torch.ones(1, 96, 96)}
-    sure = sureness(clip, 1, [4])
+    (sure,) = sureness(clip, [1], [4])
     assert sure[:, :12].mean() > 0.95
     assert sure[:, 28:].mean() < 0.25
     shown = torch.ones(96, 96)

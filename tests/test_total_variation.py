@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm_video.core.alignment import AlignedClip
 from ldm_video.core.evidence import push_pull
-from ldm_video.core.motion_average import AlignedClip
 from ldm_video.core.total_variation import continue_edges
 from tests.model_support import rand_pixels
 

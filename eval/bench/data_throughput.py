@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import webdataset
@@ -55,7 +54,6 @@ def main() -> None:
     if arguments.items < 1 or arguments.rounds < 1:
         raise UserError("--items and --rounds must be 1 or more")
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
         shards, cache = as_shards(arguments.root, Path(scratch)), Path(scratch) / "cache"
         dataset = ShardDataset(

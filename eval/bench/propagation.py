@@ -204,7 +204,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=16")
     args = parser.parse_intermixed_args()
     suite = read_suite(load_config(args.suite, args.overrides))
-    cv2.setNumThreads(1)
     model = None if args.model is None else place(load_bundle(args.model))
     if model is None:
         torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.perceptual import to_batch
+from ldm_video.core.dense_search import dense_flow
 
 
 class FlowEstimator(Protocol):
@@ -28,11 +29,8 @@ class DisFlow:
 
     name = "dis"
 
-    def __init__(self) -> None:
-        self._estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return self._estimator.calc(grey(first), grey(second), None)
+        return dense_flow(grey(first), grey(second), cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
 
 class FarnebackFlow:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_video.core.motion_average import AlignedClip, Neighbour
+from ldm_video.core.alignment import AlignedClip, Neighbour
 from ldm_video.core.pictures import grid_of, read_at
 
 
@@ -41,9 +41,10 @@ def frames_between(count: int, keys: Sequence[int]) -> list[int]:
     return sorted(halves - set(keys))
 
 
-def sureness(clip: AlignedClip, t: int, keys: Sequence[int]) -> np.ndarray:
-    """How surely key frames show what frame ``t`` does, on the low-res grid: ``h w`` in [0, 1]."""
-    return np.maximum.reduce([neighbour.weight for neighbour in clip.look(t, _shares(t, keys))])
+def sureness(clip: AlignedClip, frames: Sequence[int], keys: Sequence[int]) -> Iterator[np.ndarray]:
+    """How surely key frames show what each of ``frames`` does, on the low-res grid: ``h w`` in [0, 1]."""
+    for neighbours in clip.look((t, list(_shares(t, keys))) for t in frames):
+        yield np.maximum.reduce([neighbour.weight for neighbour in neighbours])
 
 
 def carry(
@@ -66,25 +67,27 @@ def carry(
     keys, sources = sorted(pictures), {key: picture.float() for key, picture in pictures.items()}
     first = sources[keys[0]]
     grid = grid_of((first.shape[-2], first.shape[-1]), first.device)  # 2 H W
-    for t in range(len(clip.images)):
+    near = {t: _nearest(t, keys, repairs) for t in range(len(clip.images))}
+    wanted = ((t, [other for other in (*_shares(t, keys), *near[t]) if other != t]) for t in near if t not in sources)
+    looked = clip.look(wanted)
+    for t in near:
         if t in sources:
             yield sources[t], torch.ones_like(first[0])
             continue
+        points = {neighbour.frame: _points(neighbour, grid) for neighbour in next(looked)}
         total, mass = torch.zeros_like(first), torch.zeros_like(first[0])  # c H W, H W
         sure = torch.zeros_like(mass)
-        shares = _shares(t, keys)
-        for neighbour in clip.look(t, shares):
-            points, weight = _points(neighbour, grid)
-            share = shares[neighbour.frame] * weight  # H W
-            total.addcmul_(share, read_at(sources[neighbour.frame], points))
+        for key, part in _shares(t, keys).items():
+            where, weight = points[key]
+            share = part * weight  # H W
+            total.addcmul_(share, read_at(sources[key], where))
             mass += share
             sure = torch.maximum(sure, weight)
-        picture = total / mass.clamp(min=1e-6)
-        yield _repaired(clip, t, picture, sure, _nearest(t, keys, repairs), grid)
+        yield _repaired(t, total / mass.clamp(min=1e-6), sure, near[t], points)
 
 
 def _repaired(
-    clip: AlignedClip, t: int, picture: Tensor, sure: Tensor, repairs: Mapping[int, Repair], grid: Tensor
+    t: int, picture: Tensor, sure: Tensor, repairs: Mapping[int, Repair], points: Mapping[int, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """``picture`` ``c H W`` with as much of the repairs, in turn, as is not sure ``H W``; and how sure that is."""
     total = sure * picture
@@ -92,9 +95,8 @@ def _repaired(
         if frame == t:
             shown, weight = repair.picture, (1 - sure) * repair.shown
         else:
-            (neighbour,) = clip.look(t, [frame])
-            points, agrees = _points(neighbour, grid)
-            both = read_at(torch.cat([repair.picture, repair.shown[None]]), points)  # (c 1) H W
+            where, agrees = points[frame]
+            both = read_at(torch.cat([repair.picture, repair.shown[None]]), where)  # (c 1) H W
             shown, weight = both[:-1], (1 - sure) * agrees * both[-1].clamp(0, 1)
         total = total.addcmul(weight, shown)
         sure = sure + weight

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_video.core.alignment import AlignedClip, can_align
 from ldm_video.core.blocks import Box, boxes_below
 from ldm_video.core.carry import Repair, carry, frames_between, key_frames, sureness
 from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
-from ldm_video.core.motion_average import AlignedClip, can_align
 from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.drawing_decoder import DrawingDecoder
@@ -114,9 +114,9 @@ class PairedCodec(BasisCodec):
             for x in (evidence.hole[0], (evidence.hole + evidence.known)[0].clamp(max=1))
         )
         clip = AlignedClip(lowres, hidden)
-        repairs = {}
-        for t in frames_between(len(own), keys):
-            sure = np.maximum(sureness(clip, t, keys), settled[t, 0].float().cpu().numpy())  # h w
+        repairs, between = {}, frames_between(len(own), keys)
+        for t, sure in zip(between, sureness(clip, between, keys), strict=True):
+            sure = np.maximum(sure, settled[t, 0].float().cpu().numpy())  # h w
             if boxes := boxes_below(sure, _BLOCK, _UNSURE, _MOST):
                 repairs[t] = self._repair(own[t], lowres[t], boxes)
         return carry(clip, dict(zip(keys, restored, strict=True)), repairs)

@@ -1,8 +1,7 @@
 """Optical flow of a clip with a hole: measured outside, completed inside, each vector with its error.
 
-Flow is dense inverse search (Kroeger et al. 2016, arXiv:1603.03590), which needs no weights. Under a hole it is worth
-nothing: there a model of the camera's motion, fitted robustly around the hole, is carried on, with what the trusted
-vectors deviate from it.
+What is measured under a hole is worth nothing: there a model of the camera's motion, fitted robustly around the hole,
+is carried on, with what the trusted vectors deviate from it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ldm_video.core.dense_search import fine_flow
 from ldm_video.core.warp import at, positions
 
 _REACH = 4  # pixels around a hole whose flow its filling may bend
@@ -49,12 +49,10 @@ def clip_flows(grey: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> list[
     """
     size = grey[0].shape
     grey, holes = [_shrink(frame) for frame in grey], [_shrink(hole.astype(np.uint8) * 255) > 0 for hole in holes]
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    search.setFinestScale(0)
     views = [_view(frame, hole) for frame, hole in zip(grey, holes, strict=True)]
     flows: list[FlowPair | None] = []
     for t in range(len(grey) - 1):
-        there, back = search.calc(grey[t], grey[t + 1], None), search.calc(grey[t + 1], grey[t], None)
+        there, back = fine_flow(grey[t], grey[t + 1]), fine_flow(grey[t + 1], grey[t])
         forward = _complete(there, back, views[t], views[t + 1])
         backward = _complete(back, there, views[t + 1], views[t])
         if forward is None or backward is None:

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm_video.core.dense_search import dense_flow
 from ldm_video.core.evidence import push_pull
 from ldm_video.core.warp import at
 from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
@@ -87,8 +88,8 @@ def may_show_more(frames: Tensor, hole: Tensor) -> bool:
     three = frames[[0, len(frames) // 2, -1]].float()  # 3 3 h w
     seen = [_grey(frame) for frame in push_pull(three, 1 - hole[:1].float().expand(3, -1, -1, -1))]
     around = ~ever.cpu().numpy()
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    moved = [np.hypot(*np.moveaxis(flow.calc(seen[0], other, None), -1, 0)) for other in seen[1:]]
+    flows = [dense_flow(seen[0], other, cv2.DISOPTICAL_FLOW_PRESET_FAST) for other in seen[1:]]
+    moved = [np.hypot(*np.moveaxis(flow, -1, 0)) for flow in flows]
     return any(float(np.quantile(m[around], 0.75)) > _STILL for m in moved) if around.any() else False
 
 

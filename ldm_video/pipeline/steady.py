@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_video.core.motion_average import AlignedClip, can_align
+from ldm_video.core.alignment import AlignedClip, can_align
 from ldm_video.core.pictures import grid_of, read_at, smooth
 
 _SMOOTH = 0.32  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
@@ -37,9 +37,9 @@ def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
     grid = grid_of((height, width), output.device)  # 2 H W
     frames = output.float()
     blended = torch.empty_like(output)
-    for t, frame in enumerate(frames):
+    for t, (frame, neighbours) in enumerate(zip(frames, clip.neighbours(reach), strict=True)):
         total, mass = frame.clone(), torch.ones_like(frame[0])  # 3 H W, H W
-        for neighbour in clip.neighbours(t, reach):
+        for neighbour in neighbours:
             motion, weight = neighbour.on_grid((height, width), output.device)
             total.addcmul_(weight, read_at(frames[neighbour.frame], grid + motion))
             mass += weight
