@@ -16,7 +16,6 @@ from ldm_video.core.files import atomic_path
 from ldm_video.models.bundle import INDEX, save_bundle
 from ldm_video.models.codec import VideoCodec
 from ldm_video.models.device import DTYPES
-from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.export import to_pipeline
 from ldm_video.models.grow import grow
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
@@ -82,8 +81,6 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     alone.add_argument("model", help="the bundle")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
-    new.add_argument("--real-esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings: "
-        "the decoder begins with its first blocks")  # fmt: skip
     new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
     large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
@@ -201,18 +198,11 @@ def remove_restorer(arguments: argparse.Namespace) -> list[str]:
 
 
 def fresh(arguments: argparse.Namespace) -> list[str]:
-    """Write the model of a configuration with new weights; says what of them is published."""
+    """Write the model of a configuration with new weights."""
     torch.manual_seed(arguments.seed)
     model = build(load_config(arguments.config))
-    lines = [f"{sum(p.numel() for p in model.parameters()):,} new parameters"]
-    if arguments.real_esrgan is not None:
-        decoder = getattr(model.codec, "decoder", None)
-        if not isinstance(decoder, DrawingDecoder):
-            raise UserError(f"the codec of {arguments.config} does not draw with dense blocks; leave out --real-esrgan")
-        load_published(decoder, arguments.real_esrgan)
-        lines.append(f"trunk and enlargement of the decoder begin as {arguments.real_esrgan.name}")
     save(model, arguments.result, arguments.dtype)
-    return lines
+    return [f"{sum(p.numel() for p in model.parameters()):,} new parameters"]
 
 
 def larger(arguments: argparse.Namespace) -> list[str]:

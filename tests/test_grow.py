@@ -80,7 +80,8 @@ def test_a_bundle_grows_into_a_configuration(tmp_path: Path, capsys: pytest.Capt
     grown = load_bundle(tmp_path / "large")
     assert grown.codec.config["decoder_blocks"] == [1, 3, 2]
     assert all(torch.equal(a, b) for a, b in zip(model.denoiser.parameters(), grown.denoiser.parameters(), strict=True))
-    drawing = ROOT / "tests" / "configs" / "tiny_drawing.yaml"
-    assert call(convert, "grow", tmp_path / "small", drawing, tmp_path / "other") == 2
+    config.codec.update(target="ldm_video.models.paired_codec.PairedCodec", restorer_channels=[8, 8], restorer_blocks=1)
+    OmegaConf.save(config, tmp_path / "paired.yaml")
+    assert call(convert, "grow", tmp_path / "small", tmp_path / "paired.yaml", tmp_path / "other") == 2
     assert "only a VideoCodec can grow" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

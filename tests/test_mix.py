@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from ldm_video import convert
 from ldm_video.models.bundle import load_bundle, save_bundle
@@ -39,7 +40,10 @@ def test_a_share_is_a_number_from_0_to_1(
 
 def test_different_models_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_bundle(tiny_model(), tmp_path / "one")
-    assert call(convert, "fresh", ROOT / "tests" / "configs" / "tiny_drawing.yaml", tmp_path / "two") == 0
+    config = OmegaConf.load(ROOT / "tests" / "configs" / "tiny_model.yaml")
+    config.codec.decoder_channels = [8, 8, 8, 6]
+    OmegaConf.save(config, tmp_path / "two.yaml")
+    assert call(convert, "fresh", tmp_path / "two.yaml", tmp_path / "two") == 0
     assert call(convert, "mix", tmp_path / "one", tmp_path / "two", tmp_path / "mean") == 2
     assert "are different models" in capsys.readouterr().err
     assert not (tmp_path / "mean").exists()

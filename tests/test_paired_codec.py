@@ -15,7 +15,7 @@ from ldm_video import convert
 from ldm_video.core.evidence import Evidence, build_evidence, resize
 from ldm_video.core.tensors import to_signed
 from ldm_video.models.bundle import load_bundle, save_bundle
-from ldm_video.models.drawing_decoder import DrawingDecoder
+from ldm_video.models.dense_restorer import DenseRestorer
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
@@ -23,7 +23,7 @@ from ldm_video.training.losses import psnr
 from tests.cli_support import ROOT, call, tiny_model
 from tests.eval_support import read
 from tests.model_support import box_hole, perturb, rand_pixels, randn, small_text_model, small_video_model
-from tests.test_real_esrgan import decoded, published, write_ncnn
+from tests.test_real_esrgan import drawn, published, write_ncnn
 from tests.test_training_model_stage import few_step_task, fit
 
 FRAMES = 2
@@ -44,9 +44,9 @@ def codec(files: Path) -> PairedCodec:
 
 def restored(files: Path, lowres: Tensor) -> Tensor:
     """The published network alone: low-res frames ``n 3 h w`` in [-1, 1] -> ``n 3 4h 4w``."""
-    network = DrawingDecoder(4, (8, 8), 1)
+    network = DenseRestorer((8, 8), 1)
     load_published(network, files)
-    return (decoded(network, lowres / 2 + 0.5) * 2 - 1).detach().clamp(-1, 1)
+    return (drawn(network, lowres / 2 + 0.5) * 2 - 1).detach().clamp(-1, 1)
 
 
 def evidence_of(low: tuple[int, int], size: tuple[int, int], hole: Tensor | None = None) -> Evidence:
@@ -99,9 +99,7 @@ def test_another_enlargement_is_resized(
 ) -> None:
     """Twice, and one that leads from odd sides to a grid of eights."""
     evidence = evidence_of(low, size)
-    even = torch.nn.functional.pad(evidence.lowres[0], (0, low[1] % 2, 0, low[0] % 2), mode="replicate")
-    large = restored(files, even)[..., : 4 * low[0], : 4 * low[1]]
-    expected = resize(large[None], size)
+    expected = resize(restored(files, evidence.lowres[0])[None], size)
     torch.testing.assert_close(codec.restored(rand_pixels(1, FRAMES, 3, *size), evidence), expected, atol=1e-5, rtol=0)
 
 

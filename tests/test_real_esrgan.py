@@ -1,4 +1,4 @@
-"""The decoder's start: Real-ESRGAN's blocks as ncnn stores them, and the same network in torch."""
+"""The restorer's start: Real-ESRGAN as ncnn stores it, and the same network in torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eval.peers.packages import package_folder
-from ldm_video import convert
 from ldm_video.core.errors import UserError
-from ldm_video.core.evidence import build_evidence
-from ldm_video.models.bundle import load_bundle
+from ldm_video.core.evidence import resize
 from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
-from ldm_video.models.drawing_decoder import DrawingDecoder
+from ldm_video.models.dense_restorer import DenseRestorer
 from ldm_video.models.real_esrgan import Convolution, load_published, read_convolutions
-from tests.cli_support import ROOT, call
 from tests.eval_support import make_input, read, run
 from tests.model_support import rand_pixels, randn
 from tests.test_eval_methods import needs
@@ -50,25 +47,24 @@ def published(channels: int = 8, blocks: int = 3) -> list[Convolution]:
 
 
 def as_published(convolutions: list[Convolution], blocks: int, pixels: Tensor) -> Tensor:
-    """The published network with its first ``blocks``, ``n 3 h w`` -> ``n 3 4h 4w``, both in [0, 1]."""
+    """The published network of ``blocks``, ``n 3 h w`` -> ``n 3 4h 4w``, both in [0, 1]."""
     trunk = DenseTrunk(len(convolutions[0].weight), blocks)
     inside = [conv for conv in trunk.blocks.modules() if isinstance(conv, nn.Conv2d)]
     for conv, own in zip([*inside, trunk.last], [*convolutions[1 : 1 + len(inside)], convolutions[-5]], strict=True):
         conv.weight.copy_(own.weight)
         conv.bias.copy_(own.bias)
-    x = trunk(convolutions[0](pixels))
+    x = trunk(F.conv2d(pixels, *convolutions[0], padding=1))
     for convolution, doubled in zip(convolutions[-4:-1], (True, True, False), strict=True):
         x = F.interpolate(x, scale_factor=2) if doubled else x
-        x = F.leaky_relu(convolution(x), SLOPE)
-    return convolutions[-1](x)
+        x = F.leaky_relu(F.conv2d(x, *convolution, padding=1), SLOPE)
+    return F.conv2d(x, *convolutions[-1], padding=1)
 
 
-def decoded(decoder: DrawingDecoder, pixels: Tensor) -> Tensor:
-    """What a decoder makes of low-res frames ``n 3 h w`` in [0, 1] alone, in [0, 1]."""
-    n, _, h, w = pixels.shape
-    evidence = build_evidence(pixels[None] * 2 - 1, torch.zeros(1, n, 1, 4 * h, 4 * w))
-    latents = torch.zeros(1, n, decoder.latents4.in_channels, h // 2, w // 2)
-    return decoder(latents, evidence, evidence.guess)[0] / 2 + 0.5
+def drawn(restorer: DenseRestorer, pixels: Tensor) -> Tensor:
+    """What a restorer makes of low-res frames ``n 3 h w`` in [0, 1] alone, in [0, 1]."""
+    lowres = pixels * 2 - 1
+    draft = resize(lowres[None], (4 * pixels.shape[-2], 4 * pixels.shape[-1]))[0]
+    return restorer(lowres, draft) / 2 + 0.5
 
 
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -81,61 +77,32 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_decoder_of_the_published_width_is_the_network_with_fewer_blocks(tmp_path: Path) -> None:
-    convolutions = published()
-    decoder = DrawingDecoder(4, (8, 8), 2)
-    load_published(decoder, write_ncnn(tmp_path / "net", convolutions))
+def test_the_restorer_is_the_published_network(tmp_path: Path) -> None:
+    convolutions = published(blocks=2)
+    restorer = DenseRestorer((8, 8), 2)
+    load_published(restorer, write_ncnn(tmp_path / "net", convolutions))
     # Beyond the border the published network sees black, ours grey. What is that far from it (the first convolution, 15
     # of each block, the last) cannot tell, nor what 4 more pixels on the way up make of it.
     far = 4 * (1 + 15 * 2 + 1) + 4
-    pixels = rand_pixels(1, 3, 72, 72) / 2 + 0.5
-    expected, made = as_published(convolutions, 2, pixels), decoded(decoder, pixels)
+    pixels = rand_pixels(1, 3, 72, 73) / 2 + 0.5
+    expected, made = as_published(convolutions, 2, pixels), drawn(restorer, pixels)
     torch.testing.assert_close(made[..., far:-far, far:-far], expected[..., far:-far, far:-far], atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_a_narrower_decoder_keeps_what_says_most(tmp_path: Path) -> None:
-    """Two channels of eight carry everything: without the other six the network is the same."""
-    convolutions = published()
-    for layer in (-3, -2):
-        convolutions[layer].weight[[0, 1, 3, 4, 5, 7]] = 0  # their biases stay, which the next layer's takes over
-    wide, slim = DrawingDecoder(4, (8, 8), 1), DrawingDecoder(4, (8, 2), 1)
-    files = write_ncnn(tmp_path / "net", convolutions)
-    load_published(wide, files)
-    load_published(slim, files)
-    pixels = rand_pixels(1, 3, 16, 16) / 2 + 0.5
-    difference = (decoded(slim, pixels) - decoded(wide, pixels))[..., 2:-2, 2:-2]
-    assert difference.abs().max() < 1e-4
-
-
 def test_files_of_something_else_are_refused_in_one_line(tmp_path: Path) -> None:
-    files, decoder = write_ncnn(tmp_path / "net", published(blocks=1)), DrawingDecoder(4, (8, 4), 1)
-    load_published(decoder, files)
+    files, restorer = write_ncnn(tmp_path / "net", published(blocks=1)), DenseRestorer((8, 8), 1)
+    load_published(restorer, files)
     with pytest.raises(UserError, match=r"cannot read .*absent"):
-        load_published(decoder, tmp_path / "absent")
-    with pytest.raises(UserError, match="too few convolutions"):
-        load_published(DrawingDecoder(4, (8, 4), 2), files)
-    with pytest.raises(UserError, match=r"a weight of \[8, 3, 3, 3\] where the decoder has \[16, 3, 3, 3\]"):
-        load_published(DrawingDecoder(4, (16, 4), 1), files)
+        load_published(restorer, tmp_path / "absent")
+    with pytest.raises(UserError, match="has 21 convolutions where the restorer has 36"):
+        load_published(DenseRestorer((8, 8), 2), files)
+    with pytest.raises(UserError, match=r"a weight of \[8, 3, 3, 3\] where the restorer has \[16, 3, 3, 3\]"):
+        load_published(DenseRestorer((16, 8), 1), files)
     whole = files.with_suffix(".bin").read_bytes()
     for damaged in (whole[:-1], whole + b"1234", b"\0" * 4 + whole[4:]):
         files.with_suffix(".bin").write_bytes(damaged)
         with pytest.raises(UserError, match=r"does not fit|files of one network"):
-            load_published(decoder, files)
-
-
-def test_a_fresh_bundle_begins_with_the_published_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    convolutions = published()
-    files = write_ncnn(tmp_path / "net", convolutions)
-    config = ROOT / "tests" / "configs" / "tiny_drawing.yaml"
-    name = "codec.decoder.trunk.blocks.0.blocks.0.convs.0.weight"
-    assert call(convert, "fresh", config, tmp_path / "start", "--real-esrgan", files) == 0
-    assert "trunk and enlargement of the decoder begin as net" in capsys.readouterr().out
-    assert torch.equal(load_bundle(tmp_path / "start").state_dict()[name], convolutions[1].weight)
-    assert call(convert, "fresh", config, tmp_path / "plain") == 0
-    assert not torch.equal(load_bundle(tmp_path / "plain").state_dict()[name], convolutions[1].weight)
-    assert call(convert, "fresh", config, tmp_path / "no", "--real-esrgan", tmp_path / "none") == 2
-    assert not (tmp_path / "no").exists()
+            load_published(restorer, files)
 
 
 @needs("real_esrgan")

@@ -27,7 +27,7 @@ from tests.test_training_tasks import make_batch
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
-LEARNS = ("restorer.trunk.", "restorer.evidence4.", "restorer.up", "restorer.refine.", "restorer.exit.")
+LEARNS = ("restorer.trunk.", "restorer.draft.", "restorer.up", "restorer.refine.", "restorer.exit.")
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_published_weights_see_the_lowres_frames_alone_and_trained_ones_the_deco
     one, other = rand_pixels(2, 1, 2, 3, 64, 64)
     untrained = codec.restored(one, evidence)
     torch.testing.assert_close(codec.restored(other, evidence), untrained, atol=1e-5, rtol=0)
-    perturb(codec.restorer.evidence4)
+    perturb(codec.restorer.draft)
     assert (codec.restored(other, evidence) - codec.restored(one, evidence)).abs().mean() > 1e-3
     # What is beyond the low-res frames is seen: of a picture that has nothing beyond them, nothing.
     torch.testing.assert_close(codec.restored(evidence.guess, evidence), untrained, atol=1e-5, rtol=0)

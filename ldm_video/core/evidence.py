@@ -159,12 +159,12 @@ class EvidenceLayout:
             return space_to_depth(torch.cat([evidence.guess, *masks], dim=2), self.factor)
         grid = (height // self.factor, width // self.factor)
         hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
-        rgb = show_on_grid(evidence, grid)
+        rgb = _show_on_grid(evidence, grid)
         # b t 3 h w, b t 1 h w, (b t 1 h w) -> b t 4|5 h w
         return torch.cat([rgb * (1 - hole), hole, *(_pool(m, grid, _min_pool) for m in masks[1:])], dim=2)
 
 
-def show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
+def _show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
     """What a coarser grid shows of the evidence, ``b t 3 h w``: the low-res frames, and cells that are known whole."""
     rgb = resize(evidence.lowres, grid)
     if not bool(evidence.known.any()):

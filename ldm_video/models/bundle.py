@@ -22,14 +22,16 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
 from ldm_video.diffusion.sampler import draws_noise, make_scheduler
-from ldm_video.models.codec import DrawingCodec, ImageCodec, VideoCodec
+from ldm_video.models.codec import ImageCodec, VideoCodec
+from ldm_video.models.dense_restorer import read_former
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import NOTICE
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)  # in the first, a restorer was a decoder of latents
 INDEX = "model_index.json"
 
 
@@ -37,7 +39,6 @@ INDEX = "model_index.json"
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "VideoUNet": VideoUNet.from_config,
     "VideoCodec": lambda config: VideoCodec(**config),
-    "DrawingCodec": lambda config: DrawingCodec(**config),
     "PairedCodec": lambda config: PairedCodec(**config),
     "ImageCodec": lambda config: ImageCodec(AutoencoderKL.from_config(config)),
 }
@@ -86,9 +87,9 @@ def load_bundle(folder: str | Path) -> VideoModel:
     """
     folder = Path(folder)
     index = _read_json(folder / INDEX, f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
-    if index.get("format") != FORMAT:
+    if index.get("format") not in _READ:
         raise UserError(
-            f"{folder / INDEX} has format {index.get('format')}, this version reads {FORMAT}; update ldm-video"
+            f"{folder / INDEX} has format {index.get('format')}, this version reads up to {FORMAT}; update ldm-video"
         )
     try:
         parts, shared_noise = dict(index["parts"]), float(index["shared_noise"])
@@ -105,7 +106,7 @@ def load_bundle(folder: str | Path) -> VideoModel:
         raise UserError(f"unknown model part '{next(iter(parts))}' in {folder / INDEX}; update ldm-video")
     model = VideoModel(
         denoiser=_load_part(folder / "denoiser", denoiser),
-        codec=_load_part(folder / "codec", codec),
+        codec=_load_part(folder / "codec", codec, former=index["format"] == 1 and codec == "PairedCodec"),
         scheduler=_load_sampler(folder / "scheduler", scheduler),
         layout=layout,
         text=TextEncoder.load(folder / "text") if has_text else None,
@@ -117,7 +118,7 @@ def load_bundle(folder: str | Path) -> VideoModel:
     return model.eval().requires_grad_(False)
 
 
-def _load_part(folder: Path, name: str) -> Any:
+def _load_part(folder: Path, name: str, former: bool = False) -> Any:
     if name not in BUILDERS:
         raise UserError(f"unknown model part '{name}' in {folder.parent / INDEX}; known parts: {', '.join(BUILDERS)}")
     config = _read_json(folder / "config.json", f"{folder} has no config.json; the bundle is not whole, copy it again")
@@ -130,7 +131,7 @@ def _load_part(folder: Path, name: str) -> Any:
         ) from error
     weights = folder / "model.safetensors"
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(weights).items()}
-    load_strict(part, state, weights)
+    load_strict(part, read_former(state, "restorer.") if former else state, weights)
     return part
 
 

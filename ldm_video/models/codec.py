@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ldm_video.core.evidence import Evidence, space_to_depth
 from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
-from ldm_video.models.drawing_decoder import DrawingDecoder
 from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
@@ -208,23 +207,6 @@ class VideoCodec(BasisCodec):
         }
         super().__init__(latent_channels, decoder, config)
         self.colour_shift = colour_shift
-
-
-class DrawingCodec(BasisCodec):
-    """With a decoder that may begin with published weights, see :mod:`~ldm_video.models.real_esrgan`.
-
-    Args:
-        latent_channels: components of the basis.
-        decoder_channels: widths of the decoder on the f4 and f2 grids, and at full size.
-        decoder_blocks: of its trunk.
-    """
-
-    def __init__(
-        self, latent_channels: int = 32, decoder_channels: tuple[int, int] = (64, 64), decoder_blocks: int = 2
-    ) -> None:
-        decoder = DrawingDecoder(latent_channels, decoder_channels, decoder_blocks)
-        config = {"decoder_channels": list(decoder_channels), "decoder_blocks": decoder_blocks}
-        super().__init__(latent_channels, decoder, {"latent_channels": latent_channels, **config})
 
 
 class EvidenceDecoder(nn.Module):

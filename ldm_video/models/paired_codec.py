@@ -18,13 +18,12 @@ from torch import Tensor
 from ldm_video.core.alignment import AlignedClip, can_align
 from ldm_video.core.blocks import Box, boxes_below
 from ldm_video.core.carry import Repair, carry, frames_between, key_frames, sureness
-from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, resize
+from ldm_video.core.evidence import Evidence, lay_on_grid, resize
 from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
-from ldm_video.models.drawing_decoder import DrawingDecoder
+from ldm_video.models.dense_restorer import ENLARGES, DenseRestorer
 
 _ALL = slice(None)
-_ENLARGES = 4  # what the restorer was trained for
 _LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked
 _FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
 _BLOCK = 24  # low-res pixels to a side of the parts that are repaired or not
@@ -46,7 +45,8 @@ class PairedCodec(BasisCodec):
     Args:
         latent_channels: components of the basis.
         decoder_channels, decoder_blocks: of the decoder, as in :class:`~ldm_video.models.codec.VideoCodec`.
-        restorer_channels, restorer_blocks: of the restorer, as in :class:`~ldm_video.models.codec.DrawingCodec`.
+        restorer_channels, restorer_blocks: of the restorer, see
+            :class:`~ldm_video.models.dense_restorer.DenseRestorer`.
         share: of the restorer's pictures.
         every: the restorer is asked for one of as many whole frames; 1 asks for each.
         colour_shift: see :class:`~ldm_video.models.codec.Codec`.
@@ -77,7 +77,7 @@ class PairedCodec(BasisCodec):
             "colour_shift": colour_shift,
         }
         super().__init__(latent_channels, decoder, config)
-        self.restorer = DrawingDecoder(latent_channels, restorer_channels, restorer_blocks).requires_grad_(False)
+        self.restorer = DenseRestorer(restorer_channels, restorer_blocks).requires_grad_(False)
         self.share, self.every, self.colour_shift = share, every, colour_shift
 
     def alone(self) -> VideoCodec:
@@ -134,9 +134,9 @@ class PairedCodec(BasisCodec):
         picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
         for box in boxes:
             seen, kept = box.grown(2 * _RIM, low_size), box.grown(_RIM, low_size)
-            part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(_ENLARGES)])
+            part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(ENLARGES)])
             inner = Box(kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left)
-            picture[..., *kept.slices(_ENLARGES)] = part[..., *inner.slices(_ENLARGES)]
+            picture[..., *kept.slices(ENLARGES)] = part[..., *inner.slices(ENLARGES)]
             shown[..., *box.slices()] = 1
         shown = F.avg_pool2d(shown, _RIM + 1, stride=1, padding=_RIM // 2, count_include_pad=False)
         shown = F.interpolate(shown, size, mode="bilinear")[0, 0]  # H W
@@ -157,27 +157,14 @@ class PairedCodec(BasisCodec):
         return unfold_time(whole, own.shape[1])
 
     def _enlarged(self, lowres: Tensor, own: Tensor) -> Tensor:
-        """``n 3 h w`` and the decoder's pictures of them ``n 3 4h 4w`` -> ``n 3 4h 4w``.
-
-        The restorer is shown what the decoder's pictures have beyond the low-res frames. That is nothing to it until it
-        has been trained on them: published weights see the low-res frames alone.
-        """
-        height, width = lowres.shape[-2:]
-        right, bottom = width % 2, height % 2  # the restorer's grid takes sides that are even
-        even = F.pad(lowres.float(), (0, right, 0, bottom), mode="replicate")[:, None]  # n 1 3 h' w'
-        draft = F.pad(own, (0, right * _ENLARGES, 0, bottom * _ENLARGES), mode="replicate")[:, None]  # n 1 3 4h' 4w'
-        evidence = build_evidence(even, torch.zeros_like(draft[:, :, :1]))
-        grid = (draft.shape[-2] // self.factor, draft.shape[-1] // self.factor)
-        nothing = self.restorer.exit.weight.new_zeros(len(even), 1, self.latent_channels, *grid)
-        # The restorer adds what it draws to its draft; here that is to be seen and not to be added.
-        picture = (self.restorer(nothing, evidence, draft) - draft + evidence.guess)[:, 0]  # n 3 4h' 4w'
-        return picture[..., : height * _ENLARGES, : width * _ENLARGES].clamp(-1, 1)
+        """``n 3 h w`` and the decoder's pictures of them ``n 3 4h 4w`` -> ``n 3 4h 4w``, within [-1, 1]."""
+        return self.restorer(lowres.float(), own).clamp(-1, 1)
 
 
 def _on_restorers_grid(frames: Tensor, low_size: tuple[int, int]) -> Tensor:
     """``n 3 . .`` -> ``n 3 4h 4w``, float32."""
     height, width = low_size
-    return _resized(frames.float(), (height * _ENLARGES, width * _ENLARGES))
+    return _resized(frames.float(), (height * ENLARGES, width * ENLARGES))
 
 
 def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -54,7 +54,7 @@ class RestorerTask(Stage):
         if not 0 <= least_share <= 1:
             raise UserError(f"task.least_share is a share from 0 to 1, not {least_share}")
         codec.requires_grad_(False)
-        for part in codec.restorer.drawing_parts(last_blocks):
+        for part in codec.restorer.trained_parts(last_blocks):
             part.requires_grad_(True)
         try:
             self._paces = Pace(start=critic_lead), Pace(scale=critic_rate)

@@ -1,0 +1,77 @@
+"""A restorer of pictures: low-res frames, drawn anew at four times the size by the dense blocks of ESRGAN.
+
+The network is that of Real-ESRGAN x4plus (arXiv:2107.10833), whose published weights it may begin with
+(:mod:`~ldm_video.models.real_esrgan`), and one convolution more: it is shown what another network made of the frames.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_video.core.errors import UserError
+from ldm_video.core.evidence import resize
+from ldm_video.core.tensors import frames_at_once
+from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
+
+ENLARGES = 4
+
+
+class DenseRestorer(nn.Module):
+    """Frames and a draft of them at full size -> pictures. No frame sees another.
+
+    No normalisation layer: the output does not depend on far-away pixels, so that tiles agree where they overlap,
+    and colours are not shifted.
+
+    Args:
+        channels: widths on the low-res grid, and at full size.
+        blocks: of the trunk.
+    """
+
+    def __init__(self, channels: tuple[int, int], blocks: int) -> None:
+        super().__init__()
+        wide, fine = channels
+        self.trunk = DenseTrunk(wide, blocks)
+        self.draft = nn.Conv2d(3 * ENLARGES**2, wide, 3, padding=1, bias=False)
+        self.up2 = nn.ConvTranspose2d(wide, wide, 4, stride=2, padding=1)
+        self.up1 = nn.ConvTranspose2d(wide, fine, 4, stride=2, padding=1)
+        self.refine = nn.Conv2d(fine, fine, 3, padding=1)
+        self.exit = nn.Conv2d(fine, 3, 3, padding=1)
+        nn.init.zeros_(self.draft.weight)  # nothing, until it has been trained: published weights know no draft
+
+    def trained_parts(self, last_blocks: int | None = None) -> list[nn.Module]:
+        """What is trained. ``last_blocks`` leaves out all before as many of the trunk's last blocks; ``UserError`` if
+        it has not so many."""
+        after = [self.up2, self.up1, self.refine, self.exit]
+        if last_blocks is None:
+            return [self.draft, self.trunk, *after]
+        blocks = list(self.trunk.blocks)
+        if not 0 <= last_blocks <= len(blocks):
+            raise UserError(f"the restorer has {len(blocks)} blocks, of which the last {last_blocks} cannot be trained")
+        return [*blocks[len(blocks) - last_blocks :], self.trunk.last, *after]
+
+    def forward(self, lowres: Tensor, draft: Tensor) -> Tensor:
+        """``n 3 h w`` and ``n 3 4h 4w``, in about [-1, 1], float32 -> ``n 3 4h 4w``, float32."""
+        beyond = draft - resize(lowres[:, None], (draft.shape[-2], draft.shape[-1]))[:, 0]  # n 3 4h 4w
+        x = self.trunk.enter(lowres.to(self.exit.weight))  # n wide h w
+        x = x + self.draft(F.pixel_unshuffle(beyond, ENLARGES).to(x))
+        # What a few frames take stays in a CPU's cache.
+        return torch.cat([self._draw(part) for part in x.split(frames_at_once(draft[None]))]).float()
+
+    def _draw(self, x: Tensor) -> Tensor:
+        """``n wide h w -> n 3 4h 4w``."""
+        x = F.leaky_relu(self.up2(self.trunk(x)), SLOPE)  # n wide 2h 2w
+        x = F.leaky_relu(self.up1(x), SLOPE)  # n fine 4h 4w
+        return self.exit(F.leaky_relu(self.refine(x), SLOPE))
+
+
+def read_former(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights of a whole model, with those below ``prefix`` as they are now.
+
+    The first bundles' restorer was a decoder of latents, none of which it was ever given.
+    """
+    left_out = ("latents4.", "mix4.", "replaced")
+    kept = {name: value for name, value in state.items() if not name.removeprefix(prefix).startswith(left_out)}
+    draft = kept.pop(f"{prefix}evidence4.weight")  # c (5 4 4) 3 3: of the draft, of holes, of known pixels
+    return {**kept, f"{prefix}draft.weight": draft[:, : 3 * ENLARGES**2].contiguous()}
