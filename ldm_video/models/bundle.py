@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
 
-from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
+from ldm_video.core.checkpoints import INDEX, load_strict, read_json, read_weights, save_weights
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
@@ -30,8 +30,6 @@ from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 FORMAT = 1
-INDEX = "model_index.json"
-
 
 # Class name in model_index.json -> how to build the part from its config.json.
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -85,7 +83,9 @@ def load_bundle(folder: str | Path) -> VideoModel:
     Raises ``UserError`` for a folder that is no bundle, an unknown part, and weights that do not fit.
     """
     folder = Path(folder)
-    index = _read_json(folder / INDEX, f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+    index = read_json(folder / INDEX)
     if index.get("format") != FORMAT:
         raise UserError(
             f"{folder / INDEX} has format {index.get('format')}, this version reads {FORMAT}; update ldm-video"
@@ -120,7 +120,7 @@ def load_bundle(folder: str | Path) -> VideoModel:
 def _load_part(folder: Path, name: str) -> Any:
     if name not in BUILDERS:
         raise UserError(f"unknown model part '{name}' in {folder.parent / INDEX}; known parts: {', '.join(BUILDERS)}")
-    config = _read_json(folder / "config.json", f"{folder} has no config.json; the bundle is not whole, copy it again")
+    config = read_json(folder / "config.json")
     try:
         part = BUILDERS[name](config)
     except (KeyError, TypeError, ValueError) as error:
@@ -135,8 +135,7 @@ def _load_part(folder: Path, name: str) -> Any:
 
 
 def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
-    missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
-    config = _read_json(folder / "scheduler_config.json", missing)
+    config = read_json(folder / "scheduler_config.json")
     try:
         return make_scheduler({**config, "_class_name": name})
     except UserError as error:
@@ -148,18 +147,6 @@ def _load_sampler(folder: Path, name: str) -> SchedulerMixin:
     if draws_noise(scheduler):
         raise UserError(f"{folder}: {name} adds noise at each step, which would differ from window to window; use DDIM")
     return scheduler
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(missing)
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; copy the bundle again")
-    return value
 
 
 def _write_json(path: Path, value: Any) -> None:
