@@ -156,7 +156,8 @@ class EvidenceLayout:
             raise ValueError(f"{height}x{width} is no multiple of the latent factor {self.factor}; pad it first")
         masks = [evidence.hole, evidence.known] if self.with_known else [evidence.hole]
         if self.kind == "space_to_depth":
-            return space_to_depth(torch.cat([evidence.guess, *masks], dim=2), self.factor)
+            # b t c (h f) (w f) -> b t (c f f) h w
+            return F.pixel_unshuffle(torch.cat([evidence.guess, *masks], dim=2), self.factor)
         grid = (height // self.factor, width // self.factor)
         hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
         rgb = show_on_grid(evidence, grid)
