@@ -12,18 +12,9 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader
+from ldm_video.video_io.container import VIDEO_SUFFIXES
 from ldm_video.video_io.convert import image_to_pixels
-from ldm_video.video_io.stills import IMAGE_SUFFIXES, read_image
-
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
-        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
-    }
-)  # fmt: skip
-"""Those of the videos that ``infer.py`` looks for in a folder (``ldm_video.pipeline.batch``)."""
-
-PHOTO_SUFFIXES = frozenset(IMAGE_SUFFIXES)
+from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image, read_image
 
 _FORMAT = "4"  # raised when the same file would be decoded to other pixels
 
@@ -57,7 +48,7 @@ class FrameCache:
         path = Path(path)
         entry = self.entry(path)
         if not self._holds(entry):
-            self._store(entry, read_photo(path)[None] if is_photo(path) else read_video(path, self.max_frames))
+            self._store(entry, read_photo(path)[None] if is_image(path) else read_video(path, self.max_frames))
         try:
             return np.load(entry, mmap_mode="r")
         except OSError as error:
@@ -110,13 +101,9 @@ def _folder_state(path: Path) -> str:
     return "/".join(f"{file.name}|{_file_state(file)}" for file in sorted(path.iterdir()))
 
 
-def is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES
-
-
 def find_sources(root: Path) -> list[Path]:
     """Every video and photo under ``root``, sorted; hidden files, and those in hidden folders, are left out."""
-    suffixes = VIDEO_SUFFIXES | PHOTO_SUFFIXES
+    suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(root).parts))
 

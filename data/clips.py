@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from data.cache import CacheError, FrameCache, find_sources, is_photo, read_caption
+from data.cache import CacheError, FrameCache, find_sources, read_caption
 from data.checks import number, places, sides, whole
 from data.degrade import PRESETS, Degradation, degrade, exact_scale
 from data.drawings import draw_over
@@ -26,6 +26,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.motion_average import average_along_motion
 from ldm_video.core.tensors import to_signed
+from ldm_video.video_io.stills import is_image
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ class ClipDataset(ClipStream):
         rng = np.random.default_rng([self.seed, index])
         path = self.sources[rng.choice(len(self.sources), p=self.shares)]
         source = self._frames(path)
-        if is_photo(path):
+        if is_image(path):
             clip = self.cut_photo(source[0], rng)
         else:
             clip = self.cut_video(source[self.draw_times(len(source), self.cut_frames, rng)], rng)
@@ -240,7 +241,7 @@ class ClipDataset(ClipStream):
             except UserError as error:
                 left_out.append(str(error))
                 continue
-            if reason := self.unfit(length, height, width, is_photo(path)):
+            if reason := self.unfit(length, height, width, is_image(path)):
                 left_out.append(f"{path} {reason}")
             else:
                 usable.append(path)
@@ -255,7 +256,7 @@ class ClipDataset(ClipStream):
     def _shares(self) -> np.ndarray:
         """Probability of each source, see :class:`data.sampling.Sampling`; photos together have ``photo_share``."""
         shares = np.array([self._worth(self.cache.frames(path)) for path in self.sources])
-        photos = np.array([is_photo(path) for path in self.sources])
+        photos = np.array([is_image(path) for path in self.sources])
         if photos.any() and not photos.all():
             photo_share = self.sampling.photo_share
             shares[photos] *= photo_share / shares[photos].sum()

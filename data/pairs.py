@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 
-from data.cache import PHOTO_SUFFIXES, VIDEO_SUFFIXES, CacheError, FrameCache, read_caption
+from data.cache import CacheError, FrameCache, read_caption
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.degrade import exact_scale
 from data.masks import sample_mask
 from data.paint import paint_hole
 from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import to_signed
+from ldm_video.video_io.container import VIDEO_SUFFIXES
+from ldm_video.video_io.stills import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +171,7 @@ def touched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _entries(folder: Path) -> dict[str, list[Path]]:
     """Videos, pictures and folders of frames by their name without suffix, sorted; nothing for a missing folder."""
-    known = VIDEO_SUFFIXES | PHOTO_SUFFIXES
+    known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name[0] != "." and (path.is_dir() or path.suffix.lower() in known):

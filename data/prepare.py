@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.cache import VIDEO_SUFFIXES, find_sources
+from data.cache import find_sources
 from data.prepare_parts.encode import write_pieces
 from data.prepare_parts.options import PrepareOptions, parse_options
 from data.prepare_parts.pack import pack
@@ -30,6 +30,7 @@ from data.prepare_parts.report import Report
 from data.prepare_parts.survey import survey
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import sweep
+from ldm_video.video_io.container import VIDEO_SUFFIXES
 
 _STAGING = ".staging"
 

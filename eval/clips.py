@@ -16,11 +16,10 @@ import numpy as np
 from einops import rearrange
 
 from ldm_video.core.errors import UserError
+from ldm_video.video_io.container import VIDEO_SUFFIXES
 from ldm_video.video_io.masks import MaskSource, read_mask
 from ldm_video.video_io.reader import FrameReader
-
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".y4m", ".nut"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+from ldm_video.video_io.stills import is_image
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ def _holds_images(path: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return is_image(path) and not path.name.startswith(".")
 
 
 def _refuse_mixture(folder: Path) -> None:

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ldm_video.config import build, load_config
+from ldm_video.core.checkpoints import INDEX
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
-from ldm_video.models.bundle import INDEX, save_bundle
+from ldm_video.models.bundle import save_bundle
 from ldm_video.models.codec import VideoCodec
 from ldm_video.models.device import DTYPES
 from ldm_video.models.export import to_pipeline

@@ -217,7 +217,7 @@ TEXT_DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "shape mismatch": (
         lambda f: edit_weights(f / TEXT, lambda s: s.update({TEXT_KEY: torch.zeros(5)})),
-        [TEXT_KEY, "mismatched"],
+        [TEXT_KEY, "another shape"],
     ),
     "pickle": (lambda f: (f / TEXT).rename(f / "text/pytorch_model.bin"), ["text"]),
     "damaged weights": (lambda f: cut(f / TEXT), ["text is not a whole text encoder"]),

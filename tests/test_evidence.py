@@ -17,7 +17,6 @@ from ldm_video.core.evidence import (
     pad_evidence,
     push_pull,
     resize,
-    space_to_depth,
 )
 from tests.model_support import box_hole, clip_evidence, rand_pixels
 
@@ -220,14 +219,6 @@ def test_pixels_layout_calls_a_cell_known_only_where_all_of_it_is() -> None:
     )
     rows = EvidenceLayout("pixels", 4)(evidence)[0, 0, 4].mean(dim=1)
     assert rows.tolist() == [1, 0, 0, 0]
-
-
-@given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-def test_space_to_depth_is_invertible_at_any_factor(factor: int, channels: int, h: int, w: int) -> None:
-    x = rand_pixels(2, 2, channels, h * factor, w * factor)
-    cells = space_to_depth(x, factor)
-    assert cells.shape == (2, 2, channels * factor**2, h, w)
-    assert torch.equal(depth_to_space(cells, channels, factor), x)
 
 
 @pytest.mark.parametrize("with_known", [False, True])

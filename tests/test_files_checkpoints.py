@@ -286,7 +286,7 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[Path]]:
             return Path.touch, (marker,)
 
-    for suffix in ("bin", "pt", "ckpt", "pth"):
+    for suffix in ("bin", "pt", "ckpt", "pth", "pkl"):
         torch.save(Trap(), tmp_path / f"model.{suffix}")
         with pytest.raises(UserError, match=rf"model\.{suffix} is a pickle"):
             read_weights(tmp_path / f"model.{suffix}")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import infer
-from ldm_video.pipeline.settings import FLAGS, read_config
+from ldm_video.pipeline.settings import read_config
 from ldm_video.video_io import probe
 from tests.cli_support import call, files_below, read_pixels, spawn, write_tiny_bundle
 from tests.video_io_support import packet_bytes, packet_times, pan, write_clip, yuv_frame
@@ -293,11 +293,26 @@ def test_as_a_user_types_it(bundle: Path, clip: Path, tmp_path: Path) -> None:
     assert files_below(tmp_path) == {"hd.mp4"}
 
 
+KEYS_WITH_AN_OPTION = (
+    "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
+    "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
+    "propagate", "fill", "lora", "prompt_file", "memory",
+)  # fmt: skip
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(infer, "--help") == 0
     text = capsys.readouterr().out
-    for option in FLAGS:
-        assert f"--{option.replace('_', '-')}" in text
+    for option in KEYS_WITH_AN_OPTION:
+        assert f"--{option.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize("key", KEYS_WITH_AN_OPTION)
+def test_every_option_sets_its_key(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"deinterlace": "on", "propagate": "off", "fill": "model"}.get(key, "7")
+    option = f"--{key.replace('_', '-')}"
+    monkeypatch.setattr("sys.argv", ["infer.py", "--input", "sd.mp4", "--output", "hd.mp4", option, value])
+    assert str(read_config(infer.parse_arguments(), infer.DEFAULTS)[key]) in (value, f"{value}.0")
 
 
 def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

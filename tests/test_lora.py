@@ -497,7 +497,7 @@ def spoil(kind: str, folder: Path, source: Path) -> Path:
         ("several files", "2 .safetensors files"),
         ("pickle", "is a pickle"),
         ("cut short", "not a whole safetensors file"),
-        ("no config", "adapter_config.json does not exist"),
+        ("no config", "has no adapter_config.json"),
         ("broken config", "not valid JSON"),
         ("another kind", "another kind than plain LoRA"),
         ("dora", "another kind than plain LoRA"),

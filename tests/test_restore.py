@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_video.core.evidence import Evidence, EvidenceLayout, build_evidence, space_to_depth
+from ldm_video.core.evidence import Evidence, EvidenceLayout, build_evidence
 from ldm_video.models.codec import Codec
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.composite import dilate
@@ -53,7 +54,7 @@ class PointwiseCodec(Codec):
         self.gain = nn.Parameter(torch.tensor(0.2))
 
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        return space_to_depth(pixels, 4)
+        return F.pixel_unshuffle(pixels, 4)
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         pixels = rearrange(latents, "b t (c f g) h w -> b t c (h f) (w g)", f=4, g=4)
@@ -310,9 +311,7 @@ def test_the_gpu_looks_behind_a_hole_as_the_cpu_does(model: VideoModel) -> None:
 def test_propagation_puts_in_what_other_frames_show(model: VideoModel) -> None:
     """A logo stands still over a moving camera; at scale 1 what is carried over is known, whatever the model says."""
     generator = torch.Generator().manual_seed(5)
-    world = torch.nn.functional.interpolate(
-        torch.randn(1, 3, 24, 64, generator=generator), scale_factor=4, mode="bicubic"
-    )
+    world = F.interpolate(torch.randn(1, 3, 24, 64, generator=generator), scale_factor=4, mode="bicubic")
     world = (world[0] * 0.4).clamp(-1, 1)  # 3 96 256
     truth = torch.stack([world[..., 8 * t : 8 * t + 128] for t in range(8)])  # t 3 96 128
     hole = torch.zeros(8, 1, 96, 128)

@@ -151,20 +151,6 @@ def test_every_deterministic_scheduler_comes_close(name: str) -> None:
     assert errors(make(name), [100])[0] < 0.04
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_stochastic_schedulers_draw_the_data(name: str) -> None:
-    scheduler = make(name)
-    noise = torch.randn((4, 4, 4, 16, 16), generator=torch.Generator().manual_seed(0))
-    drawn = [
-        sample(oracle(scheduler), scheduler, noise, 100, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    ]
-    assert drawn[0].mean().item() == pytest.approx(MEAN, abs=0.03)
-    assert drawn[0].std().item() == pytest.approx(STD, rel=0.1)
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.allclose(drawn[0], drawn[2], atol=0.1)
-
-
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -177,7 +163,7 @@ def test_stochastic_schedulers_draw_the_data(name: str) -> None:
     ids=lambda scheduler: type(scheduler).__name__,
 )
 def test_noise_is_never_drawn_from_nowhere(scheduler: SchedulerMixin) -> None:
-    with pytest.raises(ValueError, match="pass a generator"):
+    with pytest.raises(ValueError, match="adds noise at each step"):
         sample(oracle(scheduler), scheduler, torch.randn(SHAPE), 4)
 
 
@@ -220,20 +206,6 @@ def test_start_enters_at_its_noise_level(name: str) -> None:
     assert len(seen) == (7 if two_stages else 4)
     first, timestep = seen[0]
     assert torch.allclose(first, process.noisy(start, noise, timestep.float()), atol=2e-4)
-
-
-def test_listed_flow_timesteps_are_final() -> None:
-    scheduler, noise = make("FlowMatchEulerDiscreteScheduler", shift=3.0), torch.randn(SHAPE)
-    seen = []
-
-    def denoise(x: Tensor, timestep: Tensor) -> Tensor:
-        seen.append(timestep.item())
-        return 0.1 * x
-
-    result = sample(denoise, scheduler, noise, [1000.0, 700.0, 300.0])
-    assert seen == pytest.approx([1000.0, 700.0, 300.0], abs=1e-3)
-    # Euler by hand: x + (sigma_next - sigma) * 0.1 x.
-    assert torch.allclose(result, noise * (1 - 0.03) * (1 - 0.04) * (1 - 0.03), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -289,14 +261,6 @@ def test_a_step_more_or_less_makes_little_difference(name: str) -> None:
     assert [call for call in calls if call[0] == call[1]] == [(n, n) for n in totals]
     half = sample(oracle(scheduler), scheduler, noise, 61, start=noise, strength=0.5)
     assert half.isfinite().all()
-
-
-def test_timesteps_that_cannot_be_kept_are_refused() -> None:
-    noise = torch.randn(SHAPE)
-    for name, options in (("DDIMScheduler", {}), ("EulerDiscreteScheduler", KARRAS)):
-        with pytest.raises(ValueError):
-            scheduler = make(name, **options)
-            sample(oracle(scheduler), scheduler, noise, [900, 500, 100])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])

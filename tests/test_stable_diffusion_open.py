@@ -224,11 +224,11 @@ UNET, KEY = "unet/diffusion_pytorch_model.safetensors", "mid_block.resnets.0.con
 DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing key": (lambda f: edit(f / UNET, lambda s: s.pop(KEY)), ["unet", KEY, "missing"]),
     "unexpected key": (lambda f: edit(f / UNET, lambda s: s.update(ghost=torch.zeros(1))), ["unet", "ghost"]),
-    "another shape": (lambda f: edit(f / UNET, lambda s: s.update({KEY: torch.zeros(5)})), ["unet", KEY]),
+    "another shape": (lambda f: edit(f / UNET, lambda s: s.update({KEY: torch.zeros(5)})), ["unet", KEY, "shape"]),
     "pickles only": (lambda f: (f / UNET).rename(f / "unet/diffusion_pytorch_model.bin"), ["unet", "safetensors"]),
     "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-9]), ["unet", "cannot be read"]),
     "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae", "config.json"]),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["scheduler_config.json", "does not exist"]),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["has no scheduler_config.json"]),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), ["text encoder"]),
     "cut vocabulary": (lambda f: cut(f / "tokenizer/vocab.json"), ["tokenizer", "copy it again"]),
     "cut merges": (lambda f: cut(f / "tokenizer/merges.txt"), ["tokenizer", "copy it again"]),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ldm_video.video_io import FrameReader, VideoWriter, probe
-from ldm_video.video_io.colour import LUMA_WEIGHTS, rgb_to_yuv, yuv_to_rgb
+from ldm_video.video_io.colour import LUMA_WEIGHTS
 from ldm_video.video_io.convert import colour_of, to_pixels, to_video_frame
-from tests.video_io_support import write_clip, yuv_frame
+from tests.video_io_support import rgb_to_yuv, write_clip, yuv_frame, yuv_to_rgb
 
 H273 = {"bt601": 6, "bt709": 1, "bt2020": 9, "smpte240m": 7}
 RANGES = {"limited": 1, "full": 2}

@@ -178,8 +178,6 @@ def test_the_grid_alternates_from_step_to_step_and_restarts_with_a_run() -> None
         assert starts(run, regions, torch.tensor(700)) == moved
         assert starts(run, regions, torch.tensor([700, 700])) == moved  # guidance, or a solver's second stage
         assert starts(run, regions, 300.0) == plain
-    still = windowed(denoise, 8, 4, staggered=False)
-    assert starts(still, regions, 999.0) == starts(still, regions, 700.0) == plain
 
 
 @pytest.mark.parametrize(("length", "size", "overlap"), [(0, 4, 1), (5, 0, 0), (5, 4, 4), (5, 4, -1)])

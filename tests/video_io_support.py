@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.codec.context import Flags as CodecFlags
 
-from ldm_video.video_io.colour import rgb_to_yuv
+from ldm_video.video_io.colour import LUMA_WEIGHTS
 
 SAMPLE_TYPES = {8: np.uint8, 10: np.uint16}
 
@@ -48,6 +48,37 @@ def weave(halves: Sequence[np.ndarray], top_first: bool) -> list[av.VideoFrame]:
             plane.update(rows.tobytes())
         woven.append(frame)
     return woven
+
+
+def rgb_to_yuv(rgb: np.ndarray, matrix: str, range_: str, bits: int = 8) -> np.ndarray:
+    """R'G'B' in [0, 1] (... 3) -> Y'CbCr code values (float, not rounded) (... 3).
+
+    BT.709-6 3.2-3.4 and BT.601-7 2.5: E'Y = Kr R + (1-Kr-Kb) G + Kb B, E'Cb = (B - Y) / (2 (1-Kb)),
+    E'Cr = (R - Y) / (2 (1-Kr)); limited: 219/224 steps from 16/128 times 2^(bits-8); full: 2^bits - 1 steps.
+    """
+    kr, kb = LUMA_WEIGHTS[matrix]
+    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
+    y0, y_span, c0, c_span = _code_levels(range_, bits)
+    return np.stack([y0 + y_span * y, c0 + c_span * cb, c0 + c_span * cr], axis=-1)
+
+
+def yuv_to_rgb(yuv: np.ndarray, matrix: str, range_: str, bits: int = 8) -> np.ndarray:
+    """The inverse of :func:`rgb_to_yuv`: code values (... 3) -> R'G'B' (... 3), not clipped to [0, 1]."""
+    kr, kb = LUMA_WEIGHTS[matrix]
+    y0, y_span, c0, c_span = _code_levels(range_, bits)
+    y, cb, cr = (yuv[..., 0] - y0) / y_span, (yuv[..., 1] - c0) / c_span, (yuv[..., 2] - c0) / c_span
+    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
+    return np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], axis=-1)
+
+
+def _code_levels(range_: str, bits: int) -> tuple[float, float, float, float]:
+    """(black level, luma span, chroma zero, chroma span) in code values."""
+    unit = 2 ** (bits - 8)
+    if range_ == "limited":
+        return 16 * unit, 219 * unit, 128 * unit, 224 * unit
+    return 0, 2**bits - 1, 128 * unit, 2**bits - 1
 
 
 def yuv_frame(

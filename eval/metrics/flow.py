@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.perceptual import to_batch
-from ldm_video.core.dense_search import dense_flow
+
+# OpenCV divides a search among its threads, and a search that is divided ends otherwise: scores would depend on how
+# many cores there are.
+cv2.setNumThreads(1)
 
 
 class FlowEstimator(Protocol):
@@ -29,8 +32,11 @@ class DisFlow:
 
     name = "dis"
 
+    def __init__(self) -> None:
+        self._estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return dense_flow(grey(first), grey(second), cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        return self._estimator.calc(grey(first), grey(second), None)
 
 
 class FarnebackFlow:

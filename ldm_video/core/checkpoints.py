@@ -1,8 +1,12 @@
-"""Weights in and out: safetensors only, strict, whole or absent."""
+"""A model's files in and out: weights as safetensors only, strict, whole or absent; facts as JSON objects."""
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +15,9 @@ from torch import Tensor, nn
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
+
+INDEX = "model_index.json"
+"""Names the parts of a folder that holds a model, a pipeline of diffusers or a bundle of ours."""
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
@@ -37,13 +44,10 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a safetensors file. A pickle, a missing or a damaged file is a ``UserError``."""
     path = Path(path)
-    if path.suffix in _PICKLES:
-        raise UserError(
-            f"{path} is a pickle, which can run any code when opened; convert it to .safetensors where you trust it"
-        )
+    refuse_pickle(path)
     if not path.is_file():
-        for pickle in sorted(p for p in path.parent.glob(f"{path.stem}.*") if p.suffix in _PICKLES):
-            return read_weights(pickle)  # raises
+        for sibling in sorted(path.parent.glob(f"{path.stem}.*")):
+            refuse_pickle(sibling)
         raise UserError(f"weights {path} do not exist; check the path of the model")
     try:
         return load_file(path)
@@ -51,16 +55,45 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
 
 
+def refuse_pickle(path: Path) -> None:
+    """``UserError``, with the line that makes it a safetensors file, for what its name says is a pickle."""
+    if path.suffix not in _PICKLES:
+        return
+    script = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
+        "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
+    )
+    command = shlex.join(["python", "-c", script, str(path), str(path.with_suffix(".safetensors"))])
+    raise UserError(
+        f"{path} is a pickle, which can run any code when opened; make it a .safetensors file with: {command}"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; anything else is a ``UserError``."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}; the model is not whole, copy or download it again")
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; copy or download it again")
+    return value
+
+
 def load_strict(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
     """Load ``state`` into ``module``; a missing, unexpected or misshapen key is a ``UserError`` that names it."""
     expected = module.state_dict()
-    problems = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": sorted(k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape),
-    }
-    for problem, keys in problems.items():
-        if keys:
+    misshapen = (key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
+    refuse_keys(where, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
+    module.load_state_dict(state, strict=True)
+
+
+def refuse_keys(where: str | Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
+    """``UserError`` that names the first key of weights that do not fit, if there is any."""
+    for problem, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if keys := sorted(found):
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise UserError(f"{where}: key '{keys[0]}'{more} {problem}; weights and config.json do not belong together")
-    module.load_state_dict(state, strict=True)

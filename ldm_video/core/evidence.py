@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ldm_video.core.tensors import fold_time, unfold_time
@@ -156,7 +155,8 @@ class EvidenceLayout:
             raise ValueError(f"{height}x{width} is no multiple of the latent factor {self.factor}; pad it first")
         masks = [evidence.hole, evidence.known] if self.with_known else [evidence.hole]
         if self.kind == "space_to_depth":
-            return space_to_depth(torch.cat([evidence.guess, *masks], dim=2), self.factor)
+            # b t c (h f) (w f) -> b t (c f f) h w
+            return F.pixel_unshuffle(torch.cat([evidence.guess, *masks], dim=2), self.factor)
         grid = (height // self.factor, width // self.factor)
         hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
         rgb = _show_on_grid(evidence, grid)
@@ -170,11 +170,6 @@ def _show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
     if not bool(evidence.known.any()):
         return rgb
     return torch.where(_pool(evidence.known, grid, _min_pool).bool(), resize(evidence.guess, grid), rgb)
-
-
-def space_to_depth(x: Tensor, factor: int) -> Tensor:
-    """``b t c (h f) (w f) -> b t (c f f) h w``."""
-    return rearrange(x, "b t c (h f) (w g) -> b t (c f g) h w", f=factor, g=factor)
 
 
 def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:

@@ -190,23 +190,6 @@ class Process:
                     raise ValueError("at zero terminal SNR noise does not determine the sample: predict v or sample")
                 return ((xt - sigma * output) / alpha).to(xt.dtype)
 
-    def to_noise(self, xt: Tensor, output: Tensor, t: Tensor | float) -> Tensor:
-        """The noise that ``output`` claims, in the type of ``xt``.
-
-        epsilon: ``o``; v: ``sigma_t x_t + alpha_t o``; sample: ``(x_t - alpha_t o) / sigma_t``, which needs
-        ``sigma_t > 0`` as every table entry has; flow: ``x_t + alpha_t o``.
-        """
-        alpha, sigma = self._like(xt, t)
-        match self.prediction:
-            case "epsilon":
-                return output
-            case "v":
-                return (sigma * xt + alpha * output).to(xt.dtype)
-            case "flow":
-                return (xt + alpha * output).to(xt.dtype)
-            case _:
-                return ((xt - alpha * output) / sigma).to(xt.dtype)
-
     def _like(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.coefficients(t, x.ndim)
         return alpha.to(x.device), sigma.to(x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -81,7 +81,7 @@ def known_options(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stored.items() if key.startswith("_") or key in _options()}
 
 
-def sampling_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float]) -> Tensor:
+def sampling_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
     """The timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
 
     Of the scheduler's own type, but for flows, whose are floating: UniPC and DPM-Solver round them to whole numbers,
@@ -98,11 +98,10 @@ def sample(
     denoise: Denoise,
     scheduler: SchedulerMixin,
     noise: Tensor,
-    steps: int | Sequence[float],
+    steps: int,
     *,
     start: Tensor | None = None,
     strength: float = 1.0,
-    generator: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Draw a sample: from noise, or from ``start`` made noisy.
@@ -111,21 +110,21 @@ def sample(
         denoise: ``(x, timestep) -> output`` of the scheduler's prediction type; ``x`` is ``noise``'s shape and type.
         scheduler: read, copied, never changed.
         noise: unit-variance noise, ``b t c h w``.
-        steps: number of steps, or falling timesteps for a scheduler that takes them.
+        steps: number of steps.
         start: a clean estimate, ``b t c h w``: sampling begins at ``strength`` of the way, from ``start`` made noisy.
         strength: in (0, 1], the share of the steps to run; below 1 it needs ``start``.
-        generator: for schedulers that add noise at each step.
         callback: see :data:`Callback`.
 
     Returns:
         The sample at the end of the schedule, ``b t c h w`` of ``noise``'s type.
 
     Raises:
-        ValueError: a stochastic scheduler without a generator, timesteps for a scheduler that does not take them, a
-            bad strength.
+        ValueError: a scheduler that adds noise at each step (:func:`draws_noise`), no steps, a bad strength.
     """
+    if draws_noise(scheduler):
+        name = type(scheduler).__name__
+        raise ValueError(f"{name} adds noise at each step, which is not drawn frame by frame; use DDIM")
     scheduler = copy.deepcopy(scheduler)
-    keywords = _step_keywords(scheduler, generator)
     _set_timesteps(scheduler, steps, noise.device)
     if not 0.0 < strength <= 1.0 or (strength < 1.0 and start is None):
         raise ValueError(f"strength must be in (0, 1], and 1 without a start, got {strength}")
@@ -139,7 +138,7 @@ def sample(
     for done, timestep in enumerate(timesteps, start=1):
         scaled = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         output = denoise(scaled.to(noise.dtype), timestep)
-        x = scheduler.step(output.to(x.dtype), timestep, x, **keywords, return_dict=False)[0]
+        x = scheduler.step(output.to(x.dtype), timestep, x, return_dict=False)[0]
         if callback is not None:
             callback(done, len(timesteps), x)
     return x.to(noise.dtype)
@@ -156,36 +155,18 @@ def _begin(scheduler: SchedulerMixin, noise: Tensor, start: Tensor | None, times
     return scheduler.add_noise(start, noise, timestep)
 
 
-def _set_timesteps(scheduler: SchedulerMixin, steps: int | Sequence[float], device: torch.device) -> None:
+def _set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) -> None:
     if scheduler.config.get("use_dynamic_shifting"):
         raise ValueError("use_dynamic_shifting is not supported: give the scheduler a fixed shift")
-    if isinstance(steps, int):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if hasattr(scheduler, "set_shift") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-            # Left to itself the flow scheduler ends at sigma 1 / N, where a whole step is spent on nothing; and it
-            # shifts levels that are shifted already. Flux's and SD3's pipelines hand it these levels too.
-            levels = [1.0 - i / steps for i in range(steps)]
-            scheduler.set_timesteps(sigmas=levels, device=device)
-        else:
-            scheduler.set_timesteps(steps, device=device)
-            _drop_beyond_data(scheduler, steps)
-        return
-    accepted = inspect.signature(scheduler.set_timesteps).parameters
-    if hasattr(scheduler, "set_shift") and "sigmas" in accepted:
-        # The timesteps are final: left on, the shift would be applied to them once more.
-        scheduler.set_shift(1.0)
-        scheduler.set_timesteps(sigmas=[t / scheduler.config.num_train_timesteps for t in steps], device=device)
-    elif "timesteps" in accepted:
-        scheduler.set_timesteps(timesteps=list(steps), device=device)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if hasattr(scheduler, "set_shift") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        # Left to itself the flow scheduler ends at sigma 1 / N, where a whole step is spent on nothing; and it
+        # shifts levels that are shifted already. Flux's and SD3's pipelines hand it these levels too.
+        scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], device=device)
     else:
-        raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not a list of timesteps")
-    # Two-stage solvers repeat each timestep. Some options (Karras sigmas and the like) make their own schedule.
-    kept = torch.unique_consecutive(scheduler.timesteps).tolist()
-    if len(kept) != len(steps) or any(abs(a - b) > 1e-2 for a, b in zip(kept, steps, strict=True)):
-        raise ValueError(
-            f"{type(scheduler).__name__} did not keep the timesteps; they must fall, one sigma schedule only"
-        )
+        scheduler.set_timesteps(steps, device=device)
+        _drop_beyond_data(scheduler, steps)
 
 
 def _drop_beyond_data(scheduler: SchedulerMixin, steps: int) -> None:
@@ -201,17 +182,6 @@ def _drop_beyond_data(scheduler: SchedulerMixin, steps: int) -> None:
     scheduler.num_inference_steps = steps
     if hasattr(scheduler, "sigmas"):  # one more than timesteps: where the last step leads
         scheduler.sigmas = torch.cat([scheduler.sigmas[: -beyond - 1], scheduler.sigmas[-1:]])
-
-
-def _step_keywords(scheduler: SchedulerMixin, generator: torch.Generator | None) -> dict[str, Any]:
-    """Keywords for ``scheduler.step``; noise is never drawn from the global generator."""
-    name, noisy = type(scheduler).__name__, draws_noise(scheduler)
-    takes = "generator" in inspect.signature(scheduler.step).parameters
-    if noisy and not takes:
-        raise ValueError(f"{name} draws noise that cannot be seeded; use one of {', '.join(SCHEDULERS)}")
-    if noisy and generator is None:
-        raise ValueError(f"{name} adds noise at each step: pass a generator")
-    return {"generator": generator} if noisy else {}
 
 
 def draws_noise(scheduler: SchedulerMixin) -> bool:

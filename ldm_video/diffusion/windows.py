@@ -176,7 +176,7 @@ def merge_tiles(parts: Iterable[Tensor], tiles: Sequence[Tile]) -> Tensor:
     return canvas.result()
 
 
-def windowed(denoise: RegionDenoise, size: int, overlap: int, staggered: bool = True) -> Denoise:
+def windowed(denoise: RegionDenoise, size: int, overlap: int) -> Denoise:
     """A denoiser that runs ``denoise`` on windows of ``size`` frames and merges its outputs.
 
     Args:
@@ -184,17 +184,16 @@ def windowed(denoise: RegionDenoise, size: int, overlap: int, staggered: bool = 
             evidence can be cut alike (``region.of(canvas)``).
         size: frames of a window.
         overlap: frames that neighbours share, at least.
-        staggered: move the grid by half a stride on every other step.
 
-    Steps are told apart by their timesteps, which fall within a run, so guidance and two-stage solvers that call twice
-    at one timestep see one grid. A rise starts a new run. A run that begins below where the last one ended cannot be
-    told from its continuation: make a new wrapper for each run.
+    The grid moves by half a stride on every other step. Steps are told apart by their timesteps, which fall within a
+    run, so guidance and two-stage solvers that call twice at one timestep see one grid. A rise starts a new run. A run
+    that begins below where the last one ended cannot be told from its continuation: make a new wrapper for each run.
     """
     step_of = _StepCounter()
 
     def run(x: Tensor, timestep: Tensor | float, region: Region | None = None) -> Tensor:
         outer = region or Region.whole(x)
-        offset = (size - overlap) // 2 if staggered and step_of(timestep) % 2 else 0
+        offset = (size - overlap) // 2 if step_of(timestep) % 2 else 0
         windows = split(x.shape[1], size, overlap, offset)
         whole = Region.whole(x)
         regions = [Region(window.slice, whole.rows, whole.cols) for window in windows]
@@ -203,7 +202,7 @@ def windowed(denoise: RegionDenoise, size: int, overlap: int, staggered: bool = 
     return run
 
 
-def tiled(denoise: RegionDenoise, tile: tuple[int, int], overlap: tuple[int, int], staggered: bool = True) -> Denoise:
+def tiled(denoise: RegionDenoise, tile: tuple[int, int], overlap: tuple[int, int]) -> Denoise:
     """A denoiser that runs ``denoise`` on tiles and merges its outputs; as :func:`windowed`, in space.
 
     ``windowed(tiled(denoise, ...), ...)`` cuts in time and in space; ``denoise`` is told the region of the whole clip.
@@ -212,13 +211,12 @@ def tiled(denoise: RegionDenoise, tile: tuple[int, int], overlap: tuple[int, int
         denoise: ``denoise(part, timestep, region)``.
         tile: (height, width) of a tile on the grid of the denoised tensor.
         overlap: (vertical, horizontal) overlap of neighbours, at least.
-        staggered: move the grid by half a stride on every other step.
     """
     step_of = _StepCounter()
 
     def run(x: Tensor, timestep: Tensor | float, region: Region | None = None) -> Tensor:
         outer = region or Region.whole(x)
-        moved = staggered and step_of(timestep) % 2
+        moved = step_of(timestep) % 2
         offset = ((tile[0] - overlap[0]) // 2, (tile[1] - overlap[1]) // 2) if moved else (0, 0)
         grid = tiles(x.shape[3], x.shape[4], tile, overlap, offset)
         frames = Region.whole(x).frames

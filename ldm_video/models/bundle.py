@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from torch import nn
 
-from ldm_video.core.checkpoints import load_strict, read_weights, save_weights
+from ldm_video.core.checkpoints import INDEX, load_strict, read_json, read_weights, save_weights
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
@@ -32,8 +32,6 @@ from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 FORMAT = 2
 _READ = (1, FORMAT)  # in the first, a restorer was a decoder of latents
-INDEX = "model_index.json"
-
 
 # Class name in model_index.json -> how to build the part from its config.json.
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -86,7 +84,9 @@ def load_bundle(folder: str | Path) -> VideoModel:
     Raises ``UserError`` for a folder that is no bundle, an unknown part, and weights that do not fit.
     """
     folder = Path(folder)
-    index = _read_json(folder / INDEX, f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+    index = read_json(folder / INDEX)
     if index.get("format") not in _READ:
         raise UserError(
             f"{folder / INDEX} has format {index.get('format')}, this version reads up to {FORMAT}; update ldm-video"
@@ -105,8 +105,8 @@ def load_bundle(folder: str | Path) -> VideoModel:
     if parts:
         raise UserError(f"unknown model part '{next(iter(parts))}' in {folder / INDEX}; update ldm-video")
     model = VideoModel(
-        denoiser=_load_part(folder / "denoiser", denoiser),
-        codec=_load_part(folder / "codec", codec, former=index["format"] == 1 and codec == "PairedCodec"),
+        denoiser=_load_part(folder / "denoiser", denoiser, index["format"]),
+        codec=_load_part(folder / "codec", codec, index["format"]),
         scheduler=_load_sampler(folder / "scheduler", scheduler),
         layout=layout,
         text=TextEncoder.load(folder / "text") if has_text else None,
@@ -118,10 +118,10 @@ def load_bundle(folder: str | Path) -> VideoModel:
     return model.eval().requires_grad_(False)
 
 
-def _load_part(folder: Path, name: str, former: bool = False) -> Any:
+def _load_part(folder: Path, name: str, form: int) -> Any:
     if name not in BUILDERS:
         raise UserError(f"unknown model part '{name}' in {folder.parent / INDEX}; known parts: {', '.join(BUILDERS)}")
-    config = _read_json(folder / "config.json", f"{folder} has no config.json; the bundle is not whole, copy it again")
+    config = read_json(folder / "config.json")
     try:
         part = BUILDERS[name](config)
     except (KeyError, TypeError, ValueError) as error:
@@ -131,13 +131,14 @@ def _load_part(folder: Path, name: str, former: bool = False) -> Any:
         ) from error
     weights = folder / "model.safetensors"
     state = {key: value.float() if value.is_floating_point() else value for key, value in read_weights(weights).items()}
-    load_strict(part, read_former(state, "restorer.") if former else state, weights)
+    if form == 1 and name == "PairedCodec":
+        state = read_former(state, "restorer.")
+    load_strict(part, state, weights)
     return part
 
 
 def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
-    missing = f"{folder} has no scheduler_config.json; the bundle is not whole, copy it again"
-    config = _read_json(folder / "scheduler_config.json", missing)
+    config = read_json(folder / "scheduler_config.json")
     try:
         return make_scheduler({**config, "_class_name": name})
     except UserError as error:
@@ -149,18 +150,6 @@ def _load_sampler(folder: Path, name: str) -> SchedulerMixin:
     if draws_noise(scheduler):
         raise UserError(f"{folder}: {name} adds noise at each step, which would differ from window to window; use DDIM")
     return scheduler
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(missing)
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy the bundle again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; copy the bundle again")
-    return value
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm_video.core.evidence import Evidence, space_to_depth
+from ldm_video.core.evidence import Evidence
 from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
 from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
@@ -241,7 +241,7 @@ class EvidenceDecoder(nn.Module):
         x = self.enter8(fold_time(latents))  # (b t) wide h w
         x = _run(self.body8, x, frames)
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
-        x = x + self.evidence4(fold_time(space_to_depth(sight, 4)))
+        x = x + self.evidence4(F.pixel_unshuffle(fold_time(sight), 4))
         x = _run(self.body4[:_MIXED], x, frames)
         # From here on no frame needs another one: what a few of them take stays in a CPU's cache.
         few = frames_at_once(sight)
@@ -254,7 +254,7 @@ class EvidenceDecoder(nn.Module):
         """``n middle 2h 2w``, what is seen of these frames ``n 8 8h 8w`` -> ``n 3 8h 8w``."""
         x = _run(self.body4[_MIXED:], x, len(x))
         x = F.pixel_shuffle(self.up2(x), 2)  # n narrow 4h 4w
-        x = x + self.evidence2(space_to_depth(sight[None], 2)[0])
+        x = x + self.evidence2(F.pixel_unshuffle(sight, 2))
         x = _run(self.body2, x, len(x))
         x = F.pixel_shuffle(self.up1(x), 2)  # n fine 8h 8w
         return self.exit(F.silu(x))

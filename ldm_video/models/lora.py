@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm_video.core.checkpoints import read_weights
+from ldm_video.core.checkpoints import read_json, read_weights
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.models.export import is_new, temporal_blocks
@@ -39,7 +39,6 @@ from ldm_video.models.lora_file import (
     weights_file,
 )
 from ldm_video.models.open_model import FRAME_BY_FRAME, open_model
-from ldm_video.models.stable_diffusion import read_json
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 

@@ -26,12 +26,11 @@ from typing import Any
 from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers
 from torch import Tensor
 
-from ldm_video.core.checkpoints import read_weights
+from ldm_video.core.checkpoints import read_json, read_weights
 from ldm_video.core.errors import UserError
 from ldm_video.models.export import is_new, temporal_blocks
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.open_model import find_model
-from ldm_video.models.stable_diffusion import read_json
 from ldm_video.models.temporal import TemporalBlock
 
 PUBLISHED_HEADS = 8  # of every motion module that AnimateDiff published

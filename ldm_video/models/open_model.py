@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ldm_video.core.checkpoints import INDEX, read_json, refuse_pickle
 from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.single_file import read_single_file
-from ldm_video.models.stable_diffusion import INDEX, read_json, read_pipeline, to_video
+from ldm_video.models.stable_diffusion import read_pipeline, to_video
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 
 FRAME_BY_FRAME = TemporalConfig(attention_levels=(), conv_levels=())
 """No temporal layers: new ones change nothing until they are trained, and cost time."""
 
-_PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _BUNDLE_FILES = ["denoiser/*.safetensors", "codec/*.safetensors", "text/*.safetensors"]
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -54,8 +53,7 @@ def find_model(name: str | Path, revision: str | None = None, variant: str | Non
     What is missing there is downloaded, unless ``HF_HUB_OFFLINE`` is set.
     """
     path = Path(name)
-    if path.suffix in _PICKLES:
-        raise UserError(_refuse_pickle(path))
+    refuse_pickle(path)
     if path.exists() or not _HUB_ID.fullmatch(str(name)):
         return path
     owner_and_name, _, pinned = str(name).partition("@")
@@ -99,13 +97,3 @@ def _only_variant(folder: Path) -> str | None:
     variants = {parts[1].split("-")[0] for parts in names if parts[1] != "safetensors"}
     plain = any(parts[1] == "safetensors" for parts in names)
     return None if plain or len(variants) != 1 else variants.pop()
-
-
-def _refuse_pickle(path: Path) -> str:
-    script = (
-        "import sys, torch; from safetensors.torch import save_file; "
-        "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
-        "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
-    )
-    command = shlex.join(["python", "-c", script, str(path), str(path.with_suffix(".safetensors"))])
-    return f"{path} is a pickle, which can run any code when opened; make it a .safetensors file with: {command}"

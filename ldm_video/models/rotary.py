@@ -11,16 +11,14 @@ import torch
 from torch import Tensor
 
 
-def rotary_angles(
-    frames: int, dim: int, device: torch.device | None = None, start: int = 0, base: float = 1e4
-) -> Tensor:
-    """Angles ``m * base^(-2i / dim)`` in radians for the positions ``m = start .. start + frames - 1``.
+def rotary_angles(frames: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Angles ``m * 10000^(-2i / dim)`` in radians for the positions ``m = 0 .. frames - 1``.
 
     Returns float32 of shape ``(frames, dim / 2)``; ``dim`` must be even.
     """
-    positions = torch.arange(start, start + frames, device=device, dtype=torch.float32)
+    positions = torch.arange(frames, device=device, dtype=torch.float32)
     exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
-    return torch.outer(positions, base**-exponents)
+    return torch.outer(positions, 10000.0**-exponents)
 
 
 def apply_rotary(x: Tensor, angles: Tensor) -> Tensor:

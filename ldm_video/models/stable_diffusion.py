@@ -15,7 +15,6 @@ sampling defaults are those of the diffusers pipeline that runs it.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from safetensors import SafetensorError
 
+from ldm_video.core.checkpoints import INDEX, read_json, refuse_keys
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.diffusion.sampler import DETERMINISTIC, draws_noise, known_options, make_scheduler
@@ -35,7 +35,6 @@ from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
-INDEX = "model_index.json"
 UPSCALER_SCALING = 0.08333  # of the x4-upscaler's latents, which early configs do not tell
 _Part = TypeVar("_Part", bound=ModelMixin)
 
@@ -84,22 +83,8 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; anything else is a ``UserError``."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; the checkpoint is not whole, copy or download it again") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; copy or download it again")
-    return value
-
-
 def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json; the checkpoint is not whole, copy or download it again")
+    read_json(folder / "config.json")
     try:
         part, report = kind.from_pretrained(  # it also knows the older names of the autoencoder's attention
             folder,
@@ -115,9 +100,8 @@ def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
         raise UserError(
             f"{folder} cannot be read ({error}); it takes safetensors, of a variant (fp16) that must be named"
         ) from error
-    for problem in ("missing", "unexpected", "mismatched"):
-        if keys := sorted(str(key) for key in report[f"{problem}_keys"]):
-            raise UserError(f"{folder}: key {keys[0]} {problem}; weights and config.json do not belong together")
+    misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
+    refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
     part.register_to_config(_name_or_path=None)  # where it lay here has no place in a bundle
     return part
 

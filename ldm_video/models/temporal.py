@@ -79,13 +79,13 @@ class RotaryProcessor:
     def __init__(self, xformers: bool = False) -> None:
         self.xformers = xformers
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, start: int = 0, **_: object) -> Tensor:
-        """``n t c -> n t c``; ``start`` is the position of the first frame (the result does not depend on it)."""
+    def __call__(self, attn: Attention, hidden_states: Tensor, **_: object) -> Tensor:
+        """``n t c -> n t c``."""
         query, key, value = (
             rearrange(project(hidden_states), "n t (heads d) -> n heads t d", heads=attn.heads)
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        angles = rotary_angles(query.shape[-2], query.shape[-1], query.device, start)
+        angles = rotary_angles(query.shape[-2], query.shape[-1], query.device)
         query, key = apply_rotary(query, angles), apply_rotary(key, angles)
         attend = _attend_xformers if self.xformers else F.scaled_dot_product_attention
         batches = zip(*(x.split(_MAX_BATCH) for x in (query, key, value)), strict=True)

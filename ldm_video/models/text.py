@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ldm_video.core.checkpoints import save_weights
+from ldm_video.core.checkpoints import read_json, refuse_keys, save_weights
 from ldm_video.core.errors import UserError
 
 
@@ -99,9 +98,8 @@ class TextEncoder(nn.Module):
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
-        for problem in ("missing", "unexpected", "mismatched"):
-            if keys := sorted(str(key) for key in report[f"{problem}_keys"]):
-                raise UserError(f"{folder}: key {keys[0]} {problem}; weights and config.json do not belong together")
+        misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
+        refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
         return cls(model, read_tokenizer(Path(tokenizer_folder or folder)))
 
 
@@ -119,11 +117,9 @@ def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
 
 def _architecture(config: Path) -> type[PreTrainedModel]:
     """The class that config.json names. ``AutoModel`` would take T5 whole, where only its encoder was saved."""
-    if not config.is_file():
-        raise UserError(f"{config.parent} has no config.json; the bundle is not whole, copy it again")
     try:
-        name = json.loads(config.read_text())["architectures"][0]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        name = read_json(config)["architectures"][0]
+    except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{config} does not name its architecture; copy the bundle again") from error
     found = getattr(transformers, str(name), None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):

@@ -22,23 +22,9 @@ from ldm_video.core.locks import locked
 from ldm_video.pipeline.job import Outcome
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.workers import Share
+from ldm_video.video_io.container import VIDEO_SUFFIXES
 from ldm_video.video_io.encoders import find_encoder
 from ldm_video.video_io.stills import is_image, natural_key
-
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
-        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
-    }
-)  # fmt: skip
-KEPT_SUFFIXES = {
-    "libx264": {".mp4", ".m4v", ".mov", ".mkv"},
-    "libx265": {".mp4", ".mov", ".mkv"},
-    "libsvtav1": {".mp4", ".mkv"},
-    "prores_ks": {".mov", ".mkv"},
-    "ffv1": {".mkv"},
-}
-"""Containers that stay what they are, by the codec that is to be put in; all others become .mkv."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +90,8 @@ def list_clips(
 
 
 def output_suffix(name: Path, codec: str) -> str:
-    """The source's own where it is one of :data:`KEPT_SUFFIXES`, else ``.mkv``, which holds whatever sound there is."""
-    return name.suffix if name.suffix.lower() in KEPT_SUFFIXES[codec] else ".mkv"
+    """The source's own where the codec goes into such a file, else ``.mkv``, which holds whatever sound there is."""
+    return name.suffix if name.suffix.lower() in find_encoder(codec).containers.split() else ".mkv"
 
 
 def find_mask(masks: Path | None, name: Path) -> Path | None:

@@ -11,8 +11,10 @@ from ldm_video.core.tensors import fold_time, unfold_time
 
 METHODS = ("wavelet", "adain", "none")
 
+_CELL = 32  # side in pixels of the squares whose mean counts as low frequency
 
-def match_colour(output: Tensor, guess: Tensor, hole: Tensor, method: str = "wavelet", cell: int = 32) -> Tensor:
+
+def match_colour(output: Tensor, guess: Tensor, hole: Tensor, method: str = "wavelet") -> Tensor:
     """Bring ``output``'s colours back to those of the evidence, with statistics taken outside the hole only.
 
     Args:
@@ -22,19 +24,18 @@ def match_colour(output: Tensor, guess: Tensor, hole: Tensor, method: str = "wav
         method: ``wavelet`` gives every frame the evidence's low frequencies (StableSR, arXiv:2305.07015, section 3.3);
             inside the hole the correction of its rim is carried on smoothly. ``adain`` matches mean and standard
             deviation of each channel over a frame. ``none`` returns ``output``.
-        cell: side in pixels of the squares whose mean counts as low frequency.
     """
     if method not in METHODS:
         raise ValueError(f"unknown colour fix {method!r}; use one of {', '.join(METHODS)}")
     keep = 1 - hole
     if method == "none" or not bool(keep.any()):
         return output
-    return _adain(output, guess, keep) if method == "adain" else output + _low_difference(output, guess, keep, cell)
+    return _adain(output, guess, keep) if method == "adain" else output + _low_difference(output, guess, keep)
 
 
-def _low_difference(output: Tensor, guess: Tensor, keep: Tensor, cell: int) -> Tensor:
+def _low_difference(output: Tensor, guess: Tensor, keep: Tensor) -> Tensor:
     size = tuple(output.shape[-2:])
-    grid = (max(1, round(size[0] / cell)), max(1, round(size[1] / cell)))
+    grid = (max(1, round(size[0] / _CELL)), max(1, round(size[1] / _CELL)))
     mass = F.interpolate(fold_time(keep), size=grid, mode="area")  # (b t) 1 g g
     mean = F.interpolate(fold_time((guess - output) * keep), size=grid, mode="area") / mass.clamp(min=1e-6)
     # A cell with little evidence is as unsure as one with none.

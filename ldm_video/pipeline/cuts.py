@@ -33,8 +33,7 @@ class CutDetector:
     Fades and dissolves, flashes of one frame and pans of up to a quarter of the picture in a frame are no cuts.
     """
 
-    def __init__(self, threshold: float = THRESHOLD) -> None:
-        self.threshold = threshold
+    def __init__(self) -> None:
         self._count = 0
         self._last: _Glance | None = None  # of the shot that goes on
         self._doubtful: _Glance | None = None  # may begin a new shot
@@ -48,7 +47,7 @@ class CutDetector:
         self._count += 1
         if doubtful is not None and last is not None:
             self._doubtful = None
-            if not self._apart(last, now):  # as if the frame between had not been there: a flash
+            if not _apart(last, now):  # as if the frame between had not been there: a flash
                 self._last = now
                 return None
             self._compare(doubtful, now)
@@ -62,23 +61,14 @@ class CutDetector:
         return None if doubtful is None else self._count - 1
 
     def _compare(self, last: _Glance, now: _Glance) -> None:
-        if self._apart(last, now):
+        if _apart(last, now):
             self._last, self._doubtful = last, now
         else:
             self._last = now
 
-    def _apart(self, first: _Glance, second: _Glance) -> bool:
-        return _difference(first, second) > self.threshold
 
-
-def frame_difference(first: Tensor, second: Tensor) -> float:
-    """How little two frames ``3 h w`` in [-1, 1] have in common, from 0 to 1; blind to where the camera looks.
-
-    The geometric mean of what their colour histograms do not share and of how badly the middle of one is found in the
-    other (normalised correlation over shifts, Lewis 1995: blind to brightness and contrast). A pan changes neither
-    much, a fade does not change the second, a cut changes both.
-    """
-    return _difference(_look(first), _look(second))
+def _apart(first: _Glance, second: _Glance) -> bool:
+    return _difference(first, second) > THRESHOLD
 
 
 def _look(frame: Tensor) -> _Glance:
@@ -93,6 +83,12 @@ def _look(frame: Tensor) -> _Glance:
 
 
 def _difference(first: _Glance, second: _Glance) -> float:
+    """How little two frames have in common, from 0 to 1; blind to where the camera looks.
+
+    The geometric mean of what their colour histograms do not share and of how badly the middle of one is found in the
+    other (normalised correlation over shifts, Lewis 1995: blind to brightness and contrast). A pan changes neither
+    much, a fade does not change the second, a cut changes both.
+    """
     colour = 1 - float(np.minimum(first.colours, second.colours).sum())
     found = max(_found(first.grey, second.grey), _found(second.grey, first.grey))
     return float(np.sqrt(max(colour, 0) * (1 - found)))

@@ -15,11 +15,6 @@ from ldm_video.pipeline.plan import JOINS
 from ldm_video.pipeline.prompts import Prompts, read_prompts
 from ldm_video.video_io.reader import Deinterlace
 
-FLAGS = (
-    "model", "scale", "height", "prompt", "negative_prompt", "steps", "guidance", "seed", "window", "overlap", "tile",
-    "deinterlace", "device", "dtype", "attention", "codec", "crf", "noise_level", "strength",
-    "propagate", "fill", "lora", "prompt_file", "memory",
-)  # fmt: skip
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
     "prompt_blend", "average", "steady",
@@ -27,27 +22,32 @@ INTEGERS = (
 NUMBERS = ("scale", "guidance", "dilate", "strength", "fidelity")
 PROPAGATE = ("auto", "on", "off")
 FILL = ("auto", "patches", "model")
+CHOICES = {
+    "deinterlace": get_args(Deinterlace),
+    "join": JOINS,
+    "cuts": ("auto", "off"),
+    "propagate": PROPAGATE,
+    "fill": FILL,
+}
 NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average", "steady")
 
 
 def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
     """The file ``defaults``, then that of ``--config``, then the command line: every key known, every value checked."""
-    overrides = [*flag_overrides(arguments), *arguments.overrides]
+    known = load_config(defaults)
+    overrides = [*flag_overrides(arguments, known), *arguments.overrides]
     config = load_config(arguments.config, overrides, base=defaults)
-    if isinstance(config.deinterlace, bool):  # YAML reads a bare on or off as a truth value
-        config.deinterlace = "on" if config.deinterlace else "off"
-    if isinstance(config.propagate, bool):
-        config.propagate = "on" if config.propagate else "off"
-    if isinstance(config.cuts, bool):
-        config.cuts = "auto" if config.cuts else "off"
-    check_values(config, load_config(defaults))
+    for name, on in (("deinterlace", "on"), ("propagate", "on"), ("cuts", "auto")):
+        if isinstance(config[name], bool):  # YAML reads a bare on or off as a truth value
+            config[name] = on if config[name] else "off"
+    check_values(config, known)
     check_choices(config)
     return config
 
 
-def flag_overrides(arguments: argparse.Namespace) -> list[str]:
-    """Command-line flags as overrides of the config. Text is quoted, so that YAML takes it as it is."""
-    given = {name: getattr(arguments, name) for name in FLAGS if getattr(arguments, name) is not None}
+def flag_overrides(arguments: argparse.Namespace, known: DictConfig) -> list[str]:
+    """Those command-line flags that are ``known`` keys, as overrides. Text is quoted: YAML takes it as it is."""
+    given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
     return [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
 
 
@@ -73,18 +73,11 @@ def check_values(config: DictConfig, defaults: DictConfig) -> None:
 
 def check_choices(config: DictConfig) -> None:
     """``UserError`` for a value that is none of those to choose from."""
-    if config.deinterlace not in get_args(Deinterlace):
-        raise UserError(f"unknown deinterlace '{config.deinterlace}'; use {', '.join(get_args(Deinterlace))}")
-    if config.join not in JOINS:
-        raise UserError(f"unknown join '{config.join}'; use {', '.join(JOINS)}")
-    if config.cuts not in ("auto", "off"):
-        raise UserError(f"unknown cuts '{config.cuts}'; use auto or off")
+    for name, choices in CHOICES.items():
+        if config[name] not in choices:
+            raise UserError(f"unknown {name} '{config[name]}'; use {', '.join(choices)}")
     if config.chain < 1:
         raise UserError(f"chain is {config.chain}; give 1 or more")
-    if config.propagate not in PROPAGATE:
-        raise UserError(f"unknown propagate '{config.propagate}'; use {', '.join(PROPAGATE)}")
-    if config.fill not in FILL:
-        raise UserError(f"unknown fill '{config.fill}'; use {', '.join(FILL)}")
 
 
 def find_prompts(config: DictConfig) -> Prompts | None:

@@ -1,7 +1,7 @@
-"""Which YUV a file holds, and the maths between R'G'B' and Y'CbCr.
+"""Which YUV a file holds, and by what standard.
 
 Standards: ITU-R BT.601-7 (SD), ITU-R BT.709-6 (HD), ITU-R BT.2020-2, SMPTE ST 240. The conversions themselves run in
-swscale (see ``convert.py``); the tests hold its answers against the pure functions below. Only matrix and range are
+swscale (see ``convert.py``); the tests hold its answers against the standards' formulas. Only matrix and range are
 converted: R'G'B' stays in the source's primaries, which differ little between SD and HD (BT.601-7 table 2, BT.709-6
 table 1) and which most SD files tag wrongly or not at all.
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 Matrix = Literal["bt601", "bt709", "bt2020", "smpte240m", "fcc", "rgb"]
 Range = Literal["limited", "full"]
@@ -48,34 +46,3 @@ class Colour:
 
     def __str__(self) -> str:
         return f"{self.matrix} {self.range}" + (" (assumed)" if self.assumed else "")
-
-
-def rgb_to_yuv(rgb: np.ndarray, matrix: str, range_: str, bits: int = 8) -> np.ndarray:
-    """R'G'B' in [0, 1] (... 3) -> Y'CbCr code values (float, not rounded) (... 3).
-
-    BT.709-6 3.2-3.4 and BT.601-7 2.5: E'Y = Kr R + (1-Kr-Kb) G + Kb B, E'Cb = (B - Y) / (2 (1-Kb)),
-    E'Cr = (R - Y) / (2 (1-Kr)); limited: 219/224 steps from 16/128 times 2^(bits-8); full: 2^bits - 1 steps.
-    """
-    kr, kb = LUMA_WEIGHTS[matrix]
-    r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    y = kr * r + (1 - kr - kb) * g + kb * b
-    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
-    y0, y_span, c0, c_span = _code_levels(range_, bits)
-    return np.stack([y0 + y_span * y, c0 + c_span * cb, c0 + c_span * cr], axis=-1)
-
-
-def yuv_to_rgb(yuv: np.ndarray, matrix: str, range_: str, bits: int = 8) -> np.ndarray:
-    """The inverse of :func:`rgb_to_yuv`: code values (... 3) -> R'G'B' (... 3), not clipped to [0, 1]."""
-    kr, kb = LUMA_WEIGHTS[matrix]
-    y0, y_span, c0, c_span = _code_levels(range_, bits)
-    y, cb, cr = (yuv[..., 0] - y0) / y_span, (yuv[..., 1] - c0) / c_span, (yuv[..., 2] - c0) / c_span
-    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
-    return np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], axis=-1)
-
-
-def _code_levels(range_: str, bits: int) -> tuple[float, float, float, float]:
-    """(black level, luma span, chroma zero, chroma span) in code values."""
-    unit = 2 ** (bits - 8)
-    if range_ == "limited":
-        return 16 * unit, 219 * unit, 128 * unit, 224 * unit
-    return 0, 2**bits - 1, 128 * unit, 2**bits - 1

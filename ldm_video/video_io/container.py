@@ -16,6 +16,14 @@ from av.video.stream import VideoStream
 
 from ldm_video.core.errors import UserError
 
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    }
+)  # fmt: skip
+"""Of the files that are taken for videos where a folder is looked through."""
+
 # Local files only: a playlist must not make us fetch from the network, or wait until it becomes longer.
 _OPTIONS = {"protocol_whitelist": "file,crypto,data", "max_reload": "0"}
 _NOT_VIDEO_FORMATS = {"tty"}  # FFmpeg renders any .txt or .nfo as ANSI art

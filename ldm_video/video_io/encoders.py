@@ -28,13 +28,17 @@ def repeatable_x264() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pixel format, the sizes that it allows (multiples), and whether ``crf`` and ``preset`` mean anything."""
+    """A pixel format, the sizes that it allows (multiples), and whether ``crf`` and ``preset`` mean anything.
+
+    ``containers``: suffixes of a source that its output keeps; in the place of any other comes ``.mkv``.
+    """
 
     name: str
     pix_fmt: str
     height_step: int
     width_step: int
     rate_factor: bool
+    containers: str
     options: tuple[tuple[str, str], ...] = ()
 
     def arguments(self, crf: int, preset: str) -> dict[str, str]:
@@ -56,13 +60,13 @@ _LARGEST = 16384  # pixels a side; x264 and SVT-AV1 take no more
 ENCODERS = {
     encoder.name: encoder
     for encoder in (
-        Encoder("libx264", "yuv420p", 2, 2, True),
-        Encoder("libx265", "yuv420p", 2, 2, True, (("x265-params", "log-level=error"),)),
-        Encoder("libsvtav1", "yuv420p", 2, 2, True, (("svtav1-params", "chroma-sample-position=left"),)),
+        Encoder("libx264", "yuv420p", 2, 2, True, ".mp4 .m4v .mov .mkv"),
+        Encoder("libx265", "yuv420p", 2, 2, True, ".mp4 .mov .mkv", (("x265-params", "log-level=error"),)),
+        Encoder("libsvtav1", "yuv420p", 2, 2, True, ".mp4 .mkv", (("svtav1-params", "chroma-sample-position=left"),)),
         # For editing: 10 bits, so that nothing is lost to banding before the final encode.
-        Encoder("prores_ks", "yuv422p10le", 1, 2, False, (("profile", "hq"), ("vendor", "apl0"))),
+        Encoder("prores_ks", "yuv422p10le", 1, 2, False, ".mov .mkv", (("profile", "hq"), ("vendor", "apl0"))),
         # Lossless: at 4:4:4 and 10 bits an 8-bit RGB value survives the trip through BT.709.
-        Encoder("ffv1", "yuv444p10le", 1, 1, False, (("level", "3"), ("slicecrc", "1"))),
+        Encoder("ffv1", "yuv444p10le", 1, 1, False, ".mkv", (("level", "3"), ("slicecrc", "1"))),
     )
 }
 

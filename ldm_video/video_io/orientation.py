@@ -22,13 +22,6 @@ class Orientation:
     mirror: bool = False
     flip: bool = False
 
-    @property
-    def rotation(self) -> int:
-        """The counter-clockwise quarter turn in degrees, leaving mirrors aside."""
-        if self.transpose:
-            return 90 if self.flip else 270
-        return 180 if self.flip else 0
-
     def apply(self, pixels: Tensor) -> Tensor:
         """``c h w`` as stored -> ``c h w`` (or ``c w h``) upright."""
         if self.transpose:

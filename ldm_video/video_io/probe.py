@@ -60,11 +60,6 @@ class VideoInfo:
         """``(height, width)`` of the frames that the reader yields."""
         return self.height, self.width
 
-    @property
-    def rotation(self) -> int:
-        """Degrees counter-clockwise that the reader turns the picture by."""
-        return self.orientation.rotation
-
     def summary(self) -> str:
         """One line for people, such as ``a.mp4: 768x576 (coded 720x576), 25 fps, 250 frames, ...``."""
         parts = [f"{self.width}x{self.height}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import atomic_path
+from ldm_video.core.files import DISK_FULL, atomic_path
 from ldm_video.video_io.encoders import check_size, find_encoder
 from ldm_video.video_io.probe import VideoInfo
 from ldm_video.video_io.remux import StreamCopier
@@ -32,8 +31,6 @@ from ldm_video.video_io.sinks import (
     time_base,
 )
 from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _Writer(ABC):
@@ -190,7 +187,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in DISK_FULL:
             raise UserError(f"no space left for {path}; free some space or choose another output folder") from error
         raise UserError(f"cannot write {path} ({error.strerror}); choose another path, container or codec") from error
 
