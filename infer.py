@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from ldm_video.pipeline.batch import (
 )
 from ldm_video.pipeline.colour import METHODS
 from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
-from ldm_video.pipeline.memory_plan import check_memory, fit_memory
+from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
 from ldm_video.pipeline.prompts import Prompts
@@ -181,17 +182,20 @@ def prepare_clip(
     prompts: Prompts | None,
     part: Part,
 ) -> tuple[Job, Restorer]:
-    """One clip, with the tile and the segments that ``--memory`` allows."""
+    """One clip, with the tile and the segments that ``--memory`` allows, or what is free where it is not enough."""
     job = make_job(arguments, config, info, model)
     restorer = make_restorer(config, job.size[0] / info.size[0], model, prompts)
-    if config.memory is None:
+    memory = config.memory
+    if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
+        memory = "auto"
+    if memory is None:
         return job, restorer
-    job, restorer, line = fit_memory(config.memory, info, job, restorer, part, os.environ)
+    job, restorer, line = fit_memory(memory, info, job, restorer, part, os.environ)
     complain(line)
     return job, restorer
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help="video, folder of frames, picture, or folder of videos")
     parser.add_argument("--output", required=True, help="video, folder for PNG files, or picture")
@@ -229,7 +233,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(words)
 
 
 def find_config(text: str) -> Path:

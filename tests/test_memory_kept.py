@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import infer
+from ldm_video.pipeline import memory_plan
 from ldm_video.pipeline.journal import Journal, Survey
+from ldm_video.pipeline.memory_costs import held_before_work
 from ldm_video.pipeline.memory_plan import kept_choice
 from ldm_video.pipeline.workers import Share
 from tests.cli_support import call, write_tiny_bundle
@@ -49,3 +52,22 @@ def test_an_amount_goes_on_with_what_is_kept(
     with Journal(output).hold({"tile": None, "segments: segment": 9}, Survey(99), Share()):
         assert call(infer, "--input", clip, "--output", output, "--model", bundle, *given) == 0
     assert re.findall(r"segments of (\d+) frames", capsys.readouterr().err) == [str(expected)]
+
+
+@pytest.mark.parametrize(
+    ("room", "tile", "chosen"), [(1.2e9, None, True), (900e9, None, False), (1.2e9, "64x64", False)]
+)
+def test_what_cannot_fit_is_cut_unasked(
+    room: float, tile: str | None, cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tape enlarged four times may need more than there is: its system would kill the process half way."""
+    free = int(held_before_work(torch.device("cpu")) + room)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda *_: free)
+    clip, bundle = write_clip(tmp_path / "sd.mkv", pan(40, 128, 192)), write_tiny_bundle(tmp_path / "tiny")
+    arguments = infer.parse_arguments(
+        ["--input", str(clip), "--output", str(tmp_path / "hd.mkv"), "--model", str(bundle), "tile_overlap=32"]
+        + ([] if tile is None else ["--tile", tile])
+    )
+    _, _, job, restorer, _ = infer.prepare(arguments)
+    asked = (32, None if tile is None else (64, 64))
+    assert ((job.rules.segment, restorer.settings.tile) != asked) == cut

@@ -17,7 +17,7 @@ from ldm_video.models.bundle import load_bundle
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.video_io import FrameReader, VideoWriter, probe
 from ldm_video.video_io.colour_shift import shift_colour
-from ldm_video.video_io.convert import to_video_frame
+from ldm_video.video_io.convert import ToVideoFrame
 from ldm_video.video_io.encoders import ENCODERS
 from ldm_video.video_io.subsample import RgbToYuv
 from tests.video_io_support import write_clip
@@ -56,7 +56,8 @@ def test_the_measure_finds_a_shift() -> None:
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
 def test_a_chroma_sample_stands_beside_its_luma_sample(pix_fmt: str) -> None:
-    frame = to_video_frame(torch.from_numpy(stripes()).permute(2, 0, 1) / 127.5 - 1, pix_fmt)
+    pixels = torch.from_numpy(stripes()).permute(2, 0, 1) / 127.5 - 1
+    frame = ToVideoFrame((HEIGHT, WIDTH), pix_fmt)(pixels)
     plane = frame.planes[2]  # Cr
     samples = np.frombuffer(bytes(plane), np.uint16 if "10" in pix_fmt else np.uint8).reshape(plane.height, -1)
     step = WIDTH // plane.width

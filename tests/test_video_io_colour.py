@@ -13,7 +13,7 @@ import torch
 
 from ldm_video.video_io import FrameReader, VideoWriter, probe
 from ldm_video.video_io.colour import LUMA_WEIGHTS
-from ldm_video.video_io.convert import colour_of, to_pixels, to_video_frame
+from ldm_video.video_io.convert import ToVideoFrame, colour_of, to_pixels
 from tests.video_io_support import rgb_to_yuv, write_clip, yuv_frame, yuv_to_rgb
 
 H273 = {"bt601": 6, "bt709": 1, "bt2020": 9, "smpte240m": 7}
@@ -178,7 +178,9 @@ def test_ten_bit_input_keeps_its_precision(tmp_path: Path) -> None:
 )
 def test_pixels_to_frame_is_bt709_limited(pix_fmt: str, bits: int, step: int) -> None:
     pixels = torch.from_numpy(patches()).permute(2, 0, 1) * 2 - 1
-    frame = to_video_frame(pixels, pix_fmt)
+    to_frame = ToVideoFrame((pixels.shape[1], pixels.shape[2]), pix_fmt)
+    to_frame(-pixels)  # nothing of a frame before is left
+    frame = to_frame(pixels)
     want = rgb_to_yuv(COLOURS, "bt709", "limited", bits).reshape(8, 8, 3)
     for index, plane in enumerate(frame.planes):
         samples = np.frombuffer(bytes(plane), np.uint8 if bits == 8 else np.uint16).reshape(plane.height, -1)

@@ -22,7 +22,7 @@ from data.prepare_parts.pieces import Piece
 from ldm_video.core.files import atomic_path
 from ldm_video.video_io import FrameReader
 from ldm_video.video_io.container import file_url
-from ldm_video.video_io.convert import to_video_frame
+from ldm_video.video_io.convert import ToVideoFrame
 from ldm_video.video_io.encoders import find_encoder
 
 _PRESET = "fast"
@@ -45,11 +45,12 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         context.thread_count = 1
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        self._to_frame = ToVideoFrame(size, "yuv420p")
         self._count, self._tick = 0, 1 / rate
 
     def write(self, pixels: Tensor) -> None:
         """Append a frame, ``c h w`` float RGB in [-1, 1]."""
-        frame = to_video_frame(pixels, "yuv420p")
+        frame = self._to_frame(pixels)
         frame.pts, frame.time_base = self._count, self._tick
         self._count += 1
         self._encode(frame)

@@ -25,7 +25,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.diffusion.windows import split
 from ldm_video.pipeline.job import Job, Part
 from ldm_video.pipeline.journal import Journal
-from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, measure_costs, with_settings
+from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, held_before_work, measure_costs, with_settings
 from ldm_video.pipeline.plan import longest_needed
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.video_io import VideoInfo
@@ -102,6 +102,20 @@ def fit_memory(
         f"memory: about {in_words(choice.peak)} of {in_words(limit)} with {tile}, segments of {choice.segment} frames"
     )
     return job, fitted, line
+
+
+def is_too_large(info: VideoInfo, job: Job, restorer: Restorer, environment: Mapping[str, str]) -> bool:
+    """Whether segments alone, whatever the model takes beside them, need more than what is free: a CPU's system would
+    kill the process, hours later and without a word. False for a GPU, which says so itself, and where nobody can tell.
+    """
+    if restorer.device.type != "cpu" or restorer.settings.tile is not None:
+        return False
+    demand = demand_of(info, job, restorer)
+    try:
+        free = free_memory(restorer.device, environment)
+    except UserError:
+        return False
+    return held_before_work(restorer.device) + demand.fixed + demand.per_frame * demand.longest > free
 
 
 def check_memory(text: str, restorer: Restorer) -> None:

@@ -73,16 +73,26 @@ def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> 
     return pixels.clamp(0.0, 1.0).mul(2.0).sub(1.0).contiguous()
 
 
-def to_video_frame(pixels: Tensor, pix_fmt: str) -> av.VideoFrame:
-    """float ``c h w`` RGB in [-1, 1] -> a BT.709 limited-range frame (BT.709-6 3.5), tagged in full."""
-    scaled = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul(_LIMITED_WHITE / 2).round()
-    rgb = scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16)  # c h w -> h w c
-    frame = RgbToYuv(rgb.shape[:2], "rgb48le", pix_fmt, "bt709")(rgb)
-    frame.colorspace = Colorspace.ITU709
-    frame.color_range = ColorRange.MPEG
-    frame.color_primaries = ColorPrimaries.BT709
-    frame.color_trc = ColorTrc.BT709
-    return frame
+class ToVideoFrame:
+    """Pixels of one size -> BT.709 limited-range frames (BT.709-6 3.5), tagged in full.
+
+    Args:
+        size: (height, width).
+        pix_fmt: of the frames, such as ``yuv420p``.
+    """
+
+    def __init__(self, size: tuple[int, int], pix_fmt: str) -> None:
+        self._to_yuv = RgbToYuv(size, "rgb48le", pix_fmt, "bt709")
+
+    def __call__(self, pixels: Tensor) -> av.VideoFrame:
+        """float ``c h w`` RGB in [-1, 1] -> a frame without a time."""
+        scaled = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul(_LIMITED_WHITE / 2).round()
+        frame = self._to_yuv(scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16))  # c h w -> h w c
+        frame.colorspace = Colorspace.ITU709
+        frame.color_range = ColorRange.MPEG
+        frame.color_primaries = ColorPrimaries.BT709
+        frame.color_trc = ColorTrc.BT709
+        return frame
 
 
 def image_to_pixels(bgr: np.ndarray) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io.container import file_url
-from ldm_video.video_io.convert import to_video_frame
+from ldm_video.video_io.convert import ToVideoFrame
 from ldm_video.video_io.encoders import Encoder
 from ldm_video.video_io.packets import Packets, read_packets, reorder_depth, write_packets
 from ldm_video.video_io.probe import VideoInfo
@@ -51,14 +51,16 @@ class _Encoding(ABC):
     """Frames through the stream's encoder."""
 
     def __init__(self, stream: av.VideoStream) -> None:
+        context = stream.codec_context
         self._stream = stream
-        self._tick = stream.codec_context.time_base
-        self._step = max(1, round(1 / stream.codec_context.framerate / self._tick))
+        self._to_frame = ToVideoFrame((context.height, context.width), context.pix_fmt)
+        self._tick = context.time_base
+        self._step = max(1, round(1 / context.framerate / self._tick))
         self._last_tick: int | None = None
         self._count = 0
 
     def write(self, pixels: Tensor, pts_seconds: Fraction) -> None:
-        frame = to_video_frame(pixels, self._stream.codec_context.pix_fmt)
+        frame = self._to_frame(pixels)
         tick = round(pts_seconds / self._tick)
         if self._last_tick is not None:
             tick = max(tick, self._last_tick + 1)
