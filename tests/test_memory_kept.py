@@ -54,9 +54,7 @@ def test_an_amount_goes_on_with_what_is_kept(
     assert re.findall(r"segments of (\d+) frames", capsys.readouterr().err) == [str(expected)]
 
 
-@pytest.mark.parametrize(
-    ("room", "tile", "chosen"), [(1.2e9, None, True), (900e9, None, False), (1.2e9, "64x64", False)]
-)
+@pytest.mark.parametrize(("room", "tile", "cut"), [(1.2e9, None, True), (900e9, None, False), (1.2e9, "64x64", False)])
 def test_what_cannot_fit_is_cut_unasked(
     room: float, tile: str | None, cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
