@@ -16,8 +16,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from eval.file_states import file_states
-from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
+from eval.file_states import REPOSITORY, code_digest, file_states
+from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.inputs import LOSSLESS
 from eval.peers.basicvsr import BasicVSR
 from eval.peers.migan import MIGAN
@@ -25,7 +25,7 @@ from eval.peers.realesrgan import RealESRGAN
 from eval.peers.stable_diffusion import StableDiffusionInpaint, StableDiffusionUpscaler
 from ldm_video.core.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+OUR_CODE = ("infer.py", "ldm_video/**/*.py", "configs/infer/*.yaml")
 INPAINT_RADIUS = 3  # pixels, OpenCV's own example
 
 
@@ -58,7 +58,7 @@ class Interpolation:
     fills: bool = False
 
     def identity(self) -> str:
-        return f"{self.name} opencv {cv2.__version__}"
+        return f"{self.name} opencv {cv2.__version__} {shared_code()}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -76,7 +76,7 @@ class ClassicInpainting:
     fills: bool = True
 
     def identity(self) -> str:
-        return f"{self.name} {INPAINT_RADIUS} {GROW_LOWRES_PIXELS} opencv {cv2.__version__}"
+        return f"{self.name} {INPAINT_RADIUS} {GROW_LOWRES_PIXELS} opencv {cv2.__version__} {shared_code()}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -100,7 +100,8 @@ class Ours:
 
     def identity(self) -> str:
         model = Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights"
-        return f"{self.name} {self.model} {self.options} {file_states(model)}"
+        code = code_digest(REPOSITORY, *OUR_CODE)
+        return f"{self.name} {self.model} {self.options} {file_states(model)} {code}"
 
     def missing(self, scale: int) -> str | None:
         return None

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import infer
-from eval import benchmark
+from eval import benchmark, framewise, methods
 from eval.benchmark import choose_methods, read_suite
 from eval.clips import ClipPair
+from eval.file_states import code_digest
 from eval.inputs import Track, build_inputs
 from eval.measure import Worker, measure
-from eval.methods import Ours, Settings, find_methods
+from eval.methods import Method, Ours, Settings, find_methods
 from eval.peers import basicvsr, migan, realesrgan
 from eval.peers.packages import REQUIREMENTS, missing_packages, package_folder
 from eval.scoring import MetricChoice, Tools, score_clip
@@ -160,6 +161,38 @@ def test_what_ours_says_last_is_the_error(
     with pytest.raises(UserError) as failure:
         Ours()(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
     assert str(failure.value) == f"infer.py ended with 2 on {tmp_path / 'low.mkv'}: {last}"
+
+
+@pytest.mark.parametrize(
+    "method", [Ours(), *find_methods(["bicubic", "telea", "real_esrgan_x4plus", "basicvsr", "migan"])]
+)
+def test_what_older_code_made_is_another_methods(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity follows what is in the files that a method runs through, not when they were written."""
+    ours = isinstance(method, Ours)
+    files = {
+        "infer.py": ours, "ldm_video/pipeline/restore.py": ours, "configs/infer/default.yaml": ours,
+        "ldm_video/video_io/reader.py": True, "eval/framewise.py": not ours,
+        "eval/peers/basicvsr.py": method.name == "basicvsr", "README.md": False, "train.py": False,
+    }  # fmt: skip
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    (tmp_path / "ldm_video" / "weights").mkdir()
+    for module in (methods, framewise):
+        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+
+    def identity() -> str:
+        code_digest.cache_clear()
+        return method.identity()
+
+    for name, matters in files.items():
+        before = identity()
+        os.utime(tmp_path / name, (1, 1))
+        assert identity() == before
+        (tmp_path / name).write_text("after")
+        assert (identity() != before) == matters, name
 
 
 # --- what a method costs -------------------------------------------------------------------------------------------
