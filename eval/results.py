@@ -18,7 +18,7 @@ from eval.scoring import ClipScores, MetricChoice, Scores, Tools
 from ldm_video.core.files import atomic_path
 
 RESAMPLES = 10_000
-FORMAT = 1  # raise it when a metric changes: what was scored before is then scored again
+FORMAT = 2  # raise it when a metric changes: what was scored before is then scored again
 
 
 def recipe(metrics: Iterable[MetricChoice], tools: Tools) -> str:

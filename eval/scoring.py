@@ -178,7 +178,7 @@ def _tlpips(m: Moment) -> Scores:
         return {}
     (pred, ref), (pred_before, ref_before) = m.lpips("alex"), m.previous.lpips("alex")
     pairs = (pred_before, pred), (ref_before, ref)
-    return {f"tlpips{at}": temporal.tlpips_pair(*pairs, "alex", where) for at, where in m.regions.items()}
+    return {f"tlpips{at}": temporal.tlpips_pair(*pairs, "alex", where) for at, where in m.previous.regions.items()}
 
 
 def _temporal_flickering(m: Moment) -> Scores:

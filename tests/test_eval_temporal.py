@@ -210,7 +210,7 @@ def test_tlpips_of_a_flicker_over_a_still_reference(score: Callable[..., Scores]
     assert score("tlpips", flicker, flicker)["tlpips"] == 0.0
 
 
-@pytest.mark.parametrize("metric", ["ewarp_lai", "ewarp_evalcrafter", "tof", "temporal_flickering"])
+@pytest.mark.parametrize("metric", ["ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering"])
 def test_a_pair_is_taken_in_the_regions_of_its_first_frame(metric: str, score: Callable[..., Scores]) -> None:
     """The hole goes from the left half to the right, and the left half alone changes: all of it is inside."""
     left = np.zeros((64, 64), dtype=np.float32)
