@@ -93,12 +93,6 @@ class Moment:
 
 Metric = Callable[[Moment], Scores]
 
-NO_VFID = (
-    "published VFID (ProPainter's core/metrics.py) takes I3D with its batch normalisation left in training mode and a "
-    "covariance of 1024 features from 50 clips or more; without i3d_rgb_imagenet.pt, which no package holds, a copy "
-    "cannot be held against a published value: run that script on the outputs"
-)
-
 
 def _psnr(m: Moment) -> Scores:
     return {f"psnr{at}": fidelity.psnr(m.pred, m.ref, where) for at, where in m.regions.items()}
@@ -201,10 +195,6 @@ def _lowres_consistency(m: Moment) -> Scores:
     }
 
 
-def _vfid(m: Moment) -> Scores:
-    raise MetricUnavailable(NO_VFID)
-
-
 METRICS: dict[str, Metric] = {
     "psnr": _psnr,
     "psnr_y": _psnr_y,
@@ -220,7 +210,6 @@ METRICS: dict[str, Metric] = {
     "tlpips": _tlpips,
     "temporal_flickering": _temporal_flickering,
     "lowres_consistency": _lowres_consistency,
-    "vfid": _vfid,
 }
 LEAST_SIDE = {
     "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # the window

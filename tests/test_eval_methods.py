@@ -21,14 +21,12 @@ from torch.nn import functional as F
 import infer
 from eval import benchmark, framewise, methods
 from eval.benchmark import choose_methods, read_suite
-from eval.clips import ClipPair
 from eval.file_states import code_digest
 from eval.inputs import Track, build_inputs
 from eval.measure import Worker, measure
 from eval.methods import Method, Ours, Settings, find_methods
 from eval.peers import basicvsr, migan, realesrgan
 from eval.peers.packages import REQUIREMENTS, missing_packages, package_folder
-from eval.scoring import MetricChoice, Tools, score_clip
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
 from tests.eval_support import make_input, psnr, read, run
@@ -96,12 +94,6 @@ def test_the_command_line_ends_with_2_for_a_method_asked_for_in_vain(
     with pytest.raises(SystemExit) as stop:
         run_cli(benchmark.main)
     assert stop.value.code == 2 and "not nowhere.onnx: npm pack" in capsys.readouterr().err
-
-
-def test_vfid_says_why_there_is_none(tmp_path: Path) -> None:
-    clip = make_input(tmp_path, frames=1)
-    scores = score_clip(ClipPair("one", clip.ref, clip.ref), (MetricChoice("vfid"), MetricChoice("psnr_y")), Tools())
-    assert "published value" in scores.unavailable["vfid"] and list(scores.rows[0]) == ["psnr_y"]
 
 
 # --- ours ----------------------------------------------------------------------------------------------------------

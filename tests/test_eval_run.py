@@ -283,7 +283,11 @@ def test_a_metric_without_weights_is_reported_not_invented(
     assert command(monkeypatch, *arguments) == 0
     assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]) == {"psnr", "lpips"}
     monkeypatch.setattr(backbones, "_lpips_network", absent)
-    assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
+    for metrics in ("psnr,lpips", "all"):
+        capsys.readouterr()
+        assert command(monkeypatch, *arguments, "--metrics", metrics, "--strict", "--out", tmp_path / "strict") == 2
+        assert capsys.readouterr().err == "error: no weights; pip install them\n"
+    assert not (tmp_path / "strict").exists()
 
 
 def test_a_device_that_cannot_be_used(
