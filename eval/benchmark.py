@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from eval.clips import ClipPair, find_clips
+from eval.columns import BASELINE
 from eval.file_states import file_states
 from eval.holes import OBJECT
 from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs
@@ -32,7 +33,6 @@ from ldm_video.config.load import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 
-BASELINE = "bicubic"
 log = Console(stderr=True)
 
 

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from eval.clips import ClipPair, match_clips
+from eval.columns import REFERENCE, describe
 from eval.metrics.seams import SeamBorders
 from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
 from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
@@ -177,12 +178,13 @@ def read_seams(path: str | None) -> SeamBorders | None:
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """A table for people: column, mean, interval, gap to the reference."""
-    table = Table("metric", "mean", "95 % interval", "|score - reference's|", title=f"{summary['clips']} clips")
+    """A table for people: column and where better is, mean, interval, gap to the reference; units as in the files."""
+    table = Table("metric", "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
     for column, row in summary["scores"].items():
         interval = "" if row["interval"] is None else "{:.4g} … {:.4g}".format(*row["interval"])
         gap = f"{row['gap']:.4g}" if "gap" in row else ""
-        table.add_row(column.replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
+        name = column + ("" if column.endswith(REFERENCE) else describe(column).arrow)
+        table.add_row(name.replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
     console.print(table)
     for name, reason in summary["unavailable"].items():
         console.print(f"{name} is not available: {reason}", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import weakref
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from eval import run as runner
 from eval.clips import ClipPair, find_clips, match_clips, zip_frames
@@ -319,6 +321,16 @@ def test_summary_takes_the_gap_clip_by_clip() -> None:
     assert summary["scores"]["e"]["gap"] == 1.5  # |1 - 3| and |4 - 3|: gaps do not cancel
     assert summary["scores"]["e"]["mean"] == 2.5 and summary["scores"]["e"]["clips"] == 2
     assert summary["clips"] == 3 and summary["unavailable"] == {"x": "why"}
+
+
+def test_an_arrow_says_where_better_is() -> None:
+    """Not for a score of which the best is the reference's own."""
+    names = ["psnr_y@inside", "lpips", "seam_error:time", "ewarp_lai[dis]", "ewarp_lai[dis]:ref", "lowres_consistency"]
+    scores = {name: {"mean": 1.0, "interval": None, "clips": 1} for name in names}
+    console = Console(file=io.StringIO(), width=200)
+    runner.print_summary({"clips": 1, "scores": scores, "unavailable": {}}, console)
+    rows = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert rows == ["psnr_y@inside ↑", "lpips ↓", "seam_error:time ↓", *names[3:]]
 
 
 def test_a_damaged_picture_is_not_scored(
