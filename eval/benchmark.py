@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,8 +90,7 @@ def run_track(
             ClipPair(g.clip, folder / f"{g.clip}.mkv", g.ref, g.mask, None if track.interlaced else g.lowres)
             for g in inputs
         ]
-        scores = Plan(plan.metrics, plan.tools, out / "scores" / track.name / method.name, plan.strict, plan.jobs)
-        summary, failures = score_pairs(pairs, scores)
+        summary, failures = score_pairs(pairs, replace(plan, out=out / "scores" / track.name / method.name))
         if failures:
             raise UserError(f"{method.name} on {track.name}: {failures[0]}")
         frames = sum(given.frames for given in inputs)
