@@ -6,11 +6,12 @@ What others made (Real-ESRGAN, BasicVSR, ...) is in :mod:`eval.peers`; each is t
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, Popen
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import cv2
@@ -19,6 +20,7 @@ import numpy as np
 from eval.file_states import REPOSITORY, code_digest, file_states
 from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.inputs import LOSSLESS
+from eval.measure import wait_for
 from eval.peers.basicvsr import BasicVSR
 from eval.peers.migan import MIGAN
 from eval.peers.realesrgan import RealESRGAN
@@ -112,10 +114,13 @@ class Ours:
         command += ["--scale", str(scale), "--codec", LOSSLESS, "--overwrite", *self.options]
         command += ["--model", str(Path(self.model).resolve())] if self.model else []
         command += ["--mask", str(mask.resolve())] if mask is not None else []
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"infer.py ended with {done.returncode} on {lowres}: {lines[-1]}")
+        with TemporaryFile() as messages:
+            with Popen(command, cwd=REPOSITORY, stdout=DEVNULL, stderr=messages) as process:
+                wait_for(process)
+            messages.seek(0)
+            lines = messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        if process.returncode != 0:
+            raise UserError(f"infer.py ended with {process.returncode} on {lowres}: {lines[-1]}")
 
 
 def infer_options(name: str, text: str) -> tuple[str, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 import sys
 import time
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -99,17 +100,20 @@ def test_the_command_line_ends_with_2_for_a_method_asked_for_in_vain(
 # --- ours ----------------------------------------------------------------------------------------------------------
 
 
-class FakeRun:
-    """``subprocess.run`` that notes what it is given and ends as it is told to."""
+class FakeProcess:
+    """``Popen`` that notes what it is given and ends as it is told to."""
 
-    def __init__(self, code: int = 0, stderr: str = "") -> None:
-        self.code, self.stderr = code, stderr
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, stderr: str = "") -> None:
+        self.returncode, self.stderr = code, stderr
         self.command: list[str] = []
+        monkeypatch.setattr(methods, "Popen", self)
+        monkeypatch.setattr(methods, "wait_for", lambda process: 0)
 
-    def __call__(self, command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], cwd: Path, stderr: BinaryIO, **_: object) -> nullcontext[FakeProcess]:
         assert (Path(cwd) / command[1]).samefile(ROOT / "infer.py")
         self.command = command
-        return subprocess.CompletedProcess(command, self.code, "printed\n", self.stderr)
+        stderr.write(self.stderr.encode())
+        return nullcontext(self)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,7 @@ def test_ours_is_the_command_that_a_user_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Read back by ``infer.py`` itself; paths hold wherever it runs."""
-    made = FakeRun()
-    monkeypatch.setattr(subprocess, "run", made)
+    made = FakeProcess(monkeypatch)
     monkeypatch.chdir(tmp_path)
     method(Path("low.mkv"), mask, 3, Path("made") / "hd.mkv")
     assert made.command[0] == sys.executable
@@ -149,7 +152,7 @@ def test_ours_is_the_command_that_a_user_gives(
 def test_what_ours_says_last_is_the_error(
     stderr: str, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", FakeRun(2, stderr))
+    FakeProcess(monkeypatch, 2, stderr)
     with pytest.raises(UserError) as failure:
         Ours()(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
     assert str(failure.value) == f"infer.py ended with 2 on {tmp_path / 'low.mkv'}: {last}"
@@ -204,6 +207,17 @@ def test_a_process_that_was_started_counts() -> None:
     code = "import time; held = bytearray(b'x') * 900_000_000"
     cost = measure(os.spawnv, os.P_WAIT, sys.executable, [sys.executable, "-c", code])
     assert cost.peak_bytes > 890e6
+
+
+def test_the_peak_of_one_run_of_ours_is_not_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for ``infer.py`` holds as many bytes as it is told to."""
+    held = "import sys; held = bytearray(b'x') * int(sys.argv[sys.argv.index('--scale') + 1])"
+    (tmp_path / "infer.py").write_text(held)
+    monkeypatch.setattr(methods, "REPOSITORY", tmp_path)
+    size = measure(int).peak_bytes + 400_000_000  # more than this process has
+    costs = [measure(Ours(), tmp_path / "low.mkv", None, held, tmp_path / "hd.mkv") for held in (size, 1, size)]
+    assert costs[0].peak_bytes > size and costs[2].peak_bytes > size
+    assert costs[1].peak_bytes < size - 200_000_000
 
 
 def test_errors_come_back_from_the_worker() -> None:
