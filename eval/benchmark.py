@@ -153,7 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sd-upscaler", type=Path, help="diffusers checkpoint folder for `sd_upscaler`")
     parser.add_argument("--sd-inpaint", type=Path, help="diffusers checkpoint folder for `sd_inpaint`")
     parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")
-    parser.add_argument("--device", default="cpu", help="where the metrics' and the peers' networks run")
+    parser.add_argument("--device", default="cpu", help="where all networks run (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="clips scored at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=8")
     return parser.parse_args()

@@ -93,17 +93,21 @@ class ClassicInpainting:
 
 @dataclass(frozen=True)
 class Ours:
-    """``infer.py`` in a process of its own, as a user runs it; start-up and loading count in its time."""
+    """``infer.py`` in a process of its own, as a user runs it; start-up and loading count in its time.
+
+    ``device``: unless ``options`` name one; None leaves it to ``infer.py``, which takes a GPU where there is one.
+    """
 
     model: str | None = None
     options: tuple[str, ...] = ()
     name: str = "ours"
     fills: bool = False
+    device: str | None = None
 
     def identity(self) -> str:
         model = Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights"
         code = code_digest(REPOSITORY, *OUR_CODE)
-        return f"{self.name} {self.model} {self.options} {file_states(model)} {code}"
+        return f"{self.name} {self.model} {self.options} {self.device} {file_states(model)} {code}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -112,6 +116,8 @@ class Ours:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "infer.py", "--input", str(lowres.resolve()), "--output", str(output.resolve())]
         command += ["--scale", str(scale), "--codec", LOSSLESS, "--overwrite", *self.options]
+        if self.device is not None and not _names_device(self.options):
+            command += ["--device", self.device]
         command += ["--model", str(Path(self.model).resolve())] if self.model else []
         command += ["--mask", str(mask.resolve())] if mask is not None else []
         with TemporaryFile() as messages:
@@ -121,6 +127,12 @@ class Ours:
             lines = messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
         if process.returncode != 0:
             raise UserError(f"infer.py ended with {process.returncode} on {lowres}: {lines[-1]}")
+
+
+def _names_device(options: tuple[str, ...]) -> bool:
+    """Whether options of ``infer.py`` name a device: ``--device``, which may be cut short, or ``device=``."""
+    words = [option.partition("=")[0] for option in options]
+    return "device" in words or any(word.startswith("--de") and "--device".startswith(word) for word in words)
 
 
 def infer_options(name: str, text: str) -> tuple[str, ...]:
@@ -136,7 +148,7 @@ class Settings:
     """Where methods find what is not in a package. ``model`` and ``options`` are those of ``ours``.
 
     ``migan`` is an ONNX file, ``sd_upscaler`` and ``sd_inpaint`` are checkpoint folders of diffusers; ``device`` is
-    where the peers that run on torch run.
+    where ``ours`` and the peers that run on torch run.
     """
 
     model: str | None = None
@@ -160,7 +172,7 @@ def known_methods(settings: Settings) -> Mapping[str, Method]:
         MIGAN(settings.migan),
         StableDiffusionUpscaler(settings.sd_upscaler, settings.device),
         StableDiffusionInpaint(settings.sd_inpaint, settings.device),
-        Ours(settings.model, settings.options),
+        Ours(settings.model, settings.options, device=settings.device),
     )
     return {method.name: method for method in methods}
 

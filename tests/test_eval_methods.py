@@ -147,6 +147,30 @@ def test_ours_is_the_command_that_a_user_gives(
 
 
 @pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ((), "cuda:1"),
+        (("--steps", "0", "--deinterlace", "off", "--dtype", "fp32"), "cuda:1"),
+        (("--device", "auto"), "auto"),
+        (("--device=cpu",), "cpu"),
+        (("--dev", "cpu"), "cpu"),
+        (("device=cpu",), None),  # a value of the config, which an option would replace
+    ],
+)
+def test_ours_runs_where_the_others_do(
+    options: tuple[str, ...], device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its own options say where: times of a GPU are not those of a CPU."""
+    (ours,) = find_methods(["ours"], Settings(options=options, device="cuda:1"))
+    made = FakeProcess(monkeypatch)
+    ours(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
+    monkeypatch.setattr(sys, "argv", made.command[1:])
+    assert infer.parse_arguments().device == device
+    (elsewhere,) = find_methods(["ours"], Settings(options=options))
+    assert elsewhere.identity() != ours.identity()
+
+
+@pytest.mark.parametrize(
     ("stderr", "last"), [("a warning\nerror: the disk is full\n\n", "error: the disk is full"), ("", "no message")]
 )
 def test_what_ours_says_last_is_the_error(
