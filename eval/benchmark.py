@@ -90,7 +90,8 @@ def run_track(
             ClipPair(g.clip, folder / f"{g.clip}.mkv", g.ref, g.mask, None if track.interlaced else g.lowres)
             for g in inputs
         ]
-        summary, failures = score_pairs(pairs, replace(plan, out=out / "scores" / track.name / method.name))
+        scored = replace(plan, out=out / "scores" / track.name / method.name, pred=folder)
+        summary, failures = score_pairs(pairs, scored)
         if failures:
             raise UserError(f"{method.name} on {track.name}: {failures[0]}")
         frames = sum(given.frames for given in inputs)

@@ -39,13 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for every pair, and where it goes."""
+    """What to compute for every pair, and where it goes; ``pred``: what was given as the method's clips."""
 
     metrics: tuple[MetricChoice, ...]
     tools: Tools
     out: Path
     strict: bool = False
     jobs: int = 1
+    pred: Path | None = None
 
 
 def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[dict[str, Any], list[str]]:
@@ -74,7 +75,8 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
                 records[pair.name] = outcome
     scored = [pair.name for pair in pairs if pair.name in records]
     summary = summarise(records[name] for name in scored)
-    write_json(plan.out / "summary.json", summary | {"names": scored, "failed": failures})
+    pred = {"pred": str(plan.pred.resolve())} if plan.pred else {}
+    write_json(plan.out / "summary.json", summary | pred | {"names": scored, "failed": failures})
     return summary, failures
 
 
@@ -177,6 +179,16 @@ def read_seams(path: str | None) -> SeamBorders | None:
         raise UserError(f"--seams {path}: expected JSON with lists frames, rows, columns ({error})") from error
 
 
+def refuse_other_scores(out: Path, pred: Path) -> None:
+    """``UserError`` when ``out`` holds the scores of another ``--pred``: clips of the same names would replace them."""
+    try:
+        of = json.loads((out / "summary.json").read_text())["pred"]
+    except (OSError, ValueError, TypeError, KeyError):  # none, or one that does not say
+        return
+    if of != str(pred.resolve()):
+        raise UserError(f"{out} holds the scores of {of}; choose another --out for those of {pred}")
+
+
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """A table for people: column and where better is, mean, interval, gap to the reference; units as in the files."""
     table = Table("metric", "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
@@ -224,9 +236,10 @@ def main() -> None:
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more")
     tools = Tools(args.raft, args.device, read_seams(args.seams))
-    plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs)
+    plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs, Path(args.pred))
     if any(choice.name == SEAM_ERROR for choice in plan.metrics) and tools.seams is None and args.metrics != "all":
         raise UserError("seam_error needs --seams FILE with the method's window and tile borders")
+    refuse_other_scores(plan.out, Path(args.pred))
     pairs, missing = match_clips(args.pred, args.ref, args.mask, args.lowres)
     if (missing and args.strict) or not pairs:
         raise UserError(missing[0] if missing else "no clips to score")

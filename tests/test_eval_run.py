@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -228,6 +229,32 @@ def test_run_resumes(clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     assert scored == ["b"]
     assert command(monkeypatch, *arguments, "--metrics", "psnr_y") == 0
     assert scored == ["b", "a", "b"]
+
+
+def test_two_methods_do_not_share_a_folder(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pred, ref = clips
+    other = Path(shutil.copytree(pred, tmp_path / "other"))
+    out = tmp_path / "out"
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in out.rglob("*.*")}
+
+    arguments = ("--ref", ref, "--metrics", "psnr", "--out", out)
+    assert command(monkeypatch, "--pred", pred, *arguments) == 0
+    before = files()
+    for another in (other, pred / "a"):
+        capsys.readouterr()
+        assert command(monkeypatch, "--pred", another, *arguments) == 2
+        says = f"error: {out} holds the scores of {pred}; choose another --out for those of {another}\n"
+        assert capsys.readouterr().err == says and files() == before
+    monkeypatch.chdir(tmp_path)
+    (pred / "b" / "00003.png").write_bytes((pred / "b" / "00002.png").read_bytes())
+    assert command(monkeypatch, "--pred", "pred", *arguments) == 0  # the same folder under another name
+    assert files() != before
+    (out / "summary.json").write_text("[]")  # one that does not say what it is of
+    assert command(monkeypatch, "--pred", other, *arguments) == 0
 
 
 def test_two_jobs_give_what_one_gives(clips: tuple[Path, Path], tmp_path: Path) -> None:
