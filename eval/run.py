@@ -28,8 +28,8 @@ from rich.table import Table
 from eval.clips import ClipPair, match_clips
 from eval.columns import REFERENCE, describe
 from eval.metrics.seams import SeamBorders
-from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
-from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
+from eval.results import fingerprint, load_clip, save_clip, scored_by, summarise, write_json
+from eval.scoring import DEFAULT_METRICS, METRIC_NAMES, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
 from eval.workers import end_with_parent
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
@@ -76,7 +76,8 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
     scored = [pair.name for pair in pairs if pair.name in records]
     summary = summarise(records[name] for name in scored)
     pred = {"pred": str(plan.pred.resolve())} if plan.pred else {}
-    write_json(plan.out / "summary.json", summary | pred | {"names": scored, "failed": failures})
+    facts = pred | {"names": scored, "failed": failures, "scored_by": scored_by(plan.tools.device)}
+    write_json(plan.out / "summary.json", summary | facts)
     return summary, failures
 
 
@@ -161,7 +162,7 @@ def _progress(clips: int, done: int, show: bool) -> Iterator[Callable[[int, int]
 
 def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
     """``"psnr_y,dists/8"`` or ``"all"`` -> choices. ``UserError`` for an unknown name."""
-    names = [*METRICS, SEAM_ERROR] if text == "all" else text.split(",")
+    names = METRIC_NAMES if text == "all" else text.split(",")
     try:
         return tuple(dict.fromkeys(MetricChoice.parse(name) for name in names))
     except ValueError as error:
@@ -209,7 +210,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mask", help="holes (white): scores are also taken inside, in a band around, and outside")
     parser.add_argument("--lowres", help="what the method was given, for lowres_consistency")
     parser.add_argument(
-        "--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated, or all; dists/8: every 8th frame"
+        "--metrics",
+        default=",".join(DEFAULT_METRICS),
+        help=f"comma-separated, or all, of {', '.join(METRIC_NAMES)}; dists/8: every 8th frame (default: %(default)s)",
     )
     parser.add_argument("--out", default="eval_out", help="folder for CSV and JSON (default: %(default)s)")
     parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")

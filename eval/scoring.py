@@ -214,6 +214,7 @@ LEAST_SIDE = {
 }  # fmt: skip
 """Pixels that a frame's shorter side must have, for metrics that cannot do with one."""
 SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
+METRIC_NAMES = (*METRICS, SEAM_ERROR)
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
 
 
@@ -228,8 +229,8 @@ class MetricChoice:
     def parse(cls, text: str) -> MetricChoice:
         """``"lpips"`` or ``"dists/8"``. Raises ``ValueError`` that lists the metrics."""
         name, _, every = text.strip().partition("/")
-        if name not in METRICS and name != SEAM_ERROR:
-            raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, SEAM_ERROR])}")
+        if name not in METRIC_NAMES:
+            raise ValueError(f"unknown metric {name!r}; there are {', '.join(METRIC_NAMES)}")
         if every and not (every.isdigit() and int(every) > 0):
             raise ValueError(f"{text!r}: after the slash comes a whole number of frames, as in dists/8")
         return cls(name, int(every or 1))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -13,8 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+import ldm_video
+from eval import results
 from eval import run as runner
 from eval.clips import ClipPair, find_clips, match_clips, zip_frames
 from eval.metrics import backbones
@@ -23,7 +28,7 @@ from eval.metrics.fidelity import psnr
 from eval.report_parts.load import load_tracks
 from eval.results import bootstrap_interval, summarise
 from eval.run import parse_metrics
-from eval.scoring import LEAST_SIDE, MetricChoice, Tools, moments, score_clip
+from eval.scoring import LEAST_SIDE, METRICS, MetricChoice, Tools, moments, score_clip
 from ldm_video.core.errors import UserError, run_cli
 
 SIZE = (48, 64)
@@ -255,6 +260,38 @@ def test_two_methods_do_not_share_a_folder(
     assert files() != before
     (out / "summary.json").write_text("[]")  # one that does not say what it is of
     assert command(monkeypatch, "--pred", other, *arguments) == 0
+
+
+def test_the_summary_says_what_it_was_computed_with(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    (checkout / "file").write_text("one")
+    for arguments in (["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert results.git_commit(checkout) == head
+    (checkout / "file").write_text("two")
+    assert results.git_commit(checkout) == f"{head}-dirty"
+    (checkout / "installed").mkdir()
+    assert results.git_commit(checkout / "installed") is None
+    monkeypatch.setattr(results, "REPOSITORY", checkout)
+    arguments = ("--pred", clips[0], "--ref", clips[1], "--metrics", "psnr", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments, "--device", "auto") == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["scored_by"] == {
+        "ldm-video": ldm_video.__version__,
+        "torch": torch.__version__,
+        "commit": f"{head}-dirty",
+        "device": f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def test_help_names_every_metric(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert command(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", text) for name in (*METRICS, "seam_error"))
 
 
 def test_two_jobs_give_what_one_gives(clips: tuple[Path, Path], tmp_path: Path) -> None:
