@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from eval.clips import ClipPair, match_clips
 from eval.columns import REFERENCE, describe
@@ -192,12 +192,13 @@ def refuse_other_scores(out: Path, pred: Path) -> None:
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """A table for people: column and where better is, mean, interval, gap to the reference; units as in the files."""
-    table = Table("metric", "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
+    names = {c: c + ("" if c.endswith(REFERENCE) else describe(c).arrow) for c in summary["scores"]}
+    metric = Column("metric", min_width=max(map(len, names.values()), default=0))  # a name that is cut names nothing
+    table = Table(metric, "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
     for column, row in summary["scores"].items():
         interval = "" if row["interval"] is None else "{:.4g} … {:.4g}".format(*row["interval"])
         gap = f"{row['gap']:.4g}" if "gap" in row else ""
-        name = column + ("" if column.endswith(REFERENCE) else describe(column).arrow)
-        table.add_row(name.replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
+        table.add_row(names[column].replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
     console.print(table)
     for name, reason in summary["unavailable"].items():
         console.print(f"{name} is not available: {reason}", markup=False)

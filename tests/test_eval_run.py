@@ -389,9 +389,16 @@ def test_summary_takes_the_gap_clip_by_clip() -> None:
 
 def test_an_arrow_says_where_better_is() -> None:
     """Not for a score of which the best is the reference's own."""
-    names = ["psnr_y@inside", "lpips", "seam_error:time", "ewarp_lai[dis]", "ewarp_lai[dis]:ref", "lowres_consistency"]
+    names = [
+        "psnr_y@inside",
+        "lpips",
+        "seam_error:time",
+        "ewarp_lai[dis]",
+        "ewarp_lai[dis]@inside:ref",
+        "lowres_consistency",
+    ]
     scores = {name: {"mean": 1.0, "interval": None, "clips": 1} for name in names}
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=80)
     runner.print_summary({"clips": 1, "scores": scores, "unavailable": {}}, console)
     rows = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert rows == ["psnr_y@inside ↑", "lpips ↓", "seam_error:time ↓", *names[3:]]
