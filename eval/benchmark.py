@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from eval.clips import ClipPair, find_clips
+from eval.columns import BASELINE
 from eval.file_states import file_states
 from eval.holes import OBJECT
 from eval.inputs import FORMAT, BenchmarkInput, Track, build_inputs
@@ -32,7 +33,6 @@ from ldm_video.config.load import load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 
-BASELINE = "bicubic"
 log = Console(stderr=True)
 
 
@@ -90,8 +90,8 @@ def run_track(
             ClipPair(g.clip, folder / f"{g.clip}.mkv", g.ref, g.mask, None if track.interlaced else g.lowres)
             for g in inputs
         ]
-        scores = Plan(plan.metrics, plan.tools, out / "scores" / track.name / method.name, plan.strict, plan.jobs)
-        summary, failures = score_pairs(pairs, scores)
+        scored = replace(plan, out=out / "scores" / track.name / method.name, pred=folder)
+        summary, failures = score_pairs(pairs, scored)
         if failures:
             raise UserError(f"{method.name} on {track.name}: {failures[0]}")
         frames = sum(given.frames for given in inputs)
@@ -154,7 +154,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sd-upscaler", type=Path, help="diffusers checkpoint folder for `sd_upscaler`")
     parser.add_argument("--sd-inpaint", type=Path, help="diffusers checkpoint folder for `sd_inpaint`")
     parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")
-    parser.add_argument("--device", default="cpu", help="where the metrics' and the peers' networks run")
+    parser.add_argument("--device", default="cpu", help="where all networks run (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="clips scored at a time")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the suite, as in frames=8")
     return parser.parse_args()

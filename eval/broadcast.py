@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,22 +22,27 @@ _B_FRAMES = 2  # between two that are predicted forward, as DVB has them
 _FIELD_LINES = 4  # 4:2:0 in fields: a chroma line of each field for every four lines
 
 
-def weave(early: np.ndarray, late: np.ndarray) -> av.VideoFrame:
-    """Two moments, ``h w 3`` uint8 -> one interlaced frame, top field first: even lines are ``early``'s.
+def weave(moments: Iterable[np.ndarray]) -> Iterator[av.VideoFrame]:
+    """Pictures ``h w 3`` uint8 at field rate -> half as many frames, marked as interlaced with the top field first.
 
-    BT.601 limited range 4:2:0. Each field keeps chroma of its own lines alone, as ITU-T H.262 has it.
+    A frame's even lines are the first picture's, its odd ones the second's; an odd last picture is dropped. BT.601
+    limited range 4:2:0. Each field keeps chroma of its own lines alone, as ITU-T H.262 has it.
     """
-    height, width, _ = early.shape
-    frame = av.VideoFrame(width, height, "yuv420p")
-    to_yuv = [RgbToYuv((height // 2, width), "rgb24", "yuv420p", "bt601", lines) for lines in FIELDS]
-    fields = [to_yuv[0](early[0::2]), to_yuv[1](late[1::2])]
-    for plane, *halves in zip(frame.planes, *(field.planes for field in fields), strict=True):
-        rows = np.zeros((plane.height, plane.line_size), np.uint8)
-        for parity, half in enumerate(halves):
-            samples = np.frombuffer(half, np.uint8).reshape(half.height, half.line_size)
-            rows[parity::2, : plane.width] = samples[:, : plane.width]
-        plane.update(rows)
-    return frame
+    graph: Graph | None = None
+    for index, moment in enumerate(moments):
+        if graph is None:
+            height, width, _ = moment.shape
+            to_yuv = [RgbToYuv((height // 2, width), "rgb24", "yuv420p", "bt601", lines) for lines in FIELDS]
+            graph = Graph()
+            source = graph.add_buffer(width=width, height=height // 2, format="yuv420p", time_base=1 / (2 * RATE))
+            graph.link_nodes(source, graph.add("weave", "first_field=top"), graph.add("buffersink")).configure()
+        half = to_yuv[index % 2](moment[index % 2 :: 2])
+        half.pts, half.time_base = index, 1 / (2 * RATE)
+        graph.vpush(half)
+        if index % 2:
+            frame = graph.vpull()
+            frame.pts, frame.time_base = index // 2, 1 / RATE
+            yield frame
 
 
 def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, int], bits: float) -> int:
@@ -66,21 +71,8 @@ def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, 
         context.bit_rate = rate
         # a decoder's buffer of one second; without a ceiling the first frames take what they like
         context.options = {"maxrate": str(2 * rate), "bufsize": str(rate), "bf": str(_B_FRAMES)}
-        moments = iter(moments)
-        flag = _top_field_first(size)
-        for early, late in zip(moments, moments, strict=False):
-            flag.vpush(weave(early, late))
-            frame = flag.vpull()
-            frame.pts, frame.time_base = count, 1 / RATE
+        for frame in weave(moments):
             container.mux(stream.encode(frame))
             count += 1
         container.mux(stream.encode(None))
     return count
-
-
-def _top_field_first(size: tuple[int, int]) -> Graph:
-    """A filter that marks frames as interlaced, the top field first; PyAV cannot set that on a frame."""
-    graph = Graph()
-    source = graph.add_buffer(width=size[1], height=size[0], format="yuv420p", time_base=1 / RATE)
-    graph.link_nodes(source, graph.add("setfield", "tff"), graph.add("buffersink")).configure()
-    return graph

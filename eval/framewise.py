@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from eval.file_states import REPOSITORY, code_digest
 from eval.inputs import LOSSLESS
 from ldm_video.core.tensors import to_bytes, to_signed
 from ldm_video.video_io.masks import read_mask
@@ -21,6 +22,15 @@ from ldm_video.video_io.writer import VideoWriter
 # The resize kernel smears what is painted in the hole over two low-res pixels, and a codec over a little more: who
 # starts from the mask's very border inpaints with that paint.
 GROW_LOWRES_PIXELS = 3
+
+
+def shared_code(peer: str | None = None) -> str:
+    """A digest for a method's ``identity``: of this file, of what reads and writes videos, and of the peer's own file.
+
+    ``peer``: its ``__file__``, in :mod:`eval.peers`.
+    """
+    own = [f"eval/peers/{Path(peer).name}"] if peer else []
+    return code_digest(REPOSITORY, "eval/framewise.py", "ldm_video/video_io/*.py", *own)
 
 
 def enlarge(frame: np.ndarray, scale: int, kernel: int = cv2.INTER_CUBIC) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -58,11 +60,32 @@ class Worker:
 
 
 def measure(function: Callable[..., object], *arguments: Any) -> Cost:
-    """Call, in this process, and say what it cost; a process that the call started and waited for counts as well."""
+    """Call, in this process, and say what it cost; a process that the call started and waited for counts as well.
+
+    Of the processes that have ended, the system knows the largest so far: it is told of by :func:`wait_for`, and of
+    another one only if it is larger than all before it.
+    """
     with suppress(OSError):
         _RESET.write_text(_RESET_PEAK)
+    _peaks.clear()
+    before = _largest_child()
     started = time.perf_counter()
     function(*arguments)
     seconds = time.perf_counter() - started
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT
-    return Cost(seconds, max(peak_resident(), children))
+    largest = _largest_child()
+    return Cost(seconds, max(peak_resident(), *_peaks, largest if largest > before else 0))
+
+
+_peaks: list[int] = []  # of the processes that were waited for since the present call began
+
+
+def wait_for(process: subprocess.Popen[Any]) -> int:
+    """Wait for the end of a process, whose ``returncode`` is then set; returns the most bytes that it had resident."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    _peaks.append(usage.ru_maxrss * RSS_UNIT)
+    return _peaks[-1]
+
+
+def _largest_child() -> int:
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RSS_UNIT

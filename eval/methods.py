@@ -6,26 +6,28 @@ What others made (Real-ESRGAN, BasicVSR, ...) is in :mod:`eval.peers`; each is t
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, Popen
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from eval.file_states import file_states
-from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
+from eval.file_states import REPOSITORY, code_digest, file_states
+from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.inputs import LOSSLESS
+from eval.measure import wait_for
 from eval.peers.basicvsr import BasicVSR
 from eval.peers.migan import MIGAN
 from eval.peers.realesrgan import RealESRGAN
 from eval.peers.stable_diffusion import StableDiffusionInpaint, StableDiffusionUpscaler
 from ldm_video.core.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+OUR_CODE = ("infer.py", "ldm_video/**/*.py", "configs/infer/*.yaml")
 INPAINT_RADIUS = 3  # pixels, OpenCV's own example
 
 
@@ -58,7 +60,7 @@ class Interpolation:
     fills: bool = False
 
     def identity(self) -> str:
-        return f"{self.name} opencv {cv2.__version__}"
+        return f"{self.name} opencv {cv2.__version__} {shared_code()}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -76,7 +78,7 @@ class ClassicInpainting:
     fills: bool = True
 
     def identity(self) -> str:
-        return f"{self.name} {INPAINT_RADIUS} {GROW_LOWRES_PIXELS} opencv {cv2.__version__}"
+        return f"{self.name} {INPAINT_RADIUS} {GROW_LOWRES_PIXELS} opencv {cv2.__version__} {shared_code()}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -91,16 +93,21 @@ class ClassicInpainting:
 
 @dataclass(frozen=True)
 class Ours:
-    """``infer.py`` in a process of its own, as a user runs it; start-up and loading count in its time."""
+    """``infer.py`` in a process of its own, as a user runs it; start-up and loading count in its time.
+
+    ``device``: unless ``options`` name one; None leaves it to ``infer.py``, which takes a GPU where there is one.
+    """
 
     model: str | None = None
     options: tuple[str, ...] = ()
     name: str = "ours"
     fills: bool = False
+    device: str | None = None
 
     def identity(self) -> str:
         model = Path(self.model) if self.model else REPOSITORY / "ldm_video" / "weights"
-        return f"{self.name} {self.model} {self.options} {file_states(model)}"
+        code = code_digest(REPOSITORY, *OUR_CODE)
+        return f"{self.name} {self.model} {self.options} {self.device} {file_states(model)} {code}"
 
     def missing(self, scale: int) -> str | None:
         return None
@@ -109,12 +116,23 @@ class Ours:
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "infer.py", "--input", str(lowres.resolve()), "--output", str(output.resolve())]
         command += ["--scale", str(scale), "--codec", LOSSLESS, "--overwrite", *self.options]
+        if self.device is not None and not _names_device(self.options):
+            command += ["--device", self.device]
         command += ["--model", str(Path(self.model).resolve())] if self.model else []
         command += ["--mask", str(mask.resolve())] if mask is not None else []
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise UserError(f"infer.py ended with {done.returncode} on {lowres}: {lines[-1]}")
+        with TemporaryFile() as messages:
+            with Popen(command, cwd=REPOSITORY, stdout=DEVNULL, stderr=messages) as process:
+                wait_for(process)
+            messages.seek(0)
+            lines = messages.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        if process.returncode != 0:
+            raise UserError(f"infer.py ended with {process.returncode} on {lowres}: {lines[-1]}")
+
+
+def _names_device(options: tuple[str, ...]) -> bool:
+    """Whether options of ``infer.py`` name a device: ``--device``, which may be cut short, or ``device=``."""
+    words = [option.partition("=")[0] for option in options]
+    return "device" in words or any(word.startswith("--de") and "--device".startswith(word) for word in words)
 
 
 def infer_options(name: str, text: str) -> tuple[str, ...]:
@@ -130,7 +148,7 @@ class Settings:
     """Where methods find what is not in a package. ``model`` and ``options`` are those of ``ours``.
 
     ``migan`` is an ONNX file, ``sd_upscaler`` and ``sd_inpaint`` are checkpoint folders of diffusers; ``device`` is
-    where the peers that run on torch run.
+    where ``ours`` and the peers that run on torch run.
     """
 
     model: str | None = None
@@ -154,7 +172,7 @@ def known_methods(settings: Settings) -> Mapping[str, Method]:
         MIGAN(settings.migan),
         StableDiffusionUpscaler(settings.sd_upscaler, settings.device),
         StableDiffusionInpaint(settings.sd_inpaint, settings.device),
-        Ours(settings.model, settings.options),
+        Ours(settings.model, settings.options, device=settings.device),
     )
     return {method.name: method for method in methods}
 

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from eval.clips import ClipPair, match_clips
+from eval.columns import REFERENCE, describe
 from eval.metrics.seams import SeamBorders
-from eval.results import fingerprint, load_clip, save_clip, summarise, write_json
-from eval.scoring import DEFAULT_METRICS, METRICS, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
+from eval.results import fingerprint, load_clip, save_clip, scored_by, summarise, write_json
+from eval.scoring import DEFAULT_METRICS, METRIC_NAMES, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
 from eval.workers import end_with_parent
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
@@ -38,13 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for every pair, and where it goes."""
+    """What to compute for every pair, and where it goes; ``pred``: what was given as the method's clips."""
 
     metrics: tuple[MetricChoice, ...]
     tools: Tools
     out: Path
     strict: bool = False
     jobs: int = 1
+    pred: Path | None = None
 
 
 def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[dict[str, Any], list[str]]:
@@ -73,7 +75,9 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
                 records[pair.name] = outcome
     scored = [pair.name for pair in pairs if pair.name in records]
     summary = summarise(records[name] for name in scored)
-    write_json(plan.out / "summary.json", summary | {"names": scored, "failed": failures})
+    pred = {"pred": str(plan.pred.resolve())} if plan.pred else {}
+    facts = pred | {"names": scored, "failed": failures, "scored_by": scored_by(plan.tools.device)}
+    write_json(plan.out / "summary.json", summary | facts)
     return summary, failures
 
 
@@ -158,7 +162,7 @@ def _progress(clips: int, done: int, show: bool) -> Iterator[Callable[[int, int]
 
 def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
     """``"psnr_y,dists/8"`` or ``"all"`` -> choices. ``UserError`` for an unknown name."""
-    names = [*METRICS, SEAM_ERROR] if text == "all" else text.split(",")
+    names = METRIC_NAMES if text == "all" else text.split(",")
     try:
         return tuple(dict.fromkeys(MetricChoice.parse(name) for name in names))
     except ValueError as error:
@@ -176,13 +180,25 @@ def read_seams(path: str | None) -> SeamBorders | None:
         raise UserError(f"--seams {path}: expected JSON with lists frames, rows, columns ({error})") from error
 
 
+def refuse_other_scores(out: Path, pred: Path) -> None:
+    """``UserError`` when ``out`` holds the scores of another ``--pred``: clips of the same names would replace them."""
+    try:
+        of = json.loads((out / "summary.json").read_text())["pred"]
+    except (OSError, ValueError, TypeError, KeyError):  # none, or one that does not say
+        return
+    if of != str(pred.resolve()):
+        raise UserError(f"{out} holds the scores of {of}; choose another --out for those of {pred}")
+
+
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """A table for people: column, mean, interval, gap to the reference."""
-    table = Table("metric", "mean", "95 % interval", "|score - reference's|", title=f"{summary['clips']} clips")
+    """A table for people: column and where better is, mean, interval, gap to the reference; units as in the files."""
+    names = {c: c + ("" if c.endswith(REFERENCE) else describe(c).arrow) for c in summary["scores"]}
+    metric = Column("metric", min_width=max(map(len, names.values()), default=0))  # a name that is cut names nothing
+    table = Table(metric, "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
     for column, row in summary["scores"].items():
         interval = "" if row["interval"] is None else "{:.4g} … {:.4g}".format(*row["interval"])
         gap = f"{row['gap']:.4g}" if "gap" in row else ""
-        table.add_row(column.replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
+        table.add_row(names[column].replace("[", r"\["), f"{row['mean']:.4g}", interval, gap)
     console.print(table)
     for name, reason in summary["unavailable"].items():
         console.print(f"{name} is not available: {reason}", markup=False)
@@ -195,7 +211,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mask", help="holes (white): scores are also taken inside, in a band around, and outside")
     parser.add_argument("--lowres", help="what the method was given, for lowres_consistency")
     parser.add_argument(
-        "--metrics", default=",".join(DEFAULT_METRICS), help="comma-separated, or all; dists/8: every 8th frame"
+        "--metrics",
+        default=",".join(DEFAULT_METRICS),
+        help=f"comma-separated, or all, of {', '.join(METRIC_NAMES)}; dists/8: every 8th frame (default: %(default)s)",
     )
     parser.add_argument("--out", default="eval_out", help="folder for CSV and JSON (default: %(default)s)")
     parser.add_argument("--raft", help="torchvision RAFT weights for the warp errors (default: OpenCV's DIS)")
@@ -222,9 +240,10 @@ def main() -> None:
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more")
     tools = Tools(args.raft, args.device, read_seams(args.seams))
-    plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs)
+    plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs, Path(args.pred))
     if any(choice.name == SEAM_ERROR for choice in plan.metrics) and tools.seams is None and args.metrics != "all":
         raise UserError("seam_error needs --seams FILE with the method's window and tile borders")
+    refuse_other_scores(plan.out, Path(args.pred))
     pairs, missing = match_clips(args.pred, args.ref, args.mask, args.lowres)
     if (missing and args.strict) or not pairs:
         raise UserError(missing[0] if missing else "no clips to score")

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,11 @@ class Moment:
             found.update({f"@{name}": where for name, where in regions(self.mask).items()})
         return found
 
+    @cached_property
+    def luma(self) -> tuple[np.ndarray, np.ndarray]:
+        """BT.601 luma of (pred, ref), each ``h w``, computed once."""
+        return fidelity.luma(self.pred), fidelity.luma(self.ref)
+
     def lpips(self, net: str) -> tuple[perceptual.LpipsFeatures, perceptual.LpipsFeatures]:
         """LPIPS features of (pred, ref), computed once for all metrics that compare them."""
         if net not in self.features:
@@ -93,43 +99,27 @@ class Moment:
 
 Metric = Callable[[Moment], Scores]
 
-NO_VFID = (
-    "published VFID (ProPainter's core/metrics.py) takes I3D with its batch normalisation left in training mode and a "
-    "covariance of 1024 features from 50 clips or more; without i3d_rgb_imagenet.pt, which no package holds, a copy "
-    "cannot be held against a published value: run that script on the outputs"
-)
+
+def _regional(name: str, score: Callable[..., float], of: Callable[[Moment], tuple[Any, Any]]) -> Metric:
+    """The metric ``score(pred, ref, region=...)`` in every region; ``of``: what of the two pictures it compares."""
+
+    def metric(m: Moment) -> Scores:
+        pred, ref = of(m)
+        return {f"{name}{at}": score(pred, ref, region=where) for at, where in m.regions.items()}
+
+    return metric
 
 
-def _psnr(m: Moment) -> Scores:
-    return {f"psnr{at}": fidelity.psnr(m.pred, m.ref, where) for at, where in m.regions.items()}
+def _rgb(m: Moment) -> tuple[np.ndarray, np.ndarray]:
+    return m.pred, m.ref
 
 
-def _psnr_y(m: Moment) -> Scores:
-    pred, ref = fidelity.luma(m.pred), fidelity.luma(m.ref)
-    return {f"psnr_y{at}": fidelity.psnr(pred, ref, where) for at, where in m.regions.items()}
+def _luma(m: Moment) -> tuple[np.ndarray, np.ndarray]:
+    return m.luma
 
 
-def _ssim(m: Moment) -> Scores:
-    return {f"ssim{at}": fidelity.ssim(m.pred, m.ref, where) for at, where in m.regions.items()}
-
-
-def _ssim_y(m: Moment) -> Scores:
-    pred, ref = fidelity.luma(m.pred), fidelity.luma(m.ref)
-    return {f"ssim_y{at}": fidelity.ssim(pred, ref, where) for at, where in m.regions.items()}
-
-
-def _ssim_window65(m: Moment) -> Scores:
-    return {f"ssim_window65{at}": fidelity.ssim_window65(m.pred, m.ref, where) for at, where in m.regions.items()}
-
-
-def _lpips(m: Moment) -> Scores:
-    pred, ref = m.lpips("alex")
-    return {f"lpips{at}": perceptual.lpips_between(pred, ref, "alex", where) for at, where in m.regions.items()}
-
-
-def _lpips_vgg(m: Moment) -> Scores:
-    pred, ref = m.lpips("vgg")
-    return {f"lpips_vgg{at}": perceptual.lpips_between(pred, ref, "vgg", where) for at, where in m.regions.items()}
+def _lpips(name: str, net: str) -> Metric:
+    return _regional(name, partial(perceptual.lpips_between, net=net), lambda m: m.lpips(net))
 
 
 def _dists(m: Moment) -> Scores:
@@ -178,7 +168,7 @@ def _tlpips(m: Moment) -> Scores:
         return {}
     (pred, ref), (pred_before, ref_before) = m.lpips("alex"), m.previous.lpips("alex")
     pairs = (pred_before, pred), (ref_before, ref)
-    return {f"tlpips{at}": temporal.tlpips_pair(*pairs, "alex", where) for at, where in m.regions.items()}
+    return {f"tlpips{at}": temporal.tlpips_pair(*pairs, "alex", where) for at, where in m.previous.regions.items()}
 
 
 def _temporal_flickering(m: Moment) -> Scores:
@@ -201,18 +191,14 @@ def _lowres_consistency(m: Moment) -> Scores:
     }
 
 
-def _vfid(m: Moment) -> Scores:
-    raise MetricUnavailable(NO_VFID)
-
-
 METRICS: dict[str, Metric] = {
-    "psnr": _psnr,
-    "psnr_y": _psnr_y,
-    "ssim": _ssim,
-    "ssim_y": _ssim_y,
-    "ssim_window65": _ssim_window65,
-    "lpips": _lpips,
-    "lpips_vgg": _lpips_vgg,
+    "psnr": _regional("psnr", fidelity.psnr, _rgb),
+    "psnr_y": _regional("psnr_y", fidelity.psnr, _luma),
+    "ssim": _regional("ssim", fidelity.ssim, _rgb),
+    "ssim_y": _regional("ssim_y", fidelity.ssim, _luma),
+    "ssim_window65": _regional("ssim_window65", fidelity.ssim_window65, _rgb),
+    "lpips": _lpips("lpips", "alex"),
+    "lpips_vgg": _lpips("lpips_vgg", "vgg"),
     "dists": _dists,
     "ewarp_lai": _ewarp_lai,
     "ewarp_evalcrafter": _ewarp_evalcrafter,
@@ -220,7 +206,6 @@ METRICS: dict[str, Metric] = {
     "tlpips": _tlpips,
     "temporal_flickering": _temporal_flickering,
     "lowres_consistency": _lowres_consistency,
-    "vfid": _vfid,
 }
 LEAST_SIDE = {
     "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # the window
@@ -229,6 +214,7 @@ LEAST_SIDE = {
 }  # fmt: skip
 """Pixels that a frame's shorter side must have, for metrics that cannot do with one."""
 SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
+METRIC_NAMES = (*METRICS, SEAM_ERROR)
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
 
 
@@ -243,8 +229,8 @@ class MetricChoice:
     def parse(cls, text: str) -> MetricChoice:
         """``"lpips"`` or ``"dists/8"``. Raises ``ValueError`` that lists the metrics."""
         name, _, every = text.strip().partition("/")
-        if name not in METRICS and name != SEAM_ERROR:
-            raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, SEAM_ERROR])}")
+        if name not in METRIC_NAMES:
+            raise ValueError(f"unknown metric {name!r}; there are {', '.join(METRIC_NAMES)}")
         if every and not (every.isdigit() and int(every) > 0):
             raise ValueError(f"{text!r}: after the slash comes a whole number of frames, as in dists/8")
         return cls(name, int(every or 1))

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.metrics.temporal import EWARP_LAI_UNIT
+from eval.columns import GAP, REFERENCE, Column, ordered
 
-# title, column prefix (a flow's name in brackets may follow), key within the column, factor, digits
-_COLUMNS: tuple[tuple[str, str, str, float, int], ...] = (
-    ("PSNR-Y dB ↑", "psnr_y", "mean", 1, 2),
-    ("SSIM-Y ↑", "ssim_y", "mean", 1, 4),
-    ("LPIPS ↓", "lpips", "mean", 1, 3),
-    ("DISTS ↓", "dists", "mean", 1, 3),
-    ("E_warp[{flow}] x1e-2", "ewarp_lai[{flow}]", "mean", 1 / EWARP_LAI_UNIT, 3),
-    ("gap to ref ↓", "ewarp_lai[{flow}]", "gap", 1 / EWARP_LAI_UNIT, 3),
-    ("tLPIPS x1e3 ↓", "tlpips", "mean", 1, 2),
-    ("low-res dB ↑", "lowres_consistency", "mean", 1, 1),
-    ("LPIPS in hole ↓", "lpips@inside", "mean", 1, 3),
-    ("PSNR in hole dB ↑", "psnr@inside", "mean", 1, 2),
-)
-# What the reference scores against itself, for columns that have no ":ref" of their own.
-_PERFECT = {"ssim_y": 1.0, "lpips": 0.0, "dists": 0.0, "tlpips": 0.0, "lpips@inside": 0.0}
+# Metric and region of the columns that are shown, in order. A warp error is followed by its gap to the reference's own.
+_SHOWN = (
+    "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tlpips", "lowres_consistency", "lpips@inside", "psnr@inside",
+)  # fmt: skip
+_WITH_GAP = "ewarp_lai"
 _NONE = "-"
 
 
@@ -29,8 +19,7 @@ def markdown(results: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: s
     """``track -> method -> summary`` -> one table for each track.
 
     Seconds and peak memory are also given as ratios to the baseline's, measured in the same run: they depend less on
-    the machine. Warp error is won by blur: read its gap to the
-    reference's own.
+    the machine. Warp error is won by blur: read its gap to the reference's own.
     """
     parts = [_one_table(track, methods, baseline) for track, methods in results.items() if methods]
     return "\n".join(parts)
@@ -38,21 +27,37 @@ def markdown(results: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: s
 
 def _one_table(track: str, methods: Mapping[str, Mapping[str, Any]], baseline: str) -> str:
     summaries = list(methods.values())
-    flow = _flow_name(summaries[0])
-    shown = [row for row in _COLUMNS if any(row[1].format(flow=flow) in s["scores"] for s in summaries)]
+    shown = _shown(summaries)
     costs = ["s / frame", f"time / {baseline}", "peak MiB", f"memory / {baseline}"]
-    heads = ["method", *(row[0].format(flow=flow) for row in shown), *costs]
+    heads = ["method", *(_head(*each) for each in shown), *costs]
     lines = [f"**{track}**, {summaries[0]['clips']} clips", "", _line(heads), _line(["---"] * len(heads))]
-    lines.append(
-        _line(["reference", *(_reference_cell(summaries[0], row, flow) for row in shown), *[_NONE] * len(costs)])
-    )
+    lines.append(_line(["reference", *(_reference_cell(summaries[0], *each) for each in shown), *[_NONE] * len(costs)]))
     for name, summary in methods.items():
-        cells = [_cell(summary["scores"].get(row[1].format(flow=flow)), row) for row in shown]
+        cells = [column.text(summary["scores"].get(column.name, {}).get(key)) for column, key in shown]
         lines.append(_line([name, *cells, *_cost_cells(summary, methods.get(baseline))]))
     missing = {name: reason for summary in summaries for name, reason in summary["unavailable"].items()}
     if missing:
         lines += ["", *(f"{name} is not available: {reason}" for name, reason in missing.items())]
     return "\n".join(lines) + "\n"
+
+
+def _shown(summaries: list[Mapping[str, Any]]) -> list[tuple[Column, str]]:
+    """Columns that at least one method has, and the key within each: ``mean`` or ``gap``."""
+    found = {_place(column): column for column in ordered(name for s in summaries for name in s["scores"])}
+    pairs = [(found[place], key) for place in _SHOWN if place in found for key in ("mean", "gap")]
+    return [(column, key) for column, key in pairs if key == "mean" or _place(column) == _WITH_GAP]
+
+
+def _place(column: Column) -> str:
+    """The column's name without the flow's: ``metric`` or ``metric@region``."""
+    _, at, region = column.name.partition("@")
+    return f"{column.metric}{at}{region}"
+
+
+def _head(column: Column, key: str) -> str:
+    if key == "gap":
+        return GAP
+    return f"{column.title} {column.unit}".rstrip() + column.arrow
 
 
 def _cost_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
@@ -63,26 +68,11 @@ def _cost_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None) 
     return [own, pace, f"{summary['peak_bytes'] / 2**20:.0f}", room]
 
 
-def _flow_name(summary: Mapping[str, Any]) -> str:
-    for column in summary["scores"]:
-        if column.startswith("ewarp_lai["):
-            return column.removeprefix("ewarp_lai[").partition("]")[0]
-    return "dis"
-
-
-def _cell(score: Mapping[str, Any] | None, row: tuple[str, str, str, float, int]) -> str:
-    _, _, key, factor, digits = row
-    return _NONE if score is None or score.get(key) is None else f"{score[key] * factor:.{digits}f}"
-
-
-def _reference_cell(summary: Mapping[str, Any], row: tuple[str, str, str, float, int], flow: str) -> str:
-    _, column, key, factor, digits = row
-    own = summary["scores"].get(f"{column.format(flow=flow)}:ref")
+def _reference_cell(summary: Mapping[str, Any], column: Column, key: str) -> str:
+    own = summary["scores"].get(f"{column.name}{REFERENCE}")
     if key == "gap":
-        return f"{0:.{digits}f}"
-    if own is not None:
-        return f"{own['mean'] * factor:.{digits}f}"
-    return f"{_PERFECT[column]:.{digits}f}" if column in _PERFECT else _NONE
+        return column.text(0.0)
+    return column.perfect if own is None else column.text(own["mean"])
 
 
 def _line(cells: list[str]) -> str:

@@ -13,7 +13,6 @@ from eval.bench.inference import (
     OURS,
     RUNS,
     Setting,
-    alternate,
     difference,
     parse_arguments,
     table,
@@ -53,18 +52,6 @@ def test_arguments() -> None:
 def test_bad_arguments(option: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=option[0]):
         parse_arguments(option)
-
-
-def test_every_run_has_a_turn_in_every_round() -> None:
-    turns: list[str] = []
-
-    def run(name: str) -> torch.Tensor:
-        turns.append(name)
-        return torch.zeros(())
-
-    times = alternate({name: (lambda name=name: run(name)) for name in "abc"}, "cpu", rounds=3)
-    assert "".join(turns) == "abcbcacab"
-    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_figures() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from eval.bench.train_throughput import BASELINE, EQUAL, OURS, STEPS, Setting, flops_of, ratio
+import pytest
+import torch
+
+from eval.bench import train_throughput
+from eval.bench.train_throughput import BASELINE, EQUAL, OURS, STEPS, Setting, as_turn, flops_of, table
+from ldm_video.core.errors import UserError
 
 SETTING = Setting(width="quarter", batch=1, frames=2, size=32, device="cpu", bf16=False, compile=False)
 
@@ -20,5 +25,22 @@ def test_every_variant_takes_steps() -> None:
         assert step(0) != step(1)
 
 
-def test_the_ratio_is_taken_round_by_round() -> None:
-    assert ratio([2.0, 30.0, 2.0], [1.0, 10.0, 2.0]) == 2.0
+def test_a_turn_is_the_next_step() -> None:
+    taken: list[int] = []
+    turn = as_turn(lambda index: (taken.append(index), torch.tensor(float("inf") if index == 2 else 1.0))[1])
+    turn()
+    turn()
+    with pytest.raises(UserError, match="says nothing"):
+        turn()
+    assert taken == [0, 1, 2]
+
+
+def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios are taken round by round: the second round was slow for all."""
+    monkeypatch.setattr(train_throughput, "flops_of", lambda name, setting: 5e9)
+    times = {BASELINE: [4.0, 40.0, 4.0], EQUAL: [2.0, 20.0, 4.0], OURS: [3.0, 24.0, 5.0]}
+    lines = table(SETTING, times, memory=False).splitlines()
+    assert lines[0].startswith("| step | s / step | spread | clips / s |") and lines[0].count("|") == 9
+    assert lines[2] == "| diffusers | 4.000 | 4.000-40.000 | 0.25 | 1.00 | 0.005 | - | - |"
+    assert lines[4] == "| ours | 5.000 | 3.000-24.000 | 0.20 | 0.75 | 0.005 | - | - |"
+    assert lines[-1].startswith("Temporal layers cost 25% of a step.")

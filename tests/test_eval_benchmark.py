@@ -263,7 +263,10 @@ def test_table_prints_units_and_the_reference() -> None:
     lines = markdown({"sd": {"bicubic": summary, "other": other}}, "bicubic").splitlines()
     assert lines[0] == "**sd**, 4 clips"
     assert "E_warp[raft] x1e-2" in lines[2] and "DISTS" not in lines[2]
-    assert lines[4] == "| reference | - | 0.000 | 1.000 | 0.000 | - | - | - | - |"
+    assert lines[2].startswith(
+        "| method | PSNR-Y dB ↑ | LPIPS ↓ | E_warp[raft] x1e-2 | gap to reference ↓ | s / frame |"
+    )
+    assert lines[4] == "| reference | ∞ | 0 | 1.000 | 0.000 | - | - | - | - |"
     assert lines[5] == "| bicubic | 25.90 | 0.551 | 1.234 | 0.200 | 0.2 | 1.0 | 300 | 1.0 |"
     assert lines[6] == "| other | 25.90 | 0.551 | 1.234 | 0.200 | 0.5 | 2.5 | 480 | 1.6 |"
     assert lines[8] == "dists is not available: install it"

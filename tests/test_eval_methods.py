@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 import sys
 import time
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -19,15 +20,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import infer
-from eval import benchmark
+from eval import benchmark, framewise, methods
 from eval.benchmark import choose_methods, read_suite
-from eval.clips import ClipPair
+from eval.file_states import code_digest
 from eval.inputs import Track, build_inputs
 from eval.measure import Worker, measure
-from eval.methods import Ours, Settings, find_methods
+from eval.methods import Method, Ours, Settings, find_methods
 from eval.peers import basicvsr, migan, realesrgan
 from eval.peers.packages import REQUIREMENTS, missing_packages, package_folder
-from eval.scoring import MetricChoice, Tools, score_clip
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
 from tests.eval_support import make_input, psnr, read, run
@@ -97,26 +97,23 @@ def test_the_command_line_ends_with_2_for_a_method_asked_for_in_vain(
     assert stop.value.code == 2 and "not nowhere.onnx: npm pack" in capsys.readouterr().err
 
 
-def test_vfid_says_why_there_is_none(tmp_path: Path) -> None:
-    clip = make_input(tmp_path, frames=1)
-    scores = score_clip(ClipPair("one", clip.ref, clip.ref), (MetricChoice("vfid"), MetricChoice("psnr_y")), Tools())
-    assert "published value" in scores.unavailable["vfid"] and list(scores.rows[0]) == ["psnr_y"]
-
-
 # --- ours ----------------------------------------------------------------------------------------------------------
 
 
-class FakeRun:
-    """``subprocess.run`` that notes what it is given and ends as it is told to."""
+class FakeProcess:
+    """``Popen`` that notes what it is given and ends as it is told to."""
 
-    def __init__(self, code: int = 0, stderr: str = "") -> None:
-        self.code, self.stderr = code, stderr
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0, stderr: str = "") -> None:
+        self.returncode, self.stderr = code, stderr
         self.command: list[str] = []
+        monkeypatch.setattr(methods, "Popen", self)
+        monkeypatch.setattr(methods, "wait_for", lambda process: 0)
 
-    def __call__(self, command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str], cwd: Path, stderr: BinaryIO, **_: object) -> nullcontext[FakeProcess]:
         assert (Path(cwd) / command[1]).samefile(ROOT / "infer.py")
         self.command = command
-        return subprocess.CompletedProcess(command, self.code, "printed\n", self.stderr)
+        stderr.write(self.stderr.encode())
+        return nullcontext(self)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +133,7 @@ def test_ours_is_the_command_that_a_user_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Read back by ``infer.py`` itself; paths hold wherever it runs."""
-    made = FakeRun()
-    monkeypatch.setattr(subprocess, "run", made)
+    made = FakeProcess(monkeypatch)
     monkeypatch.chdir(tmp_path)
     method(Path("low.mkv"), mask, 3, Path("made") / "hd.mkv")
     assert made.command[0] == sys.executable
@@ -151,15 +147,71 @@ def test_ours_is_the_command_that_a_user_gives(
 
 
 @pytest.mark.parametrize(
+    ("options", "device"),
+    [
+        ((), "cuda:1"),
+        (("--steps", "0", "--deinterlace", "off", "--dtype", "fp32"), "cuda:1"),
+        (("--device", "auto"), "auto"),
+        (("--device=cpu",), "cpu"),
+        (("--dev", "cpu"), "cpu"),
+        (("device=cpu",), None),  # a value of the config, which an option would replace
+    ],
+)
+def test_ours_runs_where_the_others_do(
+    options: tuple[str, ...], device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its own options say where: times of a GPU are not those of a CPU."""
+    (ours,) = find_methods(["ours"], Settings(options=options, device="cuda:1"))
+    made = FakeProcess(monkeypatch)
+    ours(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
+    monkeypatch.setattr(sys, "argv", made.command[1:])
+    assert infer.parse_arguments().device == device
+    (elsewhere,) = find_methods(["ours"], Settings(options=options))
+    assert elsewhere.identity() != ours.identity()
+
+
+@pytest.mark.parametrize(
     ("stderr", "last"), [("a warning\nerror: the disk is full\n\n", "error: the disk is full"), ("", "no message")]
 )
 def test_what_ours_says_last_is_the_error(
     stderr: str, last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", FakeRun(2, stderr))
+    FakeProcess(monkeypatch, 2, stderr)
     with pytest.raises(UserError) as failure:
         Ours()(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
     assert str(failure.value) == f"infer.py ended with 2 on {tmp_path / 'low.mkv'}: {last}"
+
+
+@pytest.mark.parametrize(
+    "method", [Ours(), *find_methods(["bicubic", "telea", "real_esrgan_x4plus", "basicvsr", "migan"])]
+)
+def test_what_older_code_made_is_another_methods(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity follows what is in the files that a method runs through, not when they were written."""
+    ours = isinstance(method, Ours)
+    files = {
+        "infer.py": ours, "ldm_video/pipeline/restore.py": ours, "configs/infer/default.yaml": ours,
+        "ldm_video/video_io/reader.py": True, "eval/framewise.py": not ours,
+        "eval/peers/basicvsr.py": method.name == "basicvsr", "README.md": False, "train.py": False,
+    }  # fmt: skip
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    (tmp_path / "ldm_video" / "weights").mkdir()
+    for module in (methods, framewise):
+        monkeypatch.setattr(module, "REPOSITORY", tmp_path)
+
+    def identity() -> str:
+        code_digest.cache_clear()
+        return method.identity()
+
+    for name, matters in files.items():
+        before = identity()
+        os.utime(tmp_path / name, (1, 1))
+        assert identity() == before
+        (tmp_path / name).write_text("after")
+        assert (identity() != before) == matters, name
 
 
 # --- what a method costs -------------------------------------------------------------------------------------------
@@ -179,6 +231,17 @@ def test_a_process_that_was_started_counts() -> None:
     code = "import time; held = bytearray(b'x') * 900_000_000"
     cost = measure(os.spawnv, os.P_WAIT, sys.executable, [sys.executable, "-c", code])
     assert cost.peak_bytes > 890e6
+
+
+def test_the_peak_of_one_run_of_ours_is_not_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for ``infer.py`` holds as many bytes as it is told to."""
+    held = "import sys; held = bytearray(b'x') * int(sys.argv[sys.argv.index('--scale') + 1])"
+    (tmp_path / "infer.py").write_text(held)
+    monkeypatch.setattr(methods, "REPOSITORY", tmp_path)
+    size = measure(int).peak_bytes + 400_000_000  # more than this process has
+    costs = [measure(Ours(), tmp_path / "low.mkv", None, held, tmp_path / "hd.mkv") for held in (size, 1, size)]
+    assert costs[0].peak_bytes > size and costs[2].peak_bytes > size
+    assert costs[1].peak_bytes < size - 200_000_000
 
 
 def test_errors_come_back_from_the_worker() -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from eval import report
 from eval.clips import match_clips
+from eval.columns import describe
 from eval.report_parts import choose, pictures
-from eval.report_parts.columns import describe
 from eval.report_parts.load import load_tracks
 from eval.results import write_json
 from eval.run import Plan, parse_metrics, score_pairs
@@ -335,7 +335,7 @@ def test_long_curves_are_thinned() -> None:
 
 def test_columns_are_named_from_their_parts() -> None:
     titles = {
-        "ewarp_lai[raft]@inside": "E_warp [raft] in hole",
+        "ewarp_lai[raft]@inside": "E_warp[raft] in hole",
         "psnr_y@band": "PSNR-Y around hole",
         "seam_error:rows": "seam error, rows",
         "brand_new": "brand_new",

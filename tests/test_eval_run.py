@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import shutil
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -11,7 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
+import ldm_video
+from eval import results
 from eval import run as runner
 from eval.clips import ClipPair, find_clips, match_clips, zip_frames
 from eval.metrics import backbones
@@ -20,7 +28,7 @@ from eval.metrics.fidelity import psnr
 from eval.report_parts.load import load_tracks
 from eval.results import bootstrap_interval, summarise
 from eval.run import parse_metrics
-from eval.scoring import LEAST_SIDE, MetricChoice, Tools, moments, score_clip
+from eval.scoring import LEAST_SIDE, METRICS, MetricChoice, Tools, moments, score_clip
 from ldm_video.core.errors import UserError, run_cli
 
 SIZE = (48, 64)
@@ -228,6 +236,64 @@ def test_run_resumes(clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
     assert scored == ["b", "a", "b"]
 
 
+def test_two_methods_do_not_share_a_folder(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pred, ref = clips
+    other = Path(shutil.copytree(pred, tmp_path / "other"))
+    out = tmp_path / "out"
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in out.rglob("*.*")}
+
+    arguments = ("--ref", ref, "--metrics", "psnr", "--out", out)
+    assert command(monkeypatch, "--pred", pred, *arguments) == 0
+    before = files()
+    for another in (other, pred / "a"):
+        capsys.readouterr()
+        assert command(monkeypatch, "--pred", another, *arguments) == 2
+        says = f"error: {out} holds the scores of {pred}; choose another --out for those of {another}\n"
+        assert capsys.readouterr().err == says and files() == before
+    monkeypatch.chdir(tmp_path)
+    (pred / "b" / "00003.png").write_bytes((pred / "b" / "00002.png").read_bytes())
+    assert command(monkeypatch, "--pred", "pred", *arguments) == 0  # the same folder under another name
+    assert files() != before
+    (out / "summary.json").write_text("[]")  # one that does not say what it is of
+    assert command(monkeypatch, "--pred", other, *arguments) == 0
+
+
+def test_the_summary_says_what_it_was_computed_with(
+    clips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    (checkout / "file").write_text("one")
+    for arguments in (["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert results.git_commit(checkout) == head
+    (checkout / "file").write_text("two")
+    assert results.git_commit(checkout) == f"{head}-dirty"
+    (checkout / "installed").mkdir()
+    assert results.git_commit(checkout / "installed") is None
+    monkeypatch.setattr(results, "REPOSITORY", checkout)
+    arguments = ("--pred", clips[0], "--ref", clips[1], "--metrics", "psnr", "--out", tmp_path / "out")
+    assert command(monkeypatch, *arguments, "--device", "auto") == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["scored_by"] == {
+        "ldm-video": ldm_video.__version__,
+        "torch": torch.__version__,
+        "commit": f"{head}-dirty",
+        "device": f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu",
+    }
+
+
+def test_help_names_every_metric(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert command(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", text) for name in (*METRICS, "seam_error"))
+
+
 def test_two_jobs_give_what_one_gives(clips: tuple[Path, Path], tmp_path: Path) -> None:
     pairs, _ = match_clips(*clips)
     metrics = parse_metrics("psnr")
@@ -283,7 +349,11 @@ def test_a_metric_without_weights_is_reported_not_invented(
     assert command(monkeypatch, *arguments) == 0
     assert set(json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]) == {"psnr", "lpips"}
     monkeypatch.setattr(backbones, "_lpips_network", absent)
-    assert command(monkeypatch, *arguments, "--strict", "--out", tmp_path / "strict") == 2
+    for metrics in ("psnr,lpips", "all"):
+        capsys.readouterr()
+        assert command(monkeypatch, *arguments, "--metrics", metrics, "--strict", "--out", tmp_path / "strict") == 2
+        assert capsys.readouterr().err == "error: no weights; pip install them\n"
+    assert not (tmp_path / "strict").exists()
 
 
 def test_a_device_that_cannot_be_used(
@@ -315,6 +385,23 @@ def test_summary_takes_the_gap_clip_by_clip() -> None:
     assert summary["scores"]["e"]["gap"] == 1.5  # |1 - 3| and |4 - 3|: gaps do not cancel
     assert summary["scores"]["e"]["mean"] == 2.5 and summary["scores"]["e"]["clips"] == 2
     assert summary["clips"] == 3 and summary["unavailable"] == {"x": "why"}
+
+
+def test_an_arrow_says_where_better_is() -> None:
+    """Not for a score of which the best is the reference's own."""
+    names = [
+        "psnr_y@inside",
+        "lpips",
+        "seam_error:time",
+        "ewarp_lai[dis]",
+        "ewarp_lai[dis]@inside:ref",
+        "lowres_consistency",
+    ]
+    scores = {name: {"mean": 1.0, "interval": None, "clips": 1} for name in names}
+    console = Console(file=io.StringIO(), width=80)
+    runner.print_summary({"clips": 1, "scores": scores, "unavailable": {}}, console)
+    rows = [line.split("│")[1].strip() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert rows == ["psnr_y@inside ↑", "lpips ↓", "seam_error:time ↓", *names[3:]]
 
 
 def test_a_damaged_picture_is_not_scored(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -10,23 +11,21 @@ import numpy as np
 import pytest
 import torch
 
+from eval import scoring
+from eval.clips import ClipPair
 from eval.metrics import flow as flows
 from eval.metrics.backbones import INSTALL_LINE, MetricUnavailable, lpips_network
 from eval.metrics.flow import DisFlow, FarnebackFlow, RaftFlow, backward_warp, motion_boundary, occluded, valid_pixels
-from eval.metrics.seams import SeamBorders, seam_error
+from eval.metrics.seams import SeamBorders
 from eval.metrics.temporal import (
-    ewarp_evalcrafter,
     ewarp_evalcrafter_match,
     ewarp_evalcrafter_pair,
-    ewarp_lai,
     ewarp_lai_pair,
     half_size,
-    temporal_flickering,
     temporal_flickering_pair,
-    tlpips,
-    tof,
     tof_pair,
 )
+from eval.scoring import MetricChoice, Scores, Tools, score_clip
 
 SHIFT = (3, -2)  # pixels to the right and down in each frame
 
@@ -59,6 +58,30 @@ def moving_texture(frames: int, height: int = 96, width: int = 128, shift: tuple
     return np.stack(clip)
 
 
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scores]:
+    """A clip's scores as the tables have them, of arrays ``t h w 3`` (masks ``t h w``) in place of files."""
+
+    def run(
+        metric: str,
+        pred: np.ndarray,
+        ref: np.ndarray,
+        flow: object = None,
+        masks: np.ndarray | None = None,
+        seams: SeamBorders | None = None,
+    ) -> Scores:
+        roles = {"pred": pred, "ref": ref} | ({} if masks is None else {"mask": masks})
+        frames = [{role: clip[t] for role, clip in roles.items()} for t in range(len(pred))]
+        monkeypatch.setattr(scoring, "zip_frames", lambda pair: iter(frames))
+        if flow is not None:
+            monkeypatch.setattr(Tools, "flow", lambda tools: flow)
+        scores = score_clip(ClipPair("x", Path("p"), Path("r")), (MetricChoice(metric),), Tools(seams=seams))
+        assert not scores.unavailable
+        return scores.means()
+
+    return run
+
+
 def test_backward_warp_of_a_whole_shift() -> None:
     clip = moving_texture(2)
     flow = np.broadcast_to(np.float32(SHIFT), (96, 128, 2))
@@ -75,26 +98,31 @@ def test_backward_warp_is_bilinear() -> None:
     np.testing.assert_allclose(warped[0, :4, 0], [0.3, 1.3, 2.3, 3.3], atol=1e-5)
 
 
-def test_perfect_copy_has_no_warp_error() -> None:
+def test_perfect_copy_has_no_warp_error(score: Callable[..., Scores]) -> None:
     clip = moving_texture(3)
-    assert ewarp_lai(clip, clip, KnownFlow(*SHIFT)) < 1e-9
-    assert ewarp_lai(clip, clip, DisFlow()) < 2e-5  # what DIS itself misses
+    known = score("ewarp_lai", clip, clip, KnownFlow(*SHIFT))
+    assert known["ewarp_lai[known]"] == known["ewarp_lai[known]:ref"] < 1e-9
+    assert score("ewarp_lai", clip, clip, DisFlow())["ewarp_lai[dis]"] < 2e-5  # what DIS itself misses
     noisy = clip + np.random.default_rng(0).normal(0, 0.05, clip.shape).astype(np.float32)
-    assert ewarp_lai(noisy, clip, DisFlow()) > 2e-3
+    scores = score("ewarp_lai", noisy, clip, DisFlow())
+    assert scores["ewarp_lai[dis]"] > 2e-3 and scores["ewarp_lai[dis]:ref"] < 2e-5
 
 
-def test_warp_error_of_a_constant_flicker_is_4_d_squared() -> None:
+def test_warp_error_of_a_constant_flicker_is_4_d_squared(score: Callable[..., Scores]) -> None:
     clip, d = moving_texture(5), 0.03
     signs = np.float32([1, -1, 1, -1, 1])[:, None, None, None]
-    assert ewarp_lai(clip + d * signs, clip, KnownFlow(*SHIFT)) == pytest.approx(4 * d**2, rel=1e-3)
-    assert ewarp_lai(clip + d * signs, clip, DisFlow()) == pytest.approx(4 * d**2, rel=0.02)
+    for flow, tolerance in ((KnownFlow(*SHIFT), 1e-3), (DisFlow(), 0.02)):
+        scores = score("ewarp_lai", clip + d * signs, clip, flow)
+        assert scores[f"ewarp_lai[{flow.name}]"] == pytest.approx(4 * d**2, rel=tolerance)
 
 
-def test_evalcrafter_sums_channels_at_half_size() -> None:
+def test_evalcrafter_sums_channels_at_half_size(score: Callable[..., Scores]) -> None:
     """Flicker of +-d: 3 channels x 4 d^2, whatever the size."""
     clip, d = moving_texture(3, shift=(4, -2)), 0.03
     signs = np.float32([1, -1, 1])[:, None, None, None]
-    assert ewarp_evalcrafter(clip + d * signs, KnownFlow(2, -1)) == pytest.approx(12 * d**2, rel=1e-3)
+    scores = score("ewarp_evalcrafter", clip + d * signs, clip, KnownFlow(2, -1))
+    assert scores["ewarp_evalcrafter[known]"] == pytest.approx(12 * d**2, rel=1e-3)
+    assert scores["ewarp_evalcrafter[known]:ref"] < 1e-9
     frame = np.arange(16, dtype=np.float32).reshape(4, 4, 1).repeat(3, axis=2)
     np.testing.assert_allclose(half_size(frame)[..., 0], [[2.5, 4.5], [10.5, 12.5]])
 
@@ -152,21 +180,23 @@ def test_occlusion_thresholds() -> None:
         assert motion_boundary(ramp)[:, 0].all() == expected
 
 
-def test_tof_by_hand() -> None:
+def test_tof_by_hand(score: Callable[..., Scores]) -> None:
     frame = np.zeros((8, 8, 3), dtype=np.float32)
     reference = np.broadcast_to(np.float32([3, 4]), (8, 8, 2))
     assert tof_pair(frame, frame, reference, KnownFlow(0, 0)) == 5.0  # L2 norm of (3, 4)
     clip = moving_texture(3)
-    assert tof(clip, clip) == 0.0
+    assert score("tof", clip, clip) == {"tof[farneback]": 0.0}
     slower = moving_texture(3, shift=(2, -2))
     inner = np.zeros((96, 128))
     inner[16:80, 16:112] = 1
     farneback = FarnebackFlow()
     value = tof_pair(slower[0], slower[1], farneback(clip[0], clip[1]), farneback, inner)
     assert value == pytest.approx(1.0, abs=0.1)  # 3 px a frame against 2
+    scores = score("tof", slower, clip, masks=np.stack([inner] * 3))
+    assert scores["tof[farneback]@inside"] == pytest.approx(1.0, abs=0.1)
 
 
-def test_tlpips_of_a_flicker_over_a_still_reference() -> None:
+def test_tlpips_of_a_flicker_over_a_still_reference(score: Callable[..., Scores]) -> None:
     rng = np.random.default_rng(0)
     still = np.repeat(rng.random((1, 64, 64, 3), dtype=np.float32), 3, axis=0)
     flicker = still.copy()
@@ -176,14 +206,36 @@ def test_tlpips_of_a_flicker_over_a_still_reference() -> None:
     except MetricUnavailable:
         pytest.skip(f"no backbones here: {INSTALL_LINE}")
     x, y = (torch.from_numpy(f).permute(2, 0, 1)[None] * 2 - 1 for f in (still[0], flicker[1]))
-    assert tlpips(flicker, still) == pytest.approx(1000 * network(x, y).item(), rel=1e-4)
-    assert tlpips(flicker, flicker) == 0.0
+    assert score("tlpips", flicker, still)["tlpips"] == pytest.approx(1000 * network(x, y).item(), rel=1e-4)
+    assert score("tlpips", flicker, flicker)["tlpips"] == 0.0
 
 
-def test_temporal_flickering_is_vbench() -> None:
+@pytest.mark.parametrize("metric", ["ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering"])
+def test_a_pair_is_taken_in_the_regions_of_its_first_frame(metric: str, score: Callable[..., Scores]) -> None:
+    """The hole goes from the left half to the right, and the left half alone changes: all of it is inside."""
+    left = np.zeros((64, 64), dtype=np.float32)
+    left[:, :24] = 1
+    still = np.repeat(moving_texture(1, 64, 64), 2, axis=0)
+    changed = still.copy()
+    changed[1, :, :16] = 1 - changed[1, :, :16]
+    if metric == "tlpips":
+        try:
+            lpips_network("alex")
+        except MetricUnavailable:
+            pytest.skip(f"no backbones here: {INSTALL_LINE}")
+    scores = score(metric, changed, still, KnownFlow(0, 0), masks=np.stack([left, 1 - left]))
+    (inside,) = (value for column, value in scores.items() if column.endswith("@inside"))
+    (outside,) = (value for column, value in scores.items() if column.endswith("@outside"))
+    none = 1.0 if metric == "temporal_flickering" else 0.0
+    assert abs(inside - none) > 5 * abs(outside - none)
+
+
+def test_temporal_flickering_is_vbench(score: Callable[..., Scores]) -> None:
     levels = np.array([100, 110, 90], dtype=np.float64) / 255  # mean absolute differences of 10 and 20 of 255
     clip = np.broadcast_to(levels[:, None, None, None], (3, 4, 4, 3)).astype(np.float32)
-    assert temporal_flickering(clip) == pytest.approx((255 - 15) / 255, abs=1e-6)
+    scores = score("temporal_flickering", clip, np.zeros_like(clip))
+    assert scores["temporal_flickering"] == pytest.approx((255 - 15) / 255, abs=1e-6)
+    assert scores["temporal_flickering:ref"] == 1.0
 
 
 def test_temporal_flickering_of_a_region() -> None:
@@ -195,30 +247,33 @@ def test_temporal_flickering_of_a_region() -> None:
     assert math.isnan(temporal_flickering_pair(frame, following, np.zeros((2, 2))))
 
 
-def test_one_frame_has_no_temporal_score() -> None:
+def test_one_frame_has_no_temporal_score(score: Callable[..., Scores]) -> None:
     clip = moving_texture(1)
-    for value in (ewarp_lai(clip, clip, DisFlow()), tof(clip, clip), temporal_flickering(clip)):
-        assert math.isnan(value)
+    for metric in ("ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering"):
+        assert score(metric, clip, clip) == {}
 
 
-def test_seam_in_time() -> None:
+def test_seam_in_time(score: Callable[..., Scores]) -> None:
     """Steps of 0.02 everywhere, of 0.1 where a window begins: five times the rest."""
     steps = np.array([0, 0.02, 0.02, 0.1, 0.02, 0.02], dtype=np.float64)
     ref = np.zeros((6, 8, 8, 3))
     pred = np.cumsum(steps)[:, None, None, None] + ref
-    ratios = seam_error(pred, ref, SeamBorders(frames=(3,)))
-    assert ratios["time"] == pytest.approx(5.0)
-    assert math.isnan(ratios["space"])
-    assert seam_error(pred, None, SeamBorders(frames=(1,)))["time"] == pytest.approx(0.02 / 0.04)
+    ratios = score("seam_error", pred, ref, seams=SeamBorders(frames=(3,)))
+    assert ratios["seam_error:time"] == pytest.approx(5.0)
+    assert math.isnan(ratios["seam_error:space"])
+    ratios = score("seam_error", pred, ref, seams=SeamBorders(frames=(1,)))
+    assert ratios["seam_error:time"] == pytest.approx(0.02 / 0.04)
 
 
-def test_seam_in_space() -> None:
+def test_seam_in_space(score: Callable[..., Scores]) -> None:
     ramp = 0.01 * np.arange(32) + 0.05 * (np.arange(32) >= 16)  # a step of 0.06 where a tile begins, 0.01 elsewhere
     pred = np.broadcast_to(ramp[None, None, :, None], (2, 24, 32, 3))
-    assert seam_error(pred, np.zeros_like(pred), SeamBorders(columns=(16,)))["space"] == pytest.approx(6.0)
+    columns = SeamBorders(columns=(16,))
+    assert score("seam_error", pred, np.zeros_like(pred), seams=columns)["seam_error:space"] == pytest.approx(6.0)
     turned = pred.transpose(0, 2, 1, 3)
-    assert seam_error(turned, np.zeros_like(turned), SeamBorders(rows=(16,)))["space"] == pytest.approx(6.0)
-    assert seam_error(pred, pred, SeamBorders(columns=(16,)))["space"] == 1.0
+    rows = SeamBorders(rows=(16,))
+    assert score("seam_error", turned, np.zeros_like(turned), seams=rows)["seam_error:space"] == pytest.approx(6.0)
+    assert score("seam_error", pred, pred, seams=columns)["seam_error:space"] == 1.0
 
 
 def test_raft_runs_the_network_of_the_file(tmp_path: Path) -> None:

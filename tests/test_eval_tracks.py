@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.plane import VideoPlane
 
 from eval import benchmark, inputs, results
 from eval.broadcast import weave, write_broadcast
@@ -213,14 +214,17 @@ def test_inputs_of_an_earlier_format_are_built_again(tmp_path: Path, monkeypatch
 def test_weaving_agrees_with_the_standards_formulas() -> None:
     moments = independent.pan(2, 64, 96)
     (expected,) = independent.weave(moments, top_first=True)
-    woven = weave(*((moment * 255).round().astype(np.uint8) for moment in moments))
+    (woven,) = weave((moment * 255).round().astype(np.uint8) for moment in moments)
+
+    def samples(plane: VideoPlane) -> np.ndarray:
+        """Without what fills up its lines."""
+        return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].astype(int)
+
     for plane, other in zip(woven.planes, expected.planes, strict=True):
-        one, two = (
-            np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width].astype(int) for p in (plane, other)
-        )
+        one, two = samples(plane), samples(other)
         assert np.abs(one - two).mean() < 1.0 and np.abs(one - two).max() <= 8  # another chroma filter, the same fields
     upside_down = independent.weave(moments, top_first=False)[0]
-    luma = [np.frombuffer(f.planes[0], np.uint8).astype(int) for f in (woven, expected, upside_down)]
+    luma = [samples(frame.planes[0]) for frame in (woven, expected, upside_down)]
     assert np.abs(luma[0] - luma[1]).max() <= 1 < np.abs(luma[0] - luma[2]).max()
 
 

@@ -112,7 +112,8 @@ def test_so_does_the_interlaced_one() -> None:
 
 
 def test_fields_of_the_broadcast_track_have_their_chroma_on_the_left() -> None:
-    plane = weave(stripes(), stripes()).planes[2]
+    (frame,) = weave([stripes(), stripes()])
+    plane = frame.planes[2]
     samples = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width].mean(axis=0)
     inner = slice(PERIOD // 2, (WIDTH - PERIOD) // 2)
     assert place(samples[inner], 2 * np.arange(plane.width)[inner]) == pytest.approx(0, abs=0.05)

@@ -16,9 +16,7 @@ cores: what else the machine does hardly changes them.
 from __future__ import annotations
 
 import argparse
-import statistics
 import string
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +29,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from eval.bench.peaks import peak_of
-from eval.bench.train_throughput import SCALE, TOKENS, WIDTHS, make_autoencoder, make_scheduler, make_unet, ratio
+from eval.bench.train_throughput import SCALE, TOKENS, WIDTHS, make_autoencoder, make_scheduler, make_unet
+from eval.bench.turns import alternate, gibibytes, markdown, ratio, spread
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.models.device import DTYPES, place
@@ -192,25 +191,6 @@ RUNS: dict[str, Callable[[Setting], Run]] = {
 }
 
 
-def seconds_of(run: Run, device: str) -> float:
-    """Seconds of one run, to the pixels in main memory: by the clock; on a CPU those of this process's cores."""
-    clock = time.perf_counter if device.startswith("cuda") else time.process_time
-    begin = clock()
-    run()
-    return clock() - begin
-
-
-def alternate(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run: in every round each has one turn, the first in one round is last in the next."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    for index in range(rounds):
-        turn = index % len(order)
-        for name in order[turn:] + order[:turn]:
-            times[name].append(seconds_of(runs[name], device))
-    return times
-
-
 def difference(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> float:
     """The largest difference of two pixels in [-1, 1]; ``UserError`` where it is more than rounding, or no number."""
     largest = (ours - theirs).abs().max().item()
@@ -231,19 +211,13 @@ def _peak(name: str, setting: Setting) -> int:
 
 def table(setting: Setting, times: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> str:
     """Markdown: a row for each run, with its speed beside diffusers'. ``peaks`` in bytes, of what was measured."""
-    lines = ["| sampling | s / frame | spread | diffusers / time | peak GiB |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for name, values in times.items():
         each = [value / setting.frames for value in values]
-        cells = [
-            name,
-            f"{statistics.median(each):.3f}",
-            f"{min(each):.3f}-{max(each):.3f}",
-            f"{ratio(times[BASELINE], values):.2f}",
-            f"{peaks[name] / 2**30:.2f}" if name in peaks else "-",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([name, *spread(each), f"{ratio(times[BASELINE], values):.2f}", gibibytes(peaks.get(name))])
     overhead = ratio(times[OURS], times[EQUAL]) - 1
-    return "\n".join([*lines, "", f"Temporal layers cost {overhead:.0%}. Ratios: median of rounds."])
+    heads = ["sampling", "s / frame", "spread", "diffusers / time", "peak GiB"]
+    return f"{markdown(heads, rows)}\n\nTemporal layers cost {overhead:.0%}. Ratios: median of rounds."
 
 
 def parse_arguments(given: Sequence[str] | None = None) -> tuple[Setting, int, bool]:

@@ -6,7 +6,6 @@ largest resident set the operating system reports. It should be the same for all
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from eval.measure import wait_for
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
-from ldm_video.core.memory import RSS_UNIT
 from ldm_video.video_io import VideoWriter
 
 INFER = Path(__file__).resolve().parents[2] / "infer.py"
@@ -71,11 +70,10 @@ def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]
     started = time.monotonic()
     command = [sys.executable, str(INFER), "--input", str(clip), "--output", str(output), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = wait_for(process)
     if process.returncode:
         raise UserError(f"infer.py ended with code {process.returncode}; its last line says why")
-    return Result(frames, usage.ru_maxrss * RSS_UNIT / 2**20, time.monotonic() - started)
+    return Result(frames, peak / 2**20, time.monotonic() - started)
 
 
 def write_clip(path: Path, frames: int, size: tuple[int, int]) -> None:

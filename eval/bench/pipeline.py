@@ -2,7 +2,8 @@
 
 Decoding, the model and encoding run at the same time, each in a thread of its own, so their shares of the wall time
 add up to more than all of it. What counts is the model's: where it is near 100 %, reading and writing cost nothing.
-Sampler and codec are the model's two halves; the rest of it is evidence, noise and colour.
+Of the model's, the parts that take time are told apart, in the order in which they work; the rest of it is evidence,
+what closes a hole, noise and colour.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from rich.table import Table
 
 import infer
 from ldm_video.core.errors import run_cli
+from ldm_video.pipeline import restore
 from ldm_video.pipeline.job import Watch, run_job
 
 ROWS = {
     "decode": "decode",
     "model": "model",
+    "average": "  of it: input averaged along the motion",
     "sampler": "  of it: sampler",
     "codec": "  of it: codec",
+    "steady": "  of it: output blended along the motion",
+    "finish": "  of it: codec's finish",
     "encode": "encode",
 }
 
@@ -61,8 +66,14 @@ def main() -> None:
     """Run ``infer.py``'s work with a stopwatch and print the table."""
     _, model, job, restorer, part = infer.prepare(infer.parse_arguments())
     watch = Stopwatch()
-    model.predict = watch.around("sampler", model.predict)  # type: ignore[method-assign]
-    model.codec.decode = watch.around("codec", model.codec.decode)  # type: ignore[method-assign]
+    for owner, name, row in (
+        (restore, "average_along_motion", "average"),
+        (model, "predict", "sampler"),
+        (model.codec, "decode", "codec"),
+        (restore, "steady", "steady"),
+        (model.codec, "finish", "finish"),
+    ):
+        setattr(owner, name, watch.around(row, getattr(owner, name)))
     outcome = run_job(job, restorer, Watch(timed=watch), part)
     print_table(watch, outcome.frames, outcome.seconds)
 

@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--input", type=Path, required=True, help="a low-res clip")
     parser.add_argument("--peers", default="real_esrgan_x4plus", help="methods of the benchmark, comma-separated")
     parser.add_argument("--model", help="a bundle; default: the shipped one")
+    parser.add_argument("--device", default="cpu", help="where all of them run (default: %(default)s)")
     parser.add_argument("--also", metavar="OPTIONS", help='time ours with these options as well, such as "--steps 0"')
     parser.add_argument("--frames", type=int, default=60, help="of ours that are timed: two more segments")
     parser.add_argument("--peer-frames", type=int, default=2, help="of each peer that are timed")
@@ -95,9 +96,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.frames, arguments.peer_frames, arguments.rounds) < 1:
         raise UserError("--frames, --peer-frames and --rounds must be 1 or more")
-    methods = find_methods([OURS, *arguments.peers.split(",")], Settings(model=arguments.model))
+    settings = Settings(model=arguments.model, device=arguments.device)
+    methods = find_methods([OURS, *arguments.peers.split(",")], settings)
     if arguments.also:
-        methods = [*methods, Ours(arguments.model, infer_options("--also", arguments.also), f"{OURS} {arguments.also}")]
+        also = infer_options("--also", arguments.also)
+        methods = [*methods, Ours(arguments.model, also, f"{OURS} {arguments.also}", device=arguments.device)]
     for method in methods:
         if reason := method.missing(SCALE):
             raise UserError(reason)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from eval.bench.peaks import peak_of
+from eval.bench.turns import Turn, alternate, gibibytes, markdown, ratio, spread
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.tensors import fold_time
@@ -188,33 +189,15 @@ STEPS: dict[str, Callable[[Setting], Step]] = {
 }
 
 
-def seconds_of(step: Step, index: int, device: str) -> float:
-    """Seconds of one step: on a GPU by the clock, its work included; on a CPU those of this process's cores."""
-    on_gpu = device.startswith("cuda")
-    clock = time.perf_counter if on_gpu else time.process_time
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    begin = clock()
-    loss = step(index)
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    seconds = clock() - begin
-    if not torch.isfinite(loss):
-        raise UserError("the loss is not a number; the timing of such steps says nothing")
-    return seconds
+def as_turn(step: Step) -> Turn:
+    """One step, the next at each turn. ``UserError`` where the loss is no number."""
+    numbers = count()
 
+    def turn() -> None:
+        if not torch.isfinite(step(next(numbers))):
+            raise UserError("the loss is not a number; the timing of such steps says nothing")
 
-def alternate(setting: Setting, rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of each step: in every round each variant has one turn, the first in one round is last in the next."""
-    steps = {name: make(setting) for name, make in STEPS.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(warmup + rounds):
-        order = list(steps)
-        for name in order[index % 3 :] + order[: index % 3]:
-            seconds = seconds_of(steps[name], index, setting.device)
-            if index >= warmup:
-                times[name].append(seconds)
-    return times
+    return turn
 
 
 def flops_of(name: str, setting: Setting) -> int:
@@ -246,38 +229,26 @@ def bf16_peak(device: str) -> float | None:
     return next((peak for card, peak in BF16_PEAK.items() if card in name), None)
 
 
-def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """Median over the rounds: what else the machine does slows both sides of a round down."""
-    return statistics.median(a / b for a, b in zip(times, base, strict=True))
-
-
 def table(setting: Setting, times: Mapping[str, Sequence[float]], memory: bool) -> str:
     """Markdown: a row for each variant, with its time over the baseline's."""
     median = {name: statistics.median(values) for name, values in times.items()}
     peak = bf16_peak(setting.device)
-    lines = [
-        "| step | s / step | spread | clips / s | time / diffusers | TFLOP / step | peak GiB | share of bf16 peak |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["step", "s / step", "spread", "clips / s", "time / diffusers", "TFLOP / step", "peak GiB"]
+    rows = []
     for name, values in times.items():
         flops = flops_of(name, setting)
-        share = f"{flops / median[name] / peak:.0%}" if peak and setting.bf16 else "-"
-        cells = [
+        rows.append([
             name,
-            f"{median[name]:.3f}",
-            f"{min(values):.3f}-{max(values):.3f}",
+            *spread(values),
             f"{setting.batch / median[name]:.2f}",
             f"{ratio(values, times[BASELINE]):.2f}",
             f"{flops / 1e12:.3f}",
-            f"{_peak(name, setting) / 2**30:.2f}" if memory else "-",
-            share,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Temporal layers cost {ratio(times[OURS], times[EQUAL]) - 1:.0%} of a step. Ratios: median of rounds.",
-    ]
-    return "\n".join(lines)
+            gibibytes(_peak(name, setting) if memory else None),
+            f"{flops / median[name] / peak:.0%}" if peak and setting.bf16 else "-",
+        ])  # fmt: skip
+    overhead = ratio(times[OURS], times[EQUAL]) - 1
+    body = markdown([*heads, "share of bf16 peak"], rows)
+    return f"{body}\n\nTemporal layers cost {overhead:.0%} of a step. Ratios: median of rounds."
 
 
 def main() -> None:
@@ -304,7 +275,8 @@ def main() -> None:
         compile=arguments.compile,
     )
     print(setting)
-    print(table(setting, alternate(setting, arguments.rounds, warmup=2), arguments.memory))
+    turns = {name: as_turn(make(setting)) for name, make in STEPS.items()}
+    print(table(setting, alternate(turns, setting.device, arguments.rounds, warmup=2), arguments.memory))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Seam error: what a method's own window and tile borders do to the picture.
 
-Our definition (papers show seams but do not measure them). Work on the residual ``out - ref``, or on ``out`` itself
-without a reference. In time: mean ``|d/dt residual|`` over the steps that cross a window border, divided by the same
-over all other steps. In space: mean ``|d/dx residual|`` across tile borders, divided by the same elsewhere (rows and
-columns likewise). 1 is a picture that does not show where it was cut.
+Our definition (papers show seams but do not measure them). Work on the residual ``out - ref``. In time: mean
+``|d/dt residual|`` over the steps that cross a window border, divided by the same over all other steps. In space: mean
+``|d/dx residual|`` across tile borders, divided by the same elsewhere (rows and columns likewise). 1 is a picture that
+does not show where it was cut.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SeamBorders:
 
 @dataclass
 class SeamMeter:
-    """Streaming :func:`seam_error`: feed residual frames ``h w c`` in order, then read the ratios."""
+    """The seam error of a clip as it streams by: feed residual frames ``h w c`` in order, then read the ratios."""
 
     borders: SeamBorders
     _at: dict[str, list[float]] = field(default_factory=lambda: {"time": [0.0, 0.0], "space": [0.0, 0.0]})
@@ -53,14 +53,6 @@ class SeamMeter:
         for place, chosen in ((self._at, crossing), (self._elsewhere, ~crossing)):
             place[axis][0] += float(strengths[chosen].sum(dtype=np.float64))
             place[axis][1] += int(chosen.sum())
-
-
-def seam_error(pred: np.ndarray, ref: np.ndarray | None, borders: SeamBorders) -> dict[str, float]:
-    """Seam error of a clip ``t h w c`` (module docstring), in time and in space."""
-    meter = SeamMeter(borders)
-    for t in range(len(pred)):
-        meter.add(pred[t] if ref is None else pred[t] - ref[t])
-    return meter.ratios()
 
 
 def _hits(positions: Collection[int], size: int) -> np.ndarray:

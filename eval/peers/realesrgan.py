@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.framewise import frame_by_frame
+from eval.framewise import frame_by_frame, shared_code
 from eval.peers.packages import missing_packages, package_folder, versions, wrong_scale
 
 SCALE = 4
@@ -29,7 +29,7 @@ class RealESRGAN:
     fills: bool = False
 
     def identity(self) -> str:
-        return f"{self.name} {TILE} {MARGIN} {versions(*_MODULES)}"
+        return f"{self.name} {TILE} {MARGIN} {versions(*_MODULES)} {shared_code(__file__)}"
 
     def missing(self, scale: int) -> str | None:
         return missing_packages(self.name, *_MODULES) or wrong_scale(self.name, SCALE, scale)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from eval.file_states import file_states
-from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow
+from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.peers.packages import wrong_scale
 
 STEPS = 25
@@ -132,7 +132,8 @@ def _identity(name: str, folder: Path | None, device: str) -> str:
     import diffusers
 
     state = file_states(folder) if folder else None
-    return f"{name} {STEPS} {SEED} {device} {state} {PIXELS} diffusers {diffusers.__version__}"
+    code = shared_code(__file__)
+    return f"{name} {STEPS} {SEED} {device} {state} {PIXELS} diffusers {diffusers.__version__} {code}"
 
 
 def _no_checkpoint(name: str, option: str, folder: Path | None) -> str | None:

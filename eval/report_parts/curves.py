@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.columns import REFERENCE, ordered
 from eval.report_parts.choose import thin
-from eval.report_parts.columns import REFERENCE, ordered
 from eval.report_parts.load import ScoredClip, ScoredTrack
 
 MOST_POINTS = 400  # of a curve; a longer clip is drawn as means over equal stretches

@@ -9,7 +9,7 @@ from importlib.resources import files
 import cv2
 import numpy as np
 
-from eval.report_parts import columns
+from eval import columns
 from eval.report_parts.curves import column_titles, track_curves
 from eval.report_parts.encode import jpeg_uri, png_uri
 from eval.report_parts.load import REFERENCE, ScoredTrack
@@ -17,7 +17,6 @@ from eval.report_parts.markup import Html, join, json_script, tag
 from eval.report_parts.pictures import MOST_LINES, ClipPictures
 from eval.report_parts.score_table import score_table
 
-BASELINE = "bicubic"
 _PROFILE_HEIGHT = 240  # CSS pixels that a temporal profile aims at
 _MAP_WIDTH = 420
 _ORANGE, _BLUE = (255, 140, 0), (0, 170, 255)
@@ -85,7 +84,7 @@ def _scores(tracks: list[ScoredTrack]) -> Html:
         "whose score is nearest to the reference's own, clip by clip; that is the gap."
     )
     everyone = _all_methods(tracks)
-    tables = [join(tag("h3", _track_title(track)), score_table(track, BASELINE, everyone)) for track in tracks]
+    tables = [join(tag("h3", _track_title(track)), score_table(track, columns.BASELINE, everyone)) for track in tracks]
     return _section("scores", "Scores", explained, *tables)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from eval import columns
 from eval.clips import frames_of
-from eval.report_parts import choose, columns
+from eval.report_parts import choose
 from eval.report_parts.load import INPUT, REFERENCE, ScoredClip, ScoredTrack
 from ldm_video.core.errors import UserError
 

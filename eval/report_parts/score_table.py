@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.report_parts.columns import REFERENCE, Column, best, ordered
+from eval.columns import GAP, REFERENCE, Column, best, ordered
 from eval.report_parts.load import ScoredMethod, ScoredTrack
 from eval.report_parts.markup import Html, join, tag
 
-_ARROWS = {"higher": " ↑", "lower": " ↓", "nearer": "", "unknown": ""}
 _MEBIBYTE = 2**20
 
 
@@ -45,9 +44,9 @@ def _table(track: ScoredTrack, columns: list[Column], baseline: str, with_costs:
     costs = _cost_heads(methods, baseline) if with_costs else []
     head = [tag("th", "method", scope="col")]
     for column in columns:
-        head.append(tag("th", column.title + _ARROWS[column.better], *_unit(column), scope="col"))
+        head.append(tag("th", column.title + column.arrow, *_unit(column), scope="col"))
         if column.better == "nearer":
-            head.append(tag("th", "gap to reference ↓", *_unit(column), scope="col"))
+            head.append(tag("th", GAP, *_unit(column), scope="col"))
     head += [tag("th", title, scope="col") for title in costs]
     rows = [_reference_row(methods, columns, len(costs))]
     for name, method in methods.items():

@@ -8,6 +8,8 @@ from typing import Literal
 
 from eval.metrics.temporal import EWARP_EVALCRAFTER_UNIT, EWARP_LAI_UNIT
 
+BASELINE = "bicubic"  # the method beside which all others are read
+GAP = "gap to reference ↓"  # heads the column of gaps beside one whose best value is the reference's own
 Better = Literal["higher", "lower", "nearer", "unknown"]
 
 # metric -> title, unit, factor to that unit, digits, which is better
@@ -21,13 +23,14 @@ _METRICS: dict[str, tuple[str, str, float, int, Better]] = {
     "lpips_vgg": ("LPIPS-VGG", "", 1, 3, "lower"),
     "dists": ("DISTS", "", 1, 3, "lower"),
     "ewarp_lai": ("E_warp", "x1e-2", 1 / EWARP_LAI_UNIT, 3, "nearer"),
-    "ewarp_evalcrafter": ("E_warp, EvalCrafter", "x1e-3", 1 / EWARP_EVALCRAFTER_UNIT, 3, "nearer"),
+    "ewarp_evalcrafter": ("EvalCrafter E_warp", "x1e-3", 1 / EWARP_EVALCRAFTER_UNIT, 3, "nearer"),
     "tof": ("tOF", "", 1, 3, "lower"),
     "tlpips": ("tLPIPS", "x1e3", 1, 2, "lower"),
     "temporal_flickering": ("temporal flickering", "", 1, 4, "nearer"),
-    "lowres_consistency": ("low-res consistency", "dB", 1, 2, "nearer"),
+    "lowres_consistency": ("low-res consistency", "dB", 1, 1, "nearer"),
     "seam_error": ("seam error", "x", 1, 3, "lower"),
 }
+_ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "nearer": "", "unknown": ""}
 _REGIONS = {"inside": "in hole", "band": "around hole", "outside": "outside hole"}
 _PERFECT = {"psnr": "∞", "ssim": "1", "lpips": "0", "dists": "0", "tof": "0", "tlpips": "0"}
 # The metrics whose frames decide what is pictured, the first that the methods share. In the hole first: that is where
@@ -48,6 +51,11 @@ class Column:
     digits: int
     better: Better
 
+    @property
+    def arrow(self) -> str:
+        """Behind a heading: where better is, if that is clear."""
+        return _ARROWS[self.better]
+
     def text(self, value: float | None) -> str:
         """In the column's unit; ``-`` for None."""
         return "-" if value is None else f"{value * self.factor:.{self.digits}f}"
@@ -64,7 +72,7 @@ def describe(name: str) -> Column:
     base, _, axis = base.partition(":")
     metric, _, flow = base.rstrip("]").partition("[")
     title, unit, factor, digits, better = _METRICS.get(metric, (metric, "", 1, 4, "unknown"))
-    title += f" [{flow}]" if flow else ""
+    title += f"[{flow}]" if flow else ""
     title += f", {axis}" if axis else ""
     title += f" {_REGIONS.get(region, region)}" if region else ""
     return Column(name, metric, title, unit, factor, digits, better)
