@@ -366,7 +366,7 @@ def test_copies_are_made_without_locks_and_read_without_writing(
     fsspec.filesystem("memory").pipe("/of-locks.tar", (shards / "clips-000.tar").read_bytes())
     copy = local_copy(url, tmp_path / "new" / "cache")
     assert copy.read_bytes() == (shards / "clips-000.tar").read_bytes()
-    monkeypatch.setattr("data.shards.locked", refuse)
+    monkeypatch.setattr("data.shards.first_to_make", refuse)
     assert local_copy(url, tmp_path / "new" / "cache") == copy
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the cache of shards .*file/cache cannot be used"):
