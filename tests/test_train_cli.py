@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from shutil import copytree
 
@@ -13,7 +12,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import train
-from data.scales import SeveralScales
 from ldm_video import convert
 from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
@@ -225,14 +223,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ") and message in line
     assert files_below(tmp_path) == set()
-
-
-@pytest.mark.parametrize(("scales", "refused"), [([4], False), ([4, 2], True)])
-def test_only_clips_of_several_scales_have_to_fill_steps(scales: list[int], refused: bool) -> None:
-    sets = SeveralScales(lambda scale: [scale], scales, [1] * len(scales), together=64)
-    outcome = pytest.raises(UserError, match="no multiple of the 48 clips") if refused else nullcontext()
-    with outcome:
-        train.check_scales(sets, 48)
 
 
 @pytest.mark.parametrize("key", ["ema", "watch"])
