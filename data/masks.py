@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from data.checks import number
 from data.motion import bounded_walk
+from ldm_video.core.checks import number
 from ldm_video.core.errors import UserError
 
 Mask = np.ndarray

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.checks import number, whole
 from data.clips import ClipStream, Item
+from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
 

@@ -26,9 +26,9 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.cache import VIDEO_SUFFIXES, decode_caption
-from data.checks import places
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.encoded import EncodedVideo
+from ldm_video.core.checks import places
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import DISK_FULL, atomic_path
 from ldm_video.core.locks import first_to_make

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number
 from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
@@ -56,9 +57,7 @@ class FewStepTask(ModelStage):
         super().__init__(model, optimizer, conditioning, spatial, warmup, seed)
         if pixel_from_step > 0 and latent_weight <= 0:
             raise ValueError("until pixel_from_step only latents are judged: latent_weight must be positive")
-        if not 0 <= decoder_share <= 1:
-            raise ValueError(f"decoder_share is a share from 0 to 1, not {decoder_share}")
-        if decoder_share and not model.codec.sees_evidence:
+        if number("decoder_share", decoder_share, 0, 1) and not model.codec.sees_evidence:
             raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
+from ldm_video.core.checks import whole
 from ldm_video.core.errors import UserError
 from ldm_video.training.batches import Draws, make_draws, save_batch
 from ldm_video.training.order import clip_numbers
@@ -35,14 +36,12 @@ class Stage(pl.LightningModule):
 
     def __init__(self, optimizer: MakeOptimizer, warmup: int = 100, seed: int = 0) -> None:
         super().__init__()
-        if not isinstance(warmup, int) or warmup < 0:
-            raise UserError(f"warmup is {warmup!r}; give a whole number of steps, 0 or more")
         try:
             optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # what it refuses shows before anything is written
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
-        self.warmup = warmup
+        self.warmup = whole("warmup", warmup, 0)
         self.seed = seed
         self.gathered: dict[str, Tensor] = {}  # after FSDP: the state that lay in pieces on all processes
         self._batch: Mapping[str, Any] = {}  # the last one, to be saved if its gradient is not finite
