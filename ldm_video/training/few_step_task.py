@@ -19,7 +19,7 @@ from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws
-from ldm_video.training.losses import PixelLoss, nothing_of, psnr
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.model_stage import Condition, Conditioning, ModelStage
 from ldm_video.training.schedule import FULL, Pace
 from ldm_video.training.stage import MakeOptimizer
@@ -98,14 +98,10 @@ class FewStepTask(ModelStage):
             with torch.no_grad():
                 latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
             terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
-        loss = torch.stack(list(terms.values())).sum()
-        if not judged:
-            loss = loss + nothing_of(self._pixel_parameters())
+        idle = [] if judged else self._pixel_parameters()
         if alone:
-            loss = loss + nothing_of(p for p in self.model.denoiser.parameters() if p.requires_grad)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
-        return self.finite(loss, batch)
+            idle += [p for p in self.model.denoiser.parameters() if p.requires_grad]
+        return self.total(terms, batch, idle)
 
     def _draws_decoder_alone(self, draws: Draws) -> bool:
         """Whether this step's latents are zero. Nothing is drawn at a share of 0."""

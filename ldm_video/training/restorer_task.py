@@ -74,10 +74,7 @@ class RestorerTask(Stage):
         share = torch.lerp(torch.ones(()), torch.tensor(self.least_share), draws.rand(1, 1, 1, 1))  # b 1 1 1 1
         shown = torch.lerp(own, restored.to(own), share.to(own))
         terms = self.pixel_loss(shown, batch["hr"], draws.step, own)
-        loss = torch.stack(list(terms.values())).sum()
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
-        return self.finite(loss, batch)
+        return self.total(terms, batch)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.log("val/psnr", psnr(self.restore(batch).clamp(-1, 1), batch["hr"]), prog_bar=True, sync_dist=True)
