@@ -17,7 +17,8 @@ from data.scales import SeveralScales
 from ldm_video.core.errors import UserError
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.order import ClipOrder
-from tests.cli_support import ROOT, call
+from tests.cli_support import call
+from tests.train_support import overfit_options
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,7 @@ def test_a_run_takes_steps_of_several_scales(
         return step(self, batch, index)
 
     monkeypatch.setattr(CodecTask, "training_step", watched)
-    config = str(ROOT / "configs" / "debug" / "overfit.yaml")
-    folder, cache = clips.args[0], clips.keywords["cache"]  # type: ignore[attr-defined]
-    options = [f"data.root={folder}", f"data.cache={cache}", "data.frames=2", "data.size=48", f"output={tmp_path}"]
+    options = overfit_options(clips.keywords["cache"].parent, steps=8)  # type: ignore[attr-defined]
     scales = ["data.train.scales=[4,2]", "data.train.weights=[1,1]", "data.batch=3", "trainer.overfit_batches=0"]
-    assert call(train, "--config", config, *options, *scales, "watch=null", "trainer.max_steps=8") == 0
+    assert call(train, *options, *scales, "data.size=48", f"output={tmp_path}") == 0
     assert set(seen) == {(3, 2, 3, 12, 12), (3, 2, 3, 24, 24)}

@@ -31,7 +31,7 @@ from ldm_video.pipeline.memory_plan import (
     tile_sizes,
 )
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from tests.cli_support import call, tiny_model, write_tiny_bundle
+from tests.cli_support import call, tiny_model
 from tests.film_support import run_infer
 from tests.model_support import rand_pixels, small_text_model
 from tests.video_io_support import pan, write_clip
@@ -256,11 +256,6 @@ def test_what_one_clip_leaves_behind_is_not_counted_for_the_next() -> None:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "sd.mp4", pan(40, 128, 192))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

@@ -51,6 +51,21 @@ def stage_options(stage: str, clips: Path, bundle: Path, steps: int = 6) -> list
     return ["--config", str(STAGES / f"{stage}.yaml"), *overrides]
 
 
+def overfit_options(folder: Path, steps: int = 4) -> list[str]:
+    """Arguments of ``train.py`` for a codec that trains on ``folder/clips`` in a second, without its output folder."""
+    return [
+        "--config",
+        str(ROOT / "configs" / "debug" / "overfit.yaml"),
+        f"data.root={folder / 'clips'}",
+        f"data.cache={folder / 'cache'}",
+        "data.size=64",
+        "data.frames=2",
+        f"trainer.max_steps={steps}",
+        "trainer.log_every_n_steps=1",
+        "watch=null",
+    ]
+
+
 def start(*arguments: object, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """Start ``train.py`` as a user does, in its own session, with its output in the file ``log``."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
