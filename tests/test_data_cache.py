@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import resource
 import struct
@@ -26,6 +25,7 @@ from data.pairs import PairDataset
 from ldm_video.core.errors import UserError
 from ldm_video.pipeline import batch
 from ldm_video.video_io.stills import IMAGE_SUFFIXES
+from tests.fork_support import forks
 
 
 def write_photos(folder: Path, names: list[str], side: int = 120) -> Path:
@@ -75,10 +75,9 @@ def _ask_at_once(video: Path, folder: Path, begin: Barrier, slept: float) -> Non
 
 
 def test_processes_that_start_together_decode_a_source_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    video, begin = tmp_path / "a.mp4", context.Barrier(2)
+    video, begin = tmp_path / "a.mp4", forks.Barrier(2)
     video.touch()
-    asking = [context.Process(target=_ask_at_once, args=(video, tmp_path, begin, 0.5)) for _ in range(2)]
+    asking = [forks.Process(target=_ask_at_once, args=(video, tmp_path, begin, 0.5)) for _ in range(2)]
     for process in asking:
         process.start()
     for process in asking:
