@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import FSDPStrategy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from data.scales import SeveralScales
 from eval.metrics.backbones import MetricUnavailable
@@ -61,7 +62,7 @@ def main() -> None:
     trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
     if isinstance(trainer.strategy, FSDPStrategy):
         check_fsdp(config)
-    check_scales(loaders["train_dataloaders"].dataset, config.data.batch * trainer.world_size)
+    share_scales(loaders.values(), config.data.batch * trainer.world_size)
     if arguments.restart and trainer.is_global_zero:
         begin_anew(output / "checkpoints")
     save_config(config, output / "config.yaml")
@@ -180,12 +181,11 @@ def check_fsdp(config: DictConfig) -> None:
         raise UserError(f"there is no adversary under FSDP; set {key}=null, or trainer.strategy=ddp")
 
 
-def check_scales(dataset: Dataset[Any], clips: int) -> None:
-    """``UserError`` when the clips of a step could have low-res frames of several sizes."""
-    if isinstance(dataset, SeveralScales) and len(dataset.sets) > 1 and dataset.together % clips:
-        raise UserError(
-            f"data.train.together={dataset.together} is no multiple of the {clips} clips of a step; set it to {clips}"
-        )
+def share_scales(loaders: Iterable[DataLoader[Any]], clips: int) -> None:
+    """Low-res frames of one size for the ``clips`` of a step, those of all processes."""
+    for loader in loaders:
+        if isinstance(loader.dataset, SeveralScales):
+            loader.dataset.together = clips
 
 
 def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:

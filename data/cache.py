@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from einops import rearrange
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
+from ldm_video.core.locks import first_to_make
 from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader
 from ldm_video.video_io.container import VIDEO_SUFFIXES
@@ -28,7 +30,7 @@ class FrameCache:
 
     An entry belongs to one state of a source (path, size, time of change; of a folder, those of every file in it) and
     one ``max_frames``: a changed one is decoded again. Entries are whole or absent, so several processes may share a
-    folder.
+    folder; a source that they ask for at the same time is decoded by one of them.
 
     Args:
         root: folder of the entries; made when it is missing.
@@ -48,7 +50,7 @@ class FrameCache:
         path = Path(path)
         entry = self.entry(path)
         if not self._holds(entry):
-            self._store(entry, read_photo(path)[None] if is_image(path) else read_video(path, self.max_frames))
+            self._make(entry, path)
         try:
             return np.load(entry, mmap_mode="r")
         except OSError as error:
@@ -70,6 +72,16 @@ class FrameCache:
             return entry.is_file()
         except OSError as error:  # a folder that may not be looked into
             raise self._closed(error) from error
+
+    def _make(self, entry: Path, path: Path) -> None:
+        """Decode ``path``, in one of the processes that find no entry: those of a run all start with the same one."""
+        with ExitStack() as turn:
+            try:
+                missing = turn.enter_context(first_to_make(entry))
+            except OSError as error:
+                raise self._closed(error) from error
+            if missing:
+                self._store(entry, read_photo(path)[None] if is_image(path) else read_video(path, self.max_frames))
 
     def _store(self, entry: Path, frames: np.ndarray) -> None:
         try:

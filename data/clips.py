@@ -14,7 +14,6 @@ from einops import rearrange
 from torch.utils.data import Dataset
 
 from data.cache import CacheError, FrameCache, find_sources, read_caption
-from data.checks import number, places, sides, whole
 from data.degrade import PRESETS, Degradation, degrade, exact_scale
 from data.drawings import draw_over
 from data.masks import FAMILIES, Family, check_weights, sample_mask
@@ -22,6 +21,7 @@ from data.motion import photo_clip
 from data.object_masks import ObjectMasks
 from data.paint import paint_hole
 from data.sampling import sampling_of
+from ldm_video.core.checks import number, places, sides, whole
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.motion_average import average_along_motion
@@ -77,9 +77,7 @@ class ClipStream(Dataset[Item]):
     ) -> None:
         if degrade is None and not self.comes_degraded:
             raise UserError("these clips have to be degraded; data.degrade=null is for data.pairs.PairDataset alone")
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            raise UserError(f"a clip of {frames!r} frames cannot be drawn; give 1 or more")
-        self.frames, self.length = frames, whole("length", length, 1)
+        self.frames, self.length = whole("frames", frames, 1), whole("length", length, 1)
         self.seed, self.scale = whole("seed", seed, 0), scale
         number("scale", scale, 1, float("inf"))
         self.size = sides("size", size)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from data.checks import number
 from data.motion import bounded_walk
+from ldm_video.core.checks import number
 from ldm_video.core.errors import UserError
 
 Mask = np.ndarray
@@ -76,21 +76,6 @@ def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int]) ->
     """A blob that always moves."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.2))
     return _rigid(outline, frames, size, _track(rng, frames, size))
-
-
-def moving_mask_of_area(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float = 0.08) -> Mask:
-    """One moving blob whose mean area over the frames is within 15 % of ``area`` (a share of the frame)."""
-    outline, track = bezier_outline(rng), _track(rng, frames, size)
-    track = _hold_inside(track, size, _radius(size, area) * 0.6)
-    radius = _radius(size, area)
-    mask = _rigid(outline * radius, frames, size, track)
-    for _ in range(20):
-        ratio = float(mask.mean()) / area
-        if abs(ratio - 1) < 0.03:
-            break
-        radius *= float(np.clip(ratio, 0.25, 4.0)) ** -0.5
-        mask = _rigid(outline * radius, frames, size, track)
-    return mask
 
 
 def ellipse(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
@@ -266,15 +251,14 @@ def _track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Trac
         bounded_walk(rng, frames, 0.02, 0.01),
         np.exp(bounded_walk(rng, frames, 0.01, 0.005)),
     )
-    return _hold_inside(path, size, 0.0)
+    return _hold_inside(path, size)
 
 
-def _hold_inside(track: Track, size: tuple[int, int], margin: float) -> Track:
-    """Reflect the centre at the frame's sides, ``margin`` pixels inside them."""
-    low = np.minimum(margin, np.array([size[1], size[0]]) / 2 - 1.0)
-    span = np.array([size[1], size[0]]) - 2 * low
-    offset = np.mod(track[0] - low, 2 * span)
-    return low + np.minimum(offset, 2 * span - offset), track[1], track[2]
+def _hold_inside(track: Track, size: tuple[int, int]) -> Track:
+    """Reflect the centre at the frame's sides."""
+    span = np.array([size[1], size[0]])
+    offset = np.mod(track[0], 2 * span)
+    return np.minimum(offset, 2 * span - offset), track[1], track[2]
 
 
 def _rigid(outline: np.ndarray, frames: int, size: tuple[int, int], track: Track) -> Mask:

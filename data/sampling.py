@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from data.checks import number, whole
+from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
 _STEEPEST = 10.0  # power of the detail: beyond it shares are all or nothing

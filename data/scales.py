@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.checks import number, whole
 from data.clips import ClipStream, Item
+from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
 
 class SeveralScales(Dataset[Item]):
     """Items of one of several data sets that differ in scale, a pure function of (``seed``, index) as theirs are.
 
-    Low-res frames of one batch must be of one size, so items in a row have one scale.
+    Low-res frames of one batch must be of one size, so ``together`` items in a row have one scale: who makes steps of
+    the items sets it to the clips of a step, those of all processes.
 
     Args:
         clips: makes the data set of one scale: ``clips(scale=2.0)``.
         scales: high-res pixels for one low-res pixel.
         weights: how often each scale is drawn, of any sum.
-        together: items in a row that have one scale: a multiple of the clips of all processes at one step.
         seed: of the draw.
 
     Raises ``UserError`` for scales and weights that do not fit and for values of the wrong type.
@@ -32,7 +32,6 @@ class SeveralScales(Dataset[Item]):
         clips: Callable[..., ClipStream],
         scales: Sequence[float],
         weights: Sequence[float],
-        together: int = 64,
         seed: int = 0,
     ) -> None:
         given: tuple[tuple[str, object], ...] = (("scales", scales), ("weights", weights))
@@ -42,7 +41,7 @@ class SeveralScales(Dataset[Item]):
         shares = [number("a weight of a scale", weight, 0, float("inf")) for weight in weights]
         if len(scales) != len(weights) or min(shares, default=0) <= 0:
             raise UserError(f"scales {list(scales)} with weights {list(weights)}: give each scale a positive weight")
-        self.together, self.seed = whole("together", together, 1), whole("seed", seed, 0)
+        self.together, self.seed = 1, whole("seed", seed, 0)
         self.sets = [clips(scale=scale) for scale in scales]
         self.weights = np.array(shares, dtype=np.float64) / sum(shares)
 

@@ -26,12 +26,12 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from data.cache import decode_caption
-from data.checks import places
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.encoded import EncodedVideo
+from ldm_video.core.checks import places
 from ldm_video.core.errors import UserError
 from ldm_video.core.files import DISK_FULL, atomic_path
-from ldm_video.core.locks import locked
+from ldm_video.core.locks import first_to_make
 from ldm_video.video_io.container import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -160,10 +160,8 @@ def local_copy(url: str, folder: Path) -> Path:
     if copy.is_file():
         return copy
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The processes of one machine start together: one fetches, the others wait.
-        with locked(copy.with_name(f".{copy.name}.lock")):
-            if not copy.is_file():
+        with first_to_make(copy) as missing:  # the processes of one machine start together
+            if missing:
                 with atomic_path(copy) as temporary:
                     _fetch(url, temporary)
     except OSError as error:

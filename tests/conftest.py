@@ -88,6 +88,14 @@ def write_video() -> Callable[..., Path]:
     return _write_video
 
 
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the smallest model, for all to read: who changes it takes a copy."""
+    from tests.cli_support import write_tiny_bundle  # only now: it loads torch and diffusers
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
+
+
 @pytest.fixture
 def tiny_video(tmp_path: Path) -> Path:
     """The only file of its folder: 12 frames of 96x128 (height x width) at 25 fps, H.264, no audio."""

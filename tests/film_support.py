@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,14 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from tests.cli_support import read_pixels
+from tests.fork_support import forks
 
 SIZE = (32, 48)
 FRAMES = 43
 SEGMENTS = ("segment=7", "chain=2", "--overlap", "2", "--window", "4")
 """With :data:`FRAMES`: nine segments in five chains."""
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["infer", "tests.cli_support"])
 
 
 def run_infer(arguments: list[str], environment: Mapping[str, str], printed: str) -> None:
@@ -62,7 +59,7 @@ class Runs:
             *options,
         ]
         self.printed.write_text("")
-        process = _context.Process(
+        process = forks.Process(
             target=run_infer, args=([*map(str, arguments)], dict(environment or {}), str(self.printed))
         )
         process.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import sys
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 
 from tests.cli_support import call
+from tests.fork_support import forks
 from tests.video_io_support import pan
 
 SIZE = (24, 32)
@@ -208,9 +208,6 @@ def append_noise(data: bytes, rng: random.Random) -> bytes:
 
 # The process that does the work.
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["infer", "tests.cli_support"])
-
 
 class Crashed(Exception):
     """The process died or hung."""
@@ -247,8 +244,8 @@ class Runner:
             self._process = None
 
     def _begin(self) -> None:
-        self._connection, theirs = _context.Pipe()
-        self._process = _context.Process(target=serve, args=(theirs, self._folder))
+        self._connection, theirs = forks.Pipe()
+        self._process = forks.Process(target=serve, args=(theirs, self._folder))
         self._process.start()
         theirs.close()
         self._answer(START_LIMIT)

@@ -18,16 +18,11 @@ from safetensors.torch import load_file, save_file
 
 import infer
 from ldm_video.video_io import probe
-from tests.cli_support import call, files_below, spawn, write_tiny_bundle
+from tests.cli_support import call, files_below, spawn
 from tests.video_io_support import pan, write_clip
 
 SIZE = (32, 48)
 FRAMES = 9
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,12 @@ from ldm_video.core.errors import UserError
 from ldm_video.pipeline.batch import Clip, Report, find_mask, is_archive, list_clips, own_clips
 from ldm_video.pipeline.workers import Share, finish
 from ldm_video.video_io import probe
-from tests.cli_support import ROOT, call, files_below, read_pixels, write_tiny_bundle
+from tests.cli_support import ROOT, call, files_below, read_pixels
 from tests.film_support import Runs, parts_folder, same_frames, wait_until
 from tests.video_io_support import pan, write_clip
 
 SIZE = (32, 48)
 LOSSLESS = ("--codec", "ffv1", "--scale", "1", "--box", "4,4,12,12")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

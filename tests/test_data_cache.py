@@ -6,20 +6,24 @@ import logging
 import os
 import resource
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import data.cache
 import data.clips
 from data.cache import CacheError, FrameCache, find_sources, read_caption
 from data.clips import ClipDataset
 from data.pairs import PairDataset
 from ldm_video.core.errors import UserError
+from tests.fork_support import forks
 
 
 def write_photos(folder: Path, names: list[str], side: int = 120) -> Path:
@@ -52,6 +56,46 @@ def test_no_more_than_a_few_maps_stay_open(tmp_path: Path, monkeypatch: pytest.M
     assert len(items._open_arrays) == 3
     if before:
         assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def _ask_at_once(video: Path, folder: Path, begin: Barrier, slept: float) -> None:
+    """Ask for a clip that takes long to decode, and write a line for each decoding."""
+
+    def read(path: Path, max_frames: int) -> np.ndarray:
+        with (folder / "decoded.txt").open("a") as file:
+            file.write(f"{path}\n")
+        time.sleep(slept)
+        return np.full((2, 4, 4, 3), 7, np.uint8)
+
+    data.cache.read_video = read
+    begin.wait(60)
+    assert FrameCache(folder / "cache").frames(video).min() == 7
+
+
+def test_processes_that_start_together_decode_a_source_once(tmp_path: Path) -> None:
+    video, begin = tmp_path / "a.mp4", forks.Barrier(2)
+    video.touch()
+    asking = [forks.Process(target=_ask_at_once, args=(video, tmp_path, begin, 0.5)) for _ in range(2)]
+    for process in asking:
+        process.start()
+    for process in asking:
+        process.join(120)
+    assert [process.exitcode for process in asking] == [0, 0]
+    assert (tmp_path / "decoded.txt").read_text() == f"{video}\n"
+    (entry,) = (tmp_path / "cache").iterdir()  # no lock stays
+    assert entry.suffix == ".npy"
+
+
+def test_a_source_that_one_process_fails_to_decode_is_the_next_one_s(tmp_path: Path) -> None:
+    cache = FrameCache(tmp_path / "cache")
+    (tmp_path / "a.png").touch()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"a\.png cannot be decoded") as caught:
+            cache.frames(tmp_path / "a.png")
+        assert not isinstance(caught.value, CacheError)
+    assert not list((tmp_path / "cache").iterdir())
+    write_photos(tmp_path, ["a.png"])
+    assert cache.frames(tmp_path / "a.png").shape == (1, 120, 120, 3)
 
 
 def test_a_full_disk_ends_the_run_and_names_the_cache(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from data.degrade import PRESETS
 from data.motion import photo_clip
 from data.paint import paint_hole
 from ldm_video.core.errors import UserError
+from tests.data_support import same
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:
@@ -56,10 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(folder: Path, **options: object) -> ClipDataset:
     defaults = {"frames": 3, "size": 64, "cache": folder / ".cache", "length": 24}
     return ClipDataset(folder, **{**defaults, **options})  # type: ignore[arg-type]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a["name"] == b["name"] and all(torch.equal(a[k], b[k]) for k in ("hr", "lr", "hole"))
 
 
 def test_items_have_the_stated_shapes_and_ranges(folder: Path) -> None:

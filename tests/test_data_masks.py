@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.masks import FAMILIES, moving_mask_of_area, sample_mask
+from data.masks import FAMILIES, sample_mask
 from data.object_masks import ObjectMasks
 from ldm_video.core.errors import UserError
 
@@ -87,17 +87,6 @@ def test_moving_blobs_do_not_jump() -> None:
     assert len(steps) >= 20
     assert np.median(steps) > 0.2
     assert max(steps) < 0.1 * min(SIZE)
-
-
-@pytest.mark.parametrize("area", [0.02, 0.08, 0.3])
-@pytest.mark.parametrize("size", [(64, 64), (180, 320)])
-def test_moving_mask_has_the_area_asked_for(area: float, size: tuple[int, int]) -> None:
-    for seed in range(10):
-        mask = moving_mask_of_area(np.random.default_rng(seed), 8, size, area)
-        assert mask.shape == (8, 1, *size)
-        assert set(np.unique(mask)) == {0.0, 1.0}
-        assert abs(mask.mean() / area - 1) < 0.15
-        assert moves(mask)
 
 
 def test_border_touches_a_side_and_keeps_the_middle() -> None:

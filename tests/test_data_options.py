@@ -61,7 +61,7 @@ def test_roots_are_paths(root: object, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"together": 1.5}, {"together": True}, {"seed": -1}, {"seed": None}, {"scales": 4}, {"weights": "1"},
+        {"seed": -1}, {"seed": None}, {"scales": 4}, {"weights": "1"},
         {"weights": [INFINITE]}, {"weights": ["much"]}, {"weights": [NAN]},
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from data.clips import ClipDataset
 from data.pairs import PairDataset, touched
 from ldm_video.config import build
 from ldm_video.core.errors import UserError
+from tests.data_support import same
 
 
 def write_frames(folder: Path, frames: np.ndarray) -> Path:
@@ -44,10 +45,6 @@ def make_root(root: Path, scale: int = 4, names: tuple[str, ...] = ("one", "two"
 def dataset(root: Path, **options: object) -> PairDataset:
     defaults = {"frames": 3, "size": 48, "cache": root / ".cache"}
     return PairDataset(root, **{**defaults, **options})  # type: ignore[arg-type]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a["name"] == b["name"] and all(torch.equal(a[k], b[k]) for k in ("hr", "lr", "hole"))
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])

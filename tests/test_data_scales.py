@@ -15,7 +15,10 @@ import train
 from data.clips import ClipDataset
 from data.scales import SeveralScales
 from ldm_video.core.errors import UserError
-from tests.cli_support import ROOT, call
+from ldm_video.training.codec_task import CodecTask
+from ldm_video.training.order import ClipOrder
+from tests.cli_support import call
+from tests.train_support import overfit_options
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +30,18 @@ def clips(tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., P
     )
 
 
+def several(clips: Callable[..., ClipDataset], weights: list[int], together: int = 1, seed: int = 0) -> SeveralScales:
+    items = SeveralScales(clips, [4, 2], weights, seed)
+    items.together = together
+    return items
+
+
 def sides(items: SeveralScales, count: int) -> list[int]:
     return [items[index]["lr"].shape[-1] for index in range(count)]
 
 
 def test_items_in_a_row_have_one_scale(clips: Callable[..., ClipDataset]) -> None:
-    items = SeveralScales(clips, [4, 2], [1, 1], together=4)
+    items = several(clips, [1, 1], together=4)
     found = np.array(sides(items, 80)).reshape(-1, 4)
     assert (found == found[:, :1]).all()
     assert set(found[:, 0]) == {12, 24}
@@ -42,17 +51,17 @@ def test_items_in_a_row_have_one_scale(clips: Callable[..., ClipDataset]) -> Non
 
 
 def test_an_item_is_that_of_its_scale_s_own_data_set(clips: Callable[..., ClipDataset]) -> None:
-    items = SeveralScales(clips, [4, 2], [1, 1], together=1, seed=3)
+    items = several(clips, [1, 1], seed=3)
     for index in range(12):
         item = items[index]
         own = clips(scale=48 // item["lr"].shape[-1])[index]
         assert torch.equal(item["lr"], own["lr"]) and torch.equal(item["hr"], own["hr"])
-    assert sides(items, 12) == sides(SeveralScales(clips, [4, 2], [1, 1], together=1, seed=3), 12)
-    assert sides(items, 40) != sides(SeveralScales(clips, [4, 2], [1, 1], together=1, seed=4), 40)
+    assert sides(items, 12) == sides(several(clips, [1, 1], seed=3), 12)
+    assert sides(items, 40) != sides(several(clips, [1, 1], seed=4), 40)
 
 
 def test_weights_decide_how_often(clips: Callable[..., ClipDataset]) -> None:
-    found = sides(SeveralScales(clips, [4, 2], [9, 1], together=1), 200)
+    found = sides(several(clips, [9, 1]), 200)
     assert 5 <= found.count(24) <= 40  # 20 expected, +- 4.2
 
 
@@ -62,7 +71,6 @@ def test_weights_decide_how_often(clips: Callable[..., ClipDataset]) -> None:
         ({"scales": [4, 2], "weights": [1]}, "positive weight"),
         ({"scales": [4, 2], "weights": [1, 0]}, "positive weight"),
         ({"scales": [], "weights": []}, "positive weight"),
-        ({"scales": [4], "weights": [1], "together": 0}, "together is 0"),
         ({"scales": [4, 5], "weights": [1, 1]}, "no multiple of 5"),
     ],
 )
@@ -71,14 +79,36 @@ def test_what_does_not_fit_is_refused(clips: Callable[..., ClipDataset], options
         SeveralScales(clips, **options)
 
 
-def test_a_step_with_several_scales_is_refused(
-    clips: Callable[..., ClipDataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("batch", "world"), [(3, 1), (4, 32), (5, 3), (24, 1)])
+def test_the_clips_of_a_step_have_one_scale(batch: int, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all processes, however many clips they take."""
+    items = SeveralScales(lambda scale: [{"scale": scale}] * (40 * batch * world), [4, 2], [1, 1])  # type: ignore[arg-type]
+    loader = DataLoader(items, batch_size=batch, sampler=ClipOrder(40 * batch))
+    train.share_scales([loader], batch * world)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: world)
+    steps: list[set[float]] = [set() for _ in range(40)]
+    for rank in range(world):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        for step, taken in zip(steps, loader, strict=True):
+            step |= set(taken["scale"].tolist())
+    assert all(len(step) == 1 for step in steps)
+    assert set.union(*steps) == {4, 2}
+
+
+def test_a_run_takes_steps_of_several_scales(
+    clips: Callable[..., ClipDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is written."""
-    folder, cache = clips.args[0], clips.keywords["cache"]  # type: ignore[attr-defined]
-    options = [f"data.root={folder}", f"data.cache={cache}", "data.frames=2", "data.size=48", "logger=csv"]
-    options += ["task.pixel_loss.perceptual=null", "trainer.accelerator=cpu", f"output={tmp_path / 'run'}"]
-    config = str(ROOT / "configs" / "train" / "tiny" / "codec.yaml")
-    assert call(train, "--config", config, *options, "watch=null", "data.batch=3", "data.train.together=64") == 2
-    assert "data.train.together=64 is no multiple of the 3 clips of a step; set it to 3" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    """With a batch that is no power of two, from the command line on."""
+    seen = []
+    step = CodecTask.training_step
+
+    def watched(self: CodecTask, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        seen.append(batch["lr"].shape)
+        return step(self, batch, index)
+
+    monkeypatch.setattr(CodecTask, "training_step", watched)
+    options = overfit_options(clips.keywords["cache"].parent, steps=8)  # type: ignore[attr-defined]
+    scales = ["data.train.scales=[4,2]", "data.train.weights=[1,1]", "data.batch=3", "trainer.overfit_batches=0"]
+    assert call(train, *options, *scales, "data.size=48", f"output={tmp_path}") == 0
+    assert set(seen) == {(3, 2, 3, 12, 12), (3, 2, 3, 24, 24)}

@@ -20,7 +20,6 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-import torch
 import webdataset
 from torch.utils.data import DataLoader
 
@@ -29,6 +28,7 @@ from data.encoded import EncodedVideo
 from data.shards import ShardDataset, expand, index_shard, local_copy
 from ldm_video.core.errors import UserError
 from ldm_video.training.order import ClipOrder
+from tests.data_support import same
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
@@ -64,11 +64,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(root: Path | str, folder: Path, **options: object) -> ShardDataset:
     defaults = {"frames": 3, "size": 64, "cache": folder / "cache"}
     return ShardDataset(root, **{**defaults, **options})  # type: ignore[arg-type]
-
-
-def same(a: dict, b: dict) -> bool:
-    tensors = all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in ("hr", "lr", "hole"))
-    return tensors and a["name"] == b["name"] and a["caption"] == b["caption"]
 
 
 def test_items_have_the_stated_shapes_and_captions(shards: Path, tmp_path: Path) -> None:
@@ -366,7 +361,7 @@ def test_copies_are_made_without_locks_and_read_without_writing(
     fsspec.filesystem("memory").pipe("/of-locks.tar", (shards / "clips-000.tar").read_bytes())
     copy = local_copy(url, tmp_path / "new" / "cache")
     assert copy.read_bytes() == (shards / "clips-000.tar").read_bytes()
-    monkeypatch.setattr("data.shards.locked", refuse)
+    monkeypatch.setattr("data.shards.first_to_make", refuse)
     assert local_copy(url, tmp_path / "new" / "cache") == copy
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"the cache of shards .*file/cache cannot be used"):

@@ -12,7 +12,8 @@ import data.clips
 from data.clips import ClipDataset
 from data.degrade import degrade
 from data.drawings import DRAWINGS, Drawing, draw_over
-from tests.test_data_clips import dataset, folder, same, texture, write_video
+from tests.data_support import same
+from tests.test_data_clips import dataset, folder, texture, write_video
 
 __all__ = ["folder"]  # a fixture
 

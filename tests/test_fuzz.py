@@ -12,7 +12,7 @@ import cv2
 import pytest
 
 from ldm_video.video_io import FrameReader
-from tests.cli_support import files_below, spawn, write_tiny_bundle
+from tests.cli_support import files_below, spawn
 from tests.fuzz_cases import Case, clip_cases
 from tests.fuzz_cases_beside import beside_cases
 from tests.fuzz_support import FORMATS, FRAMES, RATE, Crashed, Ended, Runner, decodable, encode, flip_share, whole
@@ -22,11 +22,6 @@ CASES = [*clip_cases(), *beside_cases()]
 OUTPUTS = ("hd.mp4", "hd.mkv", "hd", "hd.mov")
 FILM = ("segment=4", "--window", "3", "--overlap", "1", "chain=2")  # the way of long clips: parts, journal, join
 REAL = ("a frame of noise", "j.ts of mpeg2video becomes larger")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

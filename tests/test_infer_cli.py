@@ -14,18 +14,13 @@ import pytest
 import infer
 from ldm_video.pipeline.settings import read_config
 from ldm_video.video_io import probe
-from tests.cli_support import call, files_below, read_pixels, spawn, write_tiny_bundle
+from tests.cli_support import call, files_below, read_pixels, spawn
 from tests.video_io_support import packet_bytes, packet_times, pan, write_clip, yuv_frame
 
 SIZE = (32, 48)
 FRAMES = 7
 NTSC = Fraction(30000, 1001)
 LOSSLESS = ("--codec", "ffv1")
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.parts import Parts
 from ldm_video.video_io import FrameReader
 from ldm_video.video_io.reader import Deinterlace
-from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
+from tests.cli_support import call, files_below, read_pixels
 from tests.video_io_support import packet_times, pan, weave, write_clip
 
 SIZE = (32, 48)
@@ -22,11 +22,6 @@ FIELDS = 24
 TIMES = [0, 17, 100, 101, 350, 900, 933, 2000, 2001, 2100]  # ms
 SEGMENTS = ("segment=4", "--overlap", 1, "--window", 3)
 ROUNDING = 1.5  # levels of 255: from 8 bits to RGB and back
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

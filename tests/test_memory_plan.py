@@ -31,8 +31,9 @@ from ldm_video.pipeline.memory_plan import (
     tile_sizes,
 )
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from tests.cli_support import call, tiny_model, write_tiny_bundle
+from tests.cli_support import call, tiny_model
 from tests.film_support import run_infer
+from tests.fork_support import forks
 from tests.model_support import rand_pixels, small_text_model
 from tests.video_io_support import pan, write_clip
 
@@ -258,16 +259,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "sd.mp4", pan(40, 128, 192))
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.fixture
 def peak(clip: Path, bundle: Path, tmp_path: Path) -> Iterator[Peak]:
     """``peak(*options)``: run infer.py in a process of its own; its exit code, peak in bytes and lines."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["infer", "tests.cli_support"])
 
     def run(*options: object) -> tuple[int | None, int, list[str]]:
         arguments = [
@@ -283,7 +277,7 @@ def peak(clip: Path, bundle: Path, tmp_path: Path) -> Iterator[Peak]:
         ]
         printed = tmp_path / "printed.txt"
         printed.write_text("")
-        process = context.Process(target=run_and_tell, args=([*map(str, arguments)], str(printed)))
+        process = forks.Process(target=run_and_tell, args=([*map(str, arguments)], str(printed)))
         process.start()
         process.join()
         *lines, last = printed.read_text().splitlines()

@@ -18,9 +18,16 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 def requirements() -> dict[str, Requirement]:
     """Every requirement of pyproject.toml that an ordinary installation takes."""
-    extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["dev"]]
-    return {Requirement(line).name: Requirement(line) for line in lines}
+    wanted = [Requirement(line) for line in (*PROJECT["dependencies"], "ldm-video[dev]")]
+    found = {}
+    while wanted:
+        requirement = wanted.pop()
+        if requirement.name == PROJECT["name"]:  # an extra of ours
+            extras = PROJECT["optional-dependencies"]
+            wanted += [Requirement(line) for extra in requirement.extras for line in extras[extra]]
+        else:
+            found[requirement.name] = requirement
+    return found
 
 
 def conda_pins() -> dict[str, str]:

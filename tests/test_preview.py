@@ -13,17 +13,12 @@ import infer
 from ldm_video.models.bundle import save_bundle
 from ldm_video.pipeline.preview import choose_runs, preview_path
 from ldm_video.video_io import probe
-from tests.cli_support import call, files_below, read_pixels, tiny_model, write_tiny_bundle
+from tests.cli_support import call, files_below, read_pixels, tiny_model
 from tests.test_infer_cli import clip_with_sound
 from tests.video_io_support import pan, write_clip
 
 SIZE = (16, 32)
 FRAMES = 200
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def checkpoint_step(run: Path) -> int:
 def test_sigterm_saves_the_step_that_was_under_way(options: list[str], tmp_path: Path) -> None:
     options = [*options, "checkpoint_every=1000"]  # what there is was written because of the signal
     straight, run, log = tmp_path / "straight", tmp_path / "run", tmp_path / "run.txt"
-    process = start(*options, f"output={run}", log=log)
+    process = start(*options, f"output={run}", log=log, cold=False)
     wait_until(lambda: max(logged(run), default=-1) >= 3, process, log)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -58,7 +58,7 @@ def test_a_signal_to_the_whole_group_ends_a_run_with_workers(
     """As a cluster's and a terminal's: the processes that load data get it too."""
     run, log = tmp_path / "run", tmp_path / "run.txt"
     long = ["trainer.max_steps=5000", "checkpoint_every=10000"]  # so that it is not over before the signal comes
-    process = start(*options, "data.workers=1", *long, f"output={run}", log=log)
+    process = start(*options, "data.workers=1", *long, f"output={run}", log=log, cold=number == signal.SIGTERM)
     wait_until(lambda: max(logged(run), default=-1) >= 3, process, log)
     os.killpg(process.pid, number)
     assert process.wait(60) == code, log.read_text()[-3000:]

@@ -7,6 +7,7 @@ import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 import train
 from ldm_video.core.errors import UserError
-from ldm_video.training.checkpoints import AtomicCheckpointIO, last_good
+from ldm_video.training.checkpoints import AtomicCheckpointIO, last_good, read_checkpoint
 from tests.cli_support import call, write_tiny_bundle
 from tests.train_support import stage_options
 
@@ -60,6 +61,27 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert found == path and content["global_step"] == 7
     assert torch.equal(content["state_dict"]["weight"], torch.full((1000,), 7.0))
     assert last_good(tmp_path / "nowhere") == (None, {})
+
+
+def memory() -> int:
+    """Bytes of this process that are its own, and no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's account of a process")
+@pytest.mark.parametrize("read", [read_checkpoint, partial(AtomicCheckpointIO().load_checkpoint, weights_only=False)])
+def test_reading_takes_no_memory_for_what_is_not_changed(tmp_path: Path, read: Callable[[Path], dict]) -> None:
+    """Each process of a run reads it, and most of them look at a number and some shapes."""
+    path, size = tmp_path / "last.ckpt", 64_000_000
+    SAVE(checkpoint(3, numbers=size // 4), path)
+    written, before = path.read_bytes(), memory()
+    weight = read(path)["state_dict"]["weight"]
+    assert torch.equal(weight[::1000], torch.full((size // 4000,), 3.0))
+    assert memory() - before < size / 4
+    weight += 1  # as an optimizer does that took the tensor over
+    assert memory() - before > size * 3 / 4
+    assert path.read_bytes() == written
 
 
 class _Witness:

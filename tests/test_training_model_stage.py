@@ -15,6 +15,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader
 
+from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence, build_evidence
 from ldm_video.diffusion.objective import Objective
 from ldm_video.diffusion.process import Process
@@ -118,8 +119,9 @@ def test_the_text_encoder_is_frozen_and_has_no_dropout(tmp_path: Path, make_task
 
 
 def test_shares_outside_0_to_1_are_refused(make_task: MakeTask) -> None:
-    with pytest.raises(ValueError, match="text_dropout is a share"):
-        make_task(tiny_model(), text_dropout=1.5)
+    for share in (1.5, True):
+        with pytest.raises(UserError, match=f"text_dropout is {share}"):
+            make_task(tiny_model(), text_dropout=share)
 
 
 # The noise level of the low-res pixels.
@@ -312,7 +314,7 @@ def test_a_share_of_the_steps_trains_the_decoder_alone() -> None:
 
 
 def test_a_decoder_that_is_blind_or_a_share_beyond_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="decoder_share is a share"):
+    with pytest.raises(UserError, match=r"decoder_share is 1\.5"):
         few_step_task(tiny_model(), decoder_share=1.5)
     with pytest.raises(ValueError, match="does not see the evidence"):
         few_step_task(small_text_model(tmp_path / "text"), decoder_share=0.5)

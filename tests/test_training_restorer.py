@@ -108,8 +108,8 @@ def test_training_brings_what_is_shown_nearer_to_the_truth(codec: PairedCodec) -
 def test_a_model_without_a_restorer_and_a_wrong_share_are_refused(codec: PairedCodec) -> None:
     with pytest.raises(UserError, match="no restorer to train"):
         RestorerTask(VideoCodec(4, (8, 8, 8, 4), (1, 1, 1)), PixelLoss(None), ADAMW)
-    for share in (-0.1, 1.1):
-        with pytest.raises(UserError, match="least_share is a share"):
+    for share in (-0.1, 1.1, True):
+        with pytest.raises(UserError, match=f"task.least_share is {share}"):
             RestorerTask(codec, PixelLoss(None), ADAMW, least_share=share)
 
 

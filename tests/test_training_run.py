@@ -29,6 +29,7 @@ from ldm_video.training.same_run import check_fits, check_same_run
 from tests.cli_support import ROOT, call, files_below, tiny_model
 from tests.test_training_model_stage import denoiser_task, few_step_task
 from tests.test_training_tasks import ADAMW, codec_task, make_batch
+from tests.train_support import overfit_options
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
 
@@ -40,9 +41,7 @@ def options(tmp_path_factory: pytest.TempPathFactory, write_video: Callable[...,
     """A codec that trains for a few steps in a second."""
     folder = tmp_path_factory.mktemp("data")
     write_video(folder / "clips" / "a.mp4", frames=4, size=(112, 128))
-    debug = ["--config", str(ROOT / "configs" / "debug" / "overfit.yaml"), "watch=null", "data.size=64"]
-    data = [f"data.root={folder / 'clips'}", f"data.cache={folder / 'cache'}", "trainer.log_every_n_steps=1"]
-    return [*debug, *data, "data.frames=2", "trainer.max_steps=4", "checkpoint_every=1"]
+    return [*overfit_options(folder), "checkpoint_every=1"]
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:

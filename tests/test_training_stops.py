@@ -27,7 +27,7 @@ from ldm_video.training.preemption import Preemption, requeue
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import trainer_options
 from tests.cli_support import ROOT, call
-from tests.train_support import differing, logged, weights
+from tests.train_support import differing, logged, overfit_options, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -36,10 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def options(tmp_path: Path, write_video: Callable[..., Path]) -> list[str]:
     """A codec that gathers four batches for each of its steps."""
     write_video(tmp_path / "clips" / "a.mp4", frames=4, size=(112, 128))
-    debug = ["--config", str(ROOT / "configs" / "debug" / "overfit.yaml"), "watch=null", "data.size=64"]
-    data = [f"data.root={tmp_path / 'clips'}", f"data.cache={tmp_path / 'cache'}", "data.frames=2"]
     steps = ["+trainer.accumulate_grad_batches=4", "trainer.overfit_batches=0", "checkpoint_every=2"]
-    return [*debug, *data, *steps, "trainer.max_steps=4", "trainer.log_every_n_steps=1"]
+    return [*overfit_options(tmp_path), *steps]
 
 
 def test_two_stops_between_checkpoints_change_nothing_where_gradients_are_gathered(

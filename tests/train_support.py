@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
 import signal
@@ -10,15 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm_video.core.errors import run_cli
 from ldm_video.models.bundle import load_bundle
 from ldm_video.training.model_stage import Conditioning
 from tests.cli_support import ROOT
+from tests.fork_support import forks
 
 STAGES = ROOT / "configs" / "train" / "tiny"
 # Of a process that is started: one thread, and nothing of a cluster's job that the tests may run in.
@@ -51,15 +55,38 @@ def stage_options(stage: str, clips: Path, bundle: Path, steps: int = 6) -> list
     return ["--config", str(STAGES / f"{stage}.yaml"), *overrides]
 
 
-def start(*arguments: object, log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start ``train.py`` as a user does, in its own session, with its output in the file ``log``."""
+def overfit_options(folder: Path, steps: int = 4) -> list[str]:
+    """Arguments of ``train.py`` for a codec that trains on ``folder/clips`` in a second, without its output folder."""
+    return [
+        "--config",
+        str(ROOT / "configs" / "debug" / "overfit.yaml"),
+        f"data.root={folder / 'clips'}",
+        f"data.cache={folder / 'cache'}",
+        "data.size=64",
+        "data.frames=2",
+        f"trainer.max_steps={steps}",
+        "trainer.log_every_n_steps=1",
+        "watch=null",
+    ]
+
+
+def start(*arguments: object, log: Path, cold: bool = True, **environment: str) -> Run:
+    """Start ``train.py`` in a session of its own, with its output in the file ``log``.
+
+    ``cold`` is as a user does it: a new interpreter, which takes seconds to load everything. Else a fork has it loaded.
+    """
+    variables = ENVIRONMENT | environment
+    if not cold:
+        process = forks.Process(target=run_train, args=([*map(str, arguments)], variables, str(log)))
+        process.start()
+        return Forked(process)
     command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     with open(log, "ab") as file:
         return subprocess.Popen(
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=ENVIRONMENT | environment,
+            env=variables,
             start_new_session=True,
             preexec_fn=_mind_interrupts,
         )
@@ -69,7 +96,56 @@ def _mind_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background of a shell ignores them
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, every: float = 0.02) -> None:
+def run_train(arguments: list[str], environment: Mapping[str, str], log: str) -> None:
+    """What the forked process does: all that a new interpreter would, but for loading."""
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    import train
+
+    torch.set_num_threads(1)
+    sys.argv = [str(ROOT / "train.py"), *arguments]
+    try:
+        run_cli(train.main)
+    finally:
+        atexit._run_exitfuncs()  # which a process of multiprocessing leaves out
+
+
+class Forked:
+    """The process that a server has forked, with what the tests use of :class:`subprocess.Popen`."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Run = subprocess.Popen[bytes] | Forked
+
+
+def wait_until(condition: Callable[[], bool], process: Run, log: Path, every: float = 0.02) -> None:
     """Poll ``condition``; an end of the process, or two minutes, are a failure that shows the log."""
     deadline = time.monotonic() + 120
     while not condition():

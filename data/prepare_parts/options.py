@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data.checks import number, whole
 from data.sampling import Sampling
+from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
 

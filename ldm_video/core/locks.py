@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +31,22 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except OSError:
             pass
         yield True
+
+
+@contextmanager
+def first_to_make(path: Path) -> Iterator[bool]:
+    """Yields whether this process is to make ``path``: the first that asks is, and the others wait until it is done.
+
+    If it fails, it is the next one's turn. Raises ``OSError`` where the folder cannot be written.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock):
+        try:
+            yield not path.exists()
+        finally:
+            with suppress(OSError):  # who waits for it has it open; who comes later finds what was made
+                lock.unlink()
 
 
 def is_held(path: Path) -> bool:

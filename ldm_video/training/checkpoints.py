@@ -52,6 +52,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
             _save(checkpoint, file)
 
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What the checkpoint ``path`` holds, mapped as :func:`read_checkpoint` does it; ``map_location`` as there."""
+        return _mapped(Path(path), weights_only)
+
 
 class BetweenSteps(ModelCheckpoint):
     """Lightning's callback, which saves only where a step has ended.
@@ -93,11 +99,13 @@ def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU. Pickles: only for checkpoints that this very run wrote.
 
+    Its tensors are views of the file: of what nobody looks at nothing is loaded, and the processes of a machine share
+    the rest. They may be written to, which changes no file.
+
     Raises what ``torch.load`` does, and ``BadZipFile`` where bytes are not those that were written.
     """
     _check_sums(path)
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
-    return state
+    return _mapped(path, weights_only=False)
 
 
 def begin_anew(folder: Path) -> None:
@@ -135,6 +143,12 @@ def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
         if cause is None:
             raise
         raise cause from error
+
+
+def _mapped(path: Path, weights_only: bool | None) -> dict[str, Any]:
+    """Safe while others save: the file is never written in place, a new checkpoint of its name is another file."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    return state
 
 
 def _check_sums(path: Path) -> None:

@@ -58,10 +58,7 @@ class CodecTask(Stage):
         worse = draws.rand(1, 1, 1, 1).to(hr)
         latents = torch.lerp(latents, self.latent_noise * draws.randn(*latents.shape[1:]).to(hr), worse)
         terms = self.pixel_loss(self.codec.decode(latents, evidence), hr, draws.step, evidence.guess)
-        loss = torch.stack(list(terms.values())).sum()
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
-        return self.finite(loss, batch)
+        return self.total(terms, batch)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         output = self.restore(batch).clamp(-1, 1)

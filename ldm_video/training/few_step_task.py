@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number
 from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws
-from ldm_video.training.losses import PixelLoss, nothing_of, psnr
+from ldm_video.training.losses import PixelLoss, psnr
 from ldm_video.training.model_stage import Condition, Conditioning, ModelStage
 from ldm_video.training.schedule import FULL, Pace
 from ldm_video.training.stage import MakeOptimizer
@@ -56,9 +57,7 @@ class FewStepTask(ModelStage):
         super().__init__(model, optimizer, conditioning, spatial, warmup, seed)
         if pixel_from_step > 0 and latent_weight <= 0:
             raise ValueError("until pixel_from_step only latents are judged: latent_weight must be positive")
-        if not 0 <= decoder_share <= 1:
-            raise ValueError(f"decoder_share is a share from 0 to 1, not {decoder_share}")
-        if decoder_share and not model.codec.sees_evidence:
+        if number("decoder_share", decoder_share, 0, 1) and not model.codec.sees_evidence:
             raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)
@@ -99,14 +98,10 @@ class FewStepTask(ModelStage):
             with torch.no_grad():
                 latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
             terms["latent"] = self.latent_weight * F.mse_loss(clean, latents)
-        loss = torch.stack(list(terms.values())).sum()
-        if not judged:
-            loss = loss + nothing_of(self._pixel_parameters())
+        idle = [] if judged else self._pixel_parameters()
         if alone:
-            loss = loss + nothing_of(p for p in self.model.denoiser.parameters() if p.requires_grad)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
-        return self.finite(loss, batch)
+            idle += [p for p in self.model.denoiser.parameters() if p.requires_grad]
+        return self.total(terms, batch, idle)
 
     def _draws_decoder_alone(self, draws: Draws) -> bool:
         """Whether this step's latents are zero. Nothing is drawn at a share of 0."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number
 from ldm_video.core.evidence import Evidence
 from ldm_video.diffusion.noise import batch_noise
 from ldm_video.diffusion.sampler import sample
@@ -39,8 +40,7 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         for name in ("known_share", "lead_share", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+            number(name, getattr(self, name), 0, 1)
         if self.noise_level is not None and not (
             len(self.noise_level) == 2 and 0 <= self.noise_level[0] <= self.noise_level[1]
         ):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence
 from ldm_video.models.codec import BasisCodec
@@ -51,8 +52,6 @@ class RestorerTask(Stage):
         super().__init__(optimizer, warmup, seed)
         if not isinstance(codec, PairedCodec):
             raise UserError("this model has no restorer to train; `python -m ldm_video.convert add-restorer` adds one")
-        if not 0 <= least_share <= 1:
-            raise UserError(f"task.least_share is a share from 0 to 1, not {least_share}")
         codec.requires_grad_(False)
         for part in codec.restorer.trained_parts(last_blocks):
             part.requires_grad_(True)
@@ -62,7 +61,7 @@ class RestorerTask(Stage):
             raise UserError(f"task.critic_lead or task.critic_rate cannot be used: {error}") from error
         self.codec = codec
         self.pixel_loss = pixel_loss
-        self.least_share = least_share
+        self.least_share = number("task.least_share", least_share, 0, 1)
 
     def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
         return list(zip((self.codec.parameters(), self.pixel_loss.parameters()), self._paces, strict=True))
@@ -75,10 +74,7 @@ class RestorerTask(Stage):
         share = torch.lerp(torch.ones(()), torch.tensor(self.least_share), draws.rand(1, 1, 1, 1))  # b 1 1 1 1
         shown = torch.lerp(own, restored.to(own), share.to(own))
         terms = self.pixel_loss(shown, batch["hr"], draws.step, own)
-        loss = torch.stack(list(terms.values())).sum()
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        self.log("train/loss", loss, prog_bar=True)
-        return self.finite(loss, batch)
+        return self.total(terms, batch)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.log("val/psnr", psnr(self.restore(batch).clamp(-1, 1), batch["hr"]), prog_bar=True, sync_dist=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
+from ldm_video.core.checks import whole
 from ldm_video.core.errors import UserError
 from ldm_video.training.batches import Draws, make_draws, save_batch
+from ldm_video.training.losses import nothing_of
 from ldm_video.training.order import clip_numbers
 from ldm_video.training.schedule import FULL, Pace, warmup_cosine
 
@@ -35,14 +37,12 @@ class Stage(pl.LightningModule):
 
     def __init__(self, optimizer: MakeOptimizer, warmup: int = 100, seed: int = 0) -> None:
         super().__init__()
-        if not isinstance(warmup, int) or warmup < 0:
-            raise UserError(f"warmup is {warmup!r}; give a whole number of steps, 0 or more")
         try:
             optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # what it refuses shows before anything is written
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
-        self.warmup = warmup
+        self.warmup = whole("warmup", warmup, 0)
         self.seed = seed
         self.gathered: dict[str, Tensor] = {}  # after FSDP: the state that lay in pieces on all processes
         self._batch: Mapping[str, Any] = {}  # the last one, to be saved if its gradient is not finite
@@ -82,6 +82,18 @@ class Stage(pl.LightningModule):
         groups = self.parameter_groups()
         optimizer = self.make_optimizer([{"params": parameters} for parameters in groups.values()])
         return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps, paces=list(groups))
+
+    def total(self, terms: Mapping[str, Tensor], batch: Mapping[str, Any], idle: Sequence[nn.Parameter] = ()) -> Tensor:
+        """The end of a training step: the sum of the loss's terms, logged with each of them, see :meth:`finite`.
+
+        ``idle`` are parameters that no term of this step depends on.
+        """
+        loss = torch.stack(list(terms.values())).sum()
+        if idle:
+            loss = loss + nothing_of(idle)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/loss", loss, prog_bar=True)
+        return self.finite(loss, batch)
 
     def finite(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """``loss`` itself; if it is not finite, the batch is saved and a ``UserError`` stops the run."""

@@ -27,9 +27,10 @@ def build_trainer(
 
     With ``anew`` the run is a new one to the loggers too, whatever ``output`` holds.
     """
+    every = config.checkpoint_every
     facts: Any = OmegaConf.to_container(config, resolve=True)
     callbacks: list[pl.Callback] = [
-        _checkpoints(output / "checkpoints", config.checkpoint_every),
+        BetweenSteps(output / "checkpoints", every_n_train_steps=every, save_last=True, enable_version_counter=False),
         TQDMProgressBar(refresh_rate=10),
         Facts({**facts, "git": git_revision()}),
         LearningRateMonitor("step"),
@@ -61,9 +62,3 @@ def trainer_options(section: DictConfig) -> dict[str, Any]:
     if type(every) is int:
         options["val_check_interval"] = every * options.get("accumulate_grad_batches", 1)
     return options
-
-
-def _checkpoints(folder: Path, every: int) -> BetweenSteps:
-    if not isinstance(every, int) or every < 1:
-        raise UserError(f"checkpoint_every is {every!r}; give a whole number of steps, 1 or more")
-    return BetweenSteps(folder, every_n_train_steps=every, save_last=True, enable_version_counter=False)

@@ -11,10 +11,11 @@ from typing import Any
 from ldm_video.core.errors import UserError
 
 
-def whole(name: str, value: Any, least: int) -> int:
-    """``value`` as an int; ``UserError`` that names the option unless it is a whole number from ``least`` on."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise UserError(f"{name} is {value!r}; give a whole number, {least} or more")
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """``value`` as an int; ``UserError`` that names the option unless it is a whole number from ``least`` to
+    ``most``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+        raise UserError(f"{name} is {value!r}; give a whole number, {_limits(least, most)}")
     return int(value)
 
 
@@ -23,8 +24,7 @@ def number(name: str, value: Any, least: float, most: float) -> float:
     ``most``."""
     plain = float("nan") if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     if not least <= plain <= most or math.isinf(plain):
-        limits = f"{least:g} or more" if math.isinf(most) else f"from {least:g} to {most:g}"
-        raise UserError(f"{name} is {value!r}; give a finite number, {limits}")
+        raise UserError(f"{name} is {value!r}; give a finite number, {_limits(least, most)}")
     return plain
 
 
@@ -43,3 +43,7 @@ def places(name: str, value: Any) -> list[str | Path]:
     if not isinstance(several, Sequence) or not several or not all(isinstance(one, str | Path) for one in several):
         raise UserError(f"{name} is {value!r}; give a path or a list of paths")
     return list(several)
+
+
+def _limits(least: float, most: float) -> str:
+    return f"{least} or more" if math.isinf(most) else f"from {least} to {most}"
