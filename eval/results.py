@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import math
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import numpy as np
 import torch
 
 from eval.clips import ClipPair
-from eval.file_states import REPOSITORY, file_states
+from eval.file_states import file_states
 from eval.scoring import ClipScores, MetricChoice, Scores, Tools
 from ldm_video import __version__
 from ldm_video.core.device import find_device
 from ldm_video.core.files import atomic_path
+from ldm_video.core.revision import git_revision
 
 RESAMPLES = 10_000
 FORMAT = 2  # raise it when a metric changes: what was scored before is then scored again
@@ -110,30 +110,16 @@ def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, f
     return float(low), float(high)
 
 
-def scored_by(device: str) -> dict[str, str | None]:
-    """What a summary's scores were computed with: versions, the code's commit (None outside a checkout), the device."""
+def scored_by(device: str) -> dict[str, Any]:
+    """What a summary's scores were computed with: versions, in a checkout its state, the device."""
     found = find_device(device)
     card = f" ({torch.cuda.get_device_name(found)})" if found.type == "cuda" else ""
     return {
         "ldm-video": __version__,
         "torch": torch.__version__,
-        "commit": git_commit(REPOSITORY),
+        **git_revision(),
         "device": f"{found}{card}",
     }
-
-
-def git_commit(folder: Path) -> str | None:
-    """HEAD of the checkout that ``folder`` is the top of, with ``-dirty`` when tracked files differ from it.
-
-    None for an installed package, even one that lies inside somebody else's repository, and without git.
-    """
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "--no-optional-locks", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def finite(scores: Scores) -> dict[str, float | None]:

@@ -15,7 +15,8 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 import train
 from ldm_video.core.errors import UserError
-from ldm_video.training.loggers import build_loggers, git_revision, keep_wandb_id, log_bundle
+from ldm_video.core.revision import git_revision
+from ldm_video.training.loggers import build_loggers, keep_wandb_id, log_bundle
 from tests.cli_support import call, read_pixels, write_tiny_bundle
 from tests.train_support import stage_options
 from tests.wandb_reader import read_offline_run

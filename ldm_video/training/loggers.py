@@ -7,10 +7,8 @@ import netrc
 import os
 import re
 import secrets
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -21,7 +19,6 @@ from ldm_video.core.files import atomic_path
 PROJECT = "ldm-video"
 KINDS = ("wandb", "tensorboard", "csv")
 WANDB_ID = "wandb_id"  # a file of the output folder
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: bool = False) -> list[Logger]:
@@ -77,23 +74,6 @@ def has_wandb_key() -> bool:
         return any("wandb" in host for host in netrc.netrc().hosts)
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def git_revision(folder: Path = PACKAGE) -> dict[str, Any]:
-    """``{"revision": HEAD, "dirty": whether tracked files differ from it}`` of the code's own checkout.
-
-    Empty for an installed package, even one that lies inside somebody else's repository, and without git.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
 
 
 def log_media(loggers: Iterable[Logger], name: str, strip: Path, video: Path, step: int) -> None:

@@ -13,9 +13,10 @@ from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
 
 from ldm_video.config import build
 from ldm_video.core.errors import UserError
+from ldm_video.core.revision import git_revision
 from ldm_video.training.average import WarmAverage
 from ldm_video.training.checkpoints import AtomicCheckpointIO, BetweenSteps
-from ldm_video.training.loggers import build_loggers, git_revision
+from ldm_video.training.loggers import build_loggers
 from ldm_video.training.preemption import Preemption
 from ldm_video.training.watch import Facts, GradientNorms, Speed
 

@@ -1,0 +1,26 @@
+"""Which state of the code this is."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def git_revision(folder: Path = PACKAGE) -> dict[str, Any]:
+    """``{"revision": HEAD, "dirty": whether tracked files differ from it}`` of the code's own checkout.
+
+    Empty for an installed package, even one that lies inside somebody else's repository, and without git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
