@@ -22,7 +22,7 @@ from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.device import place
 from ldm_video.models.lora import open_adapted, read_adapter
 from ldm_video.models.open_model import find_model
-from ldm_video.models.video_model import VideoModel
+from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.pipeline.batch import (
     Clip,
     Report,
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         return run_archive(arguments)
     if arguments.preview:
         arguments.output = preview_path(Path(arguments.output))
-    info, _, job, restorer, part = prepare(arguments)
+    info, job, restorer, part = prepare(arguments)
     run_clip(arguments, info, job, restorer, part, shown=part.share.index == 0)
 
 
@@ -118,14 +118,15 @@ def run_archive(arguments: argparse.Namespace) -> None:
     complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
     with nullcontext() if arguments.dry_run else at_work(target, share):
         model, part = load_model(arguments, config)
-        check_command(arguments, config, model, prompts)
+        restorer = make_restorer(config, model, prompts)
+        check_command(arguments, config, model.sampling, restorer)
 
         def work(clip: Clip) -> Outcome:
             paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
             given, info = argparse.Namespace(**vars(arguments) | paths), probe(clip.source)
             alone = replace(part, share=Share())
-            job, restorer = prepare_clip(given, config, info, model, prompts, alone)
-            return run_clip(given, info, job, restorer, alone, shown=share.index == 0)
+            job, fitted = prepare_clip(given, config, info, model.sampling, restorer, alone)
+            return run_clip(given, info, job, fitted, alone, shown=share.index == 0)
 
         path = target / ("report.preview.json" if arguments.preview else "report.json")
         report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
@@ -138,29 +139,27 @@ def run_archive(arguments: argparse.Namespace) -> None:
         raise UserError(f"{states['failed']} of {len(own)} clips failed{told}")
 
 
-def check_command(
-    arguments: argparse.Namespace, config: DictConfig, model: VideoModel, prompts: Prompts | None
-) -> None:
+def check_command(arguments: argparse.Namespace, config: DictConfig, own: SamplingDefaults, restorer: Restorer) -> None:
     """``UserError`` for what is wrong with a command whatever the clip: it is said once, and not with every clip."""
-    restorer = make_restorer(config, 1.0, model, prompts)
     if config.memory is not None:
         check_memory(config.memory, restorer)
     find_encoder(config.codec).arguments(config.crf, config.preset)
-    make_size(config, (2, 2), model)
+    make_size(config, (2, 2), own)
     for text in arguments.box:
         parse_box(text)
     if arguments.mask is not None and not arguments.mask.exists():
         raise UserError(f"{arguments.mask} does not exist; check the path")
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, VideoModel, Job, Restorer, Part]:
+def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, Job, Restorer, Part]:
     """What the command line asks for of one clip, checked and ready to run."""
     config = read_config(arguments, DEFAULTS)
     prompts = find_prompts(config)
     info = probe(arguments.input)
     model, part = load_model(arguments, config)
-    job, restorer = prepare_clip(arguments, config, info, model, prompts, part)
-    return info, model, job, restorer, part
+    restorer = make_restorer(config, model, prompts)
+    job, restorer = prepare_clip(arguments, config, info, model.sampling, restorer, part)
+    return info, job, restorer, part
 
 
 def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Part]:
@@ -178,13 +177,12 @@ def prepare_clip(
     arguments: argparse.Namespace,
     config: DictConfig,
     info: VideoInfo,
-    model: VideoModel,
-    prompts: Prompts | None,
+    own: SamplingDefaults,
+    restorer: Restorer,
     part: Part,
 ) -> tuple[Job, Restorer]:
     """One clip, with the tile and the segments that ``--memory`` allows, or what is free where it is not enough."""
-    job = make_job(arguments, config, info, model)
-    restorer = make_restorer(config, job.size[0] / info.size[0], model, prompts)
+    job = make_job(arguments, config, info, own)
     memory = config.memory
     if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
         memory = "auto"
@@ -242,14 +240,14 @@ def find_config(text: str) -> Path:
     return named if given.name == text and named.exists() and not given.exists() else given
 
 
-def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, model: VideoModel) -> Job:
+def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, own: SamplingDefaults) -> Job:
     output = Path(arguments.output)
-    window = model.sampling.window if config.window is None else config.window
-    overlap = model.sampling.overlap if config.overlap is None else config.overlap
+    window = own.window if config.window is None else config.window
+    overlap = own.overlap if config.overlap is None else config.overlap
     return Job(
         source=Path(arguments.input),
         output=output,
-        size=make_size(config, info.size, model),
+        size=make_size(config, info.size, own),
         mask=arguments.mask,
         boxes=[parse_box(text) for text in arguments.box],
         deinterlace=config.deinterlace,
@@ -261,14 +259,15 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
     )
 
 
-def make_size(config: DictConfig, size: tuple[int, int], model: VideoModel) -> tuple[int, int]:
+def make_size(config: DictConfig, size: tuple[int, int], own: SamplingDefaults) -> tuple[int, int]:
     """(height, width) of the output of a clip of ``size``."""
-    scale = model.sampling.scale if config.scale is None and config.height is None else config.scale
+    scale = own.scale if config.scale is None and config.height is None else config.scale
     return output_size(size, scale, config.height)
 
 
-def make_restorer(config: DictConfig, enlargement: float, model: VideoModel, prompts: Prompts | None) -> Restorer:
-    settings = make_settings(config, enlargement, model)
+def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None) -> Restorer:
+    """The model on its device, and what it is told."""
+    settings = make_settings(config, model)
     place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)
@@ -281,7 +280,7 @@ def make_restorer(config: DictConfig, enlargement: float, model: VideoModel, pro
     return Restorer(model, settings, (embeddings[:-1], embeddings[-1:]), prompts)
 
 
-def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> RestoreSettings:
+def make_settings(config: DictConfig, model: VideoModel) -> RestoreSettings:
     """The config's values, the model's own where they are null; checked."""
     own = model.sampling
     settings = RestoreSettings(
@@ -291,7 +290,7 @@ def make_settings(config: DictConfig, enlargement: float, model: VideoModel) -> 
         seed=config.seed,
         tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
         tile_overlap=config.tile_overlap,
-        dilate=round(config.dilate * enlargement),
+        dilate=config.dilate,
         feather=config.feather,
         colour=config.colour,
         propagate=config.propagate,

@@ -144,7 +144,7 @@ def test_inpainting_alone_takes_patches_as_they_are(model: VideoModel) -> None:
 
 def test_where_a_model_takes_a_prompt_it_fills(model: VideoModel, tmp_path: Path) -> None:
     text_model, config = small_text_model(tmp_path), load_config(DEFAULTS)
-    assert [make_settings(config, 4.0, m).fill for m in (model, text_model)] == ["patches", "model"]
+    assert [make_settings(config, m).fill for m in (model, text_model)] == ["patches", "model"]
     for given in ("patches", "model"):
         config.fill = given
-        assert [make_settings(config, 4.0, m).fill for m in (model, text_model)] == [given, given]
+        assert [make_settings(config, m).fill for m in (model, text_model)] == [given, given]

@@ -284,8 +284,8 @@ def test_device_and_type_count_and_which_gpu_does_not(model: VideoModel) -> None
 # From the command line.
 
 OPTIONS: dict[str, tuple[str, list[str]]] = {
-    "scale": ("3", ["dilate", "size"]),  # dilate is in pixels of the input
-    "height": ("64", ["dilate", "size"]),
+    "scale": ("3", ["size"]),
+    "height": ("64", ["size"]),
     "prompt": ("a", ["prompt"]),
     "prompt_file": ("prompts.txt", ["prompt", "prompt_file"]),
     "prompt_blend": ("2", ["prompt_file"]),
@@ -339,9 +339,8 @@ def test_one_other_option(option: str, text_model: VideoModel, clip: Path, monke
         monkeypatch.setattr("sys.argv", ["infer.py", *words])
         arguments, info = infer.parse_arguments(), probe(clip)
         config = read_config(arguments, infer.DEFAULTS)
-        job = infer.make_job(arguments, config, info, text_model)
-        enlargement = job.size[0] / info.size[0]
-        restorer = infer.make_restorer(config, enlargement, text_model, find_prompts(config))
+        job = infer.make_job(arguments, config, info, text_model.sampling)
+        restorer = infer.make_restorer(config, text_model, find_prompts(config))
         return identify(job, restorer, PLAIN.part)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -24,7 +24,6 @@ from tests.cli_support import tiny_model
 from tests.model_support import small_text_model
 from tests.video_io_support import pan, write_clip
 
-ENLARGEMENT = 4.0
 SIZE = (32, 48)
 OWN = SamplingDefaults(
     steps=0, guidance=1.0, scale=3, window=9, overlap=3, strength=1.0, average=2, steady=3, fidelity=0.36
@@ -74,7 +73,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 @pytest.fixture
 def settings(read: Read) -> Callable[..., RestoreSettings]:
     """``settings(model, *words)``: what a segment is restored with."""
-    return lambda model, *words: infer.make_settings(read(*words)[1], ENLARGEMENT, model)
+    return lambda model, *words: infer.make_settings(read(*words)[1], model)
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def job(read: Read, info: VideoInfo, model: VideoModel) -> Callable[..., Job]:
 
     def run(*words: object) -> Job:
         arguments, config = read(*words)
-        return infer.make_job(arguments, config, info, model)
+        return infer.make_job(arguments, config, info, model.sampling)
 
     return run
 
@@ -110,10 +109,10 @@ def test_the_models_own_is_used_where_nothing_is_given(
 
 
 def test_the_rest_is_the_configs(model: VideoModel, settings: Callable[..., RestoreSettings]) -> None:
-    """As ``configs/infer/default.yaml`` has it; ``dilate``, given in input pixels, is in output pixels here."""
+    """As ``configs/infer/default.yaml`` has it."""
     made = settings(model)
     assert {field.name: getattr(made, field.name) for field in fields(made) if field.name not in SHARED} == {
-        "seed": 0, "tile": None, "tile_overlap": 128, "dilate": 4, "feather": 8, "colour": "wavelet",
+        "seed": 0, "tile": None, "tile_overlap": 128, "dilate": 1, "feather": 8, "colour": "wavelet",
         "propagate": "auto", "fill": "patches",
     }  # fmt: skip
 
@@ -150,8 +149,8 @@ GIVEN: list[tuple[tuple[object, ...], dict[str, Any]]] = [
     (("--tile", "256x384"), {"tile": (256, 384)}),
     (("--tile", "48x64", "tile_overlap=16"), {"tile": (48, 64), "tile_overlap": 16}),
     (("dilate=0",), {"dilate": 0}),
-    (("dilate=2",), {"dilate": 8}),
-    (("dilate=0.5",), {"dilate": 2}),
+    (("dilate=2",), {"dilate": 2}),
+    (("dilate=0.5",), {"dilate": 0.5}),
     (("feather=0",), {"feather": 0}),
     (("colour=none",), {"colour": "none"}),
     (("colour=adain",), {"colour": "adain"}),

@@ -435,7 +435,7 @@ def test_work_kept_with_another_lora_is_another_job(
         monkeypatch.setattr(
             sys, "argv", ["infer.py", *(str(word) for pair in files.items() for word in pair), *options]
         )
-        _, _, job, restorer, part = infer.prepare(infer.parse_arguments())
+        _, job, restorer, part = infer.prepare(infer.parse_arguments())
         return identify(job, restorer, part)
 
     folder = runs["adapters"] / "lora"

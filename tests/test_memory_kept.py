@@ -66,6 +66,6 @@ def test_what_cannot_fit_is_cut_unasked(
         ["--input", str(clip), "--output", str(tmp_path / "hd.mkv"), "--model", str(bundle), "tile_overlap=32"]
         + ([] if tile is None else ["--tile", tile])
     )
-    _, _, job, restorer, _ = infer.prepare(arguments)
+    _, job, restorer, _ = infer.prepare(arguments)
     asked = (32, None if tile is None else (64, 64))
     assert ((job.rules.segment, restorer.settings.tile) != asked) == cut

@@ -64,8 +64,8 @@ class Stopwatch:
 
 def main() -> None:
     """Run ``infer.py``'s work with a stopwatch and print the table."""
-    _, model, job, restorer, part = infer.prepare(infer.parse_arguments())
-    watch = Stopwatch()
+    _, job, restorer, part = infer.prepare(infer.parse_arguments())
+    model, watch = restorer.model, Stopwatch()
     for owner, name, row in (
         (restore, "average_along_motion", "average"),
         (model, "predict", "sampler"),

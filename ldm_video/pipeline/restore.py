@@ -52,7 +52,7 @@ class RestoreSettings:
         overlap: frames that neighbouring windows share.
         tile: (height, width) in output pixels, or None for whole frames.
         tile_overlap: in output pixels.
-        dilate: output pixels by which the hole grows: resizing and compression have smeared what it hides.
+        dilate: low-res pixels by which the hole grows: resizing and compression have smeared what it hides.
         feather: width in output pixels of the border where known pixels fade in.
         colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
         strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
@@ -76,7 +76,7 @@ class RestoreSettings:
     overlap: int = 4
     tile: tuple[int, int] | None = None
     tile_overlap: int = 128
-    dilate: int = 0
+    dilate: float = 0.0
     feather: int = 8
     colour: str = "wavelet"
     strength: float = 1.0
@@ -140,7 +140,7 @@ class Restorer:
         settings = self.settings
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
-        hole = dilate(hole, settings.dilate)
+        hole = dilate(hole, round(settings.dilate * height / lowres.shape[-2]))
         given, hidden = lowres, lay_on_grid(hole[0], _size(lowres))[None]  # b t 3 h w, b t 1 h w
         # What is hidden goes at once: filters that reach over the hole's rim would bring it back.
         lowres = push_pull(lowres[0], 1 - hidden[0])[None]
