@@ -33,7 +33,7 @@ OWN_WITH_TEXT = SamplingDefaults(
     steps=7, guidance=2.5, window=5, overlap=1, strength=0.6, noise_level=20, noise_limit=100, fidelity=1.0
 )
 SHARED = {field.name for field in fields(SamplingDefaults)} & {field.name for field in fields(RestoreSettings)}
-DOCUMENTS = [infer.HERE / "docs" / "films.md", infer.HERE / "CHANGELOG.md"]
+DOCUMENTS = [infer.HERE / "docs" / "method.md", infer.HERE / "CHANGELOG.md"]
 
 
 @pytest.fixture(scope="module")
