@@ -35,6 +35,7 @@ from ldm_video.pipeline.batch import (
 )
 from ldm_video.pipeline.colour import METHODS
 from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
@@ -185,6 +186,7 @@ def prepare_clip(
     job = make_job(arguments, config, info, own)
     memory = config.memory
     if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
+        open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
         memory = "auto"
     if memory is None:
         return job, restorer

@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import BinaryIO
 
@@ -189,6 +190,10 @@ def test_what_older_code_made_is_another_methods(
     method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The identity follows what is in the files that a method runs through, not when they were written."""
+    try:
+        method.identity()
+    except PackageNotFoundError as error:
+        pytest.skip(f"{error}: a peer that is not installed")
     ours = isinstance(method, Ours)
     files = {
         "infer.py": ours, "ldm_video/pipeline/restore.py": ours, "configs/infer/default.yaml": ours,
