@@ -88,7 +88,7 @@ def test_a_bundle_of_the_first_format_is_the_same_model(tmp_path: Path) -> None:
     assert all(torch.equal(now[name], then[name]) for name in now)
 
 
-def test_what_ships_is_shown_drafts(tmp_path: Path) -> None:
+def test_what_ships_is_shown_drafts() -> None:
     codec = load_bundle(SHIPPED).codec
     assert isinstance(codec, PairedCodec)
     draft: nn.Conv2d = codec.restorer.draft
