@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import train
 from ldm_video.core.errors import UserError
+from ldm_video.training.checkpoints import AtomicCheckpointIO
 from ldm_video.training.codec_task import CodecTask
 from ldm_video.training.preemption import Preemption, requeue
 from ldm_video.training.stage import Stage
@@ -60,6 +61,29 @@ def test_two_stops_between_checkpoints_change_nothing_where_gradients_are_gather
     assert call(train, *straight) == 0
     assert logged(tmp_path / "run") == logged(tmp_path / "straight")
     assert differing(weights(tmp_path / "run"), weights(tmp_path / "straight")) == []
+
+
+def test_a_stop_between_a_checkpoint_and_its_row_leaves_no_gap_in_the_log(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning writes the row afterwards: the step is not done again, and nothing else knows what it logged."""
+    run, straight = [*options, f"output={tmp_path / 'run'}"], [*options, f"output={tmp_path / 'straight'}"]
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def stops(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: str | Path, **rest: Any) -> None:
+        save(self, checkpoint, path, **rest)
+        if Path(path).name == "last.ckpt":
+            raise UserError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", stops)
+        assert call(train, *run) == 2
+    assert max(logged(tmp_path / "run")) == 0  # of the two steps that are done
+    assert call(train, *run) == 0
+    assert call(train, *straight) == 0
+    for series in ("train/loss", "gradient/codec"):
+        assert sorted(logged(tmp_path / "straight", series)) == [0, 1, 2, 3]
+        assert logged(tmp_path / "run", series) == logged(tmp_path / "straight", series)
 
 
 @pytest.mark.parametrize(

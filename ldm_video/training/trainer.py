@@ -18,7 +18,7 @@ from ldm_video.training.average import WarmAverage
 from ldm_video.training.checkpoints import AtomicCheckpointIO, BetweenSteps
 from ldm_video.training.loggers import build_loggers
 from ldm_video.training.preemption import Preemption
-from ldm_video.training.watch import Facts, GradientNorms, Speed
+from ldm_video.training.watch import Facts, GradientNorms, LastRow, Speed
 
 
 def build_trainer(
@@ -37,6 +37,7 @@ def build_trainer(
         LearningRateMonitor("step"),
         GradientNorms(),
         Speed(),
+        LastRow(),
     ]
     if config.ema:
         callbacks.append(WarmAverage(config.ema))

@@ -1,11 +1,13 @@
-"""What people watch of a run: pictures and metrics of fixed clips, speed, memory, gradients, the run's facts.
+"""What people watch of a run: pictures and metrics of fixed clips, speed, memory, gradients, the run's facts;
+and the row of the log that a kill would lose.
 
 Callbacks alone: whether and how a run is watched changes nothing that it computes.
 """
 
 from ldm_video.training.watch.facts import Facts
 from ldm_video.training.watch.gradients import GradientNorms
+from ldm_video.training.watch.last_row import LastRow
 from ldm_video.training.watch.pictures import Pictures
 from ldm_video.training.watch.speed import Speed
 
-__all__ = ["Facts", "GradientNorms", "Pictures", "Speed"]
+__all__ = ["Facts", "GradientNorms", "LastRow", "Pictures", "Speed"]
