@@ -82,7 +82,7 @@ def run_track(
     for method in methods:
         if method.fills and not track.has_hole:
             continue
-        log.print(f"{track.name}: {method.name}")
+        log.print(f"{track.name}: {method.name}", markup=False)
         folder = out / "outputs" / track.name / method.name
         with Worker() as worker:
             costs = [run_once(method, given, folder, worker) for given in inputs]

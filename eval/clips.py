@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -145,6 +145,18 @@ def _check_sizes(pair: ClipPair, moment: dict[str, np.ndarray]) -> None:
     if pred != ref:
         sizes = f"{pred[1]}x{pred[0]} and {ref[1]}x{ref[0]}"
         raise UserError(f"{pair.name}: {pair.pred} and {pair.ref} differ in size ({sizes}); nothing is resized here")
+    if "lowres" in moment and not _is_smaller(moment["lowres"].shape, ref):
+        height, width = moment["lowres"].shape[:2]
+        raise UserError(
+            f"{pair.name}: {pair.lowres} is {width}x{height}, which {pair.ref} ({ref[1]}x{ref[0]}) is no enlargement "
+            "of; give what the method was given"
+        )
+
+
+def _is_smaller(lowres: Sequence[int], ref: Sequence[int]) -> bool:
+    """Whether ``(h, w, c)`` is the same picture on a coarser grid, or on the same one, a side rounded up or down."""
+    scale = max(large / small for small, large in zip(lowres[:2], ref[:2], strict=True))
+    return scale >= 1 and all(abs(large / scale - small) <= 1 for small, large in zip(lowres[:2], ref[:2], strict=True))
 
 
 def check_numbering(folder: Path) -> None:

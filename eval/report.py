@@ -49,7 +49,7 @@ def make_report(folders: list[Path], title: str, clips: int, quality: int) -> st
 def _pictures(track: ScoredTrack, count: int) -> dict[str, ClipPictures]:
     pictures = {}
     for clip in chosen_clips(track, count):
-        log.print(f"{track.name}: {clip}", highlight=False)
+        log.print(f"{track.name}: {clip}", highlight=False, markup=False)
         pictures[clip] = clip_pictures(clip, track.of_clip(clip))
     return pictures
 
@@ -76,7 +76,7 @@ def main() -> None:
     page = make_report(args.folders, args.title, args.clips, args.quality)
     with atomic_path(args.out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    Console().print(f"{args.out} ({len(page.encode()) / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    Console().print(f"{args.out} ({len(page.encode()) / 1e6:.1f} MB)", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -29,12 +29,24 @@ from eval.clips import ClipPair, match_clips
 from eval.columns import REFERENCE, describe
 from eval.metrics.seams import SeamBorders
 from eval.results import fingerprint, load_clip, save_clip, scored_by, summarise, write_json
-from eval.scoring import DEFAULT_METRICS, METRIC_NAMES, SEAM_ERROR, MetricChoice, Tools, score_clip, without_weights
+from eval.scoring import (
+    DEFAULT_METRICS,
+    LOWRES_CONSISTENCY,
+    METRIC_NAMES,
+    SEAM_ERROR,
+    MetricChoice,
+    Tools,
+    score_clip,
+    without_weights,
+)
 from eval.workers import end_with_parent
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
+
+
+_ALWAYS = ",".join(DEFAULT_METRICS)
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lowres", help="what the method was given, for lowres_consistency")
     parser.add_argument(
         "--metrics",
-        default=",".join(DEFAULT_METRICS),
+        default=_ALWAYS,
         help=f"comma-separated, or all, of {', '.join(METRIC_NAMES)}; dists/8: every 8th frame (default: %(default)s)",
     )
     parser.add_argument("--out", default="eval_out", help="folder for CSV and JSON (default: %(default)s)")
@@ -241,8 +253,11 @@ def main() -> None:
         raise UserError("--jobs must be 1 or more")
     tools = Tools(args.raft, args.device, read_seams(args.seams))
     plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs, Path(args.pred))
-    if any(choice.name == SEAM_ERROR for choice in plan.metrics) and tools.seams is None and args.metrics != "all":
+    named = set() if args.metrics in ("all", _ALWAYS) else {choice.name for choice in plan.metrics}
+    if SEAM_ERROR in named and tools.seams is None:
         raise UserError("seam_error needs --seams FILE with the method's window and tile borders")
+    if LOWRES_CONSISTENCY in named and args.lowres is None:
+        raise UserError("lowres_consistency needs --lowres with what the method was given")
     refuse_other_scores(plan.out, Path(args.pred))
     pairs, missing = match_clips(args.pred, args.ref, args.mask, args.lowres)
     if (missing and args.strict) or not pairs:

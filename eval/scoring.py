@@ -191,6 +191,7 @@ def _lowres_consistency(m: Moment) -> Scores:
     }
 
 
+LOWRES_CONSISTENCY = "lowres_consistency"  # for which the low-res clip is needed
 METRICS: dict[str, Metric] = {
     "psnr": _regional("psnr", fidelity.psnr, _rgb),
     "psnr_y": _regional("psnr_y", fidelity.psnr, _luma),
@@ -205,7 +206,7 @@ METRICS: dict[str, Metric] = {
     "tof": _tof,
     "tlpips": _tlpips,
     "temporal_flickering": _temporal_flickering,
-    "lowres_consistency": _lowres_consistency,
+    LOWRES_CONSISTENCY: _lowres_consistency,
 }
 LEAST_SIDE = {
     "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # the window
@@ -213,6 +214,7 @@ LEAST_SIDE = {
     "ewarp_lai": 16, "ewarp_evalcrafter": 32,  # OpenCV's dense inverse search finds no room, or crashes, in less
 }  # fmt: skip
 """Pixels that a frame's shorter side must have, for metrics that cannot do with one."""
+MOTION_METRICS = ("ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering")  # of a frame and the next
 SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
 METRIC_NAMES = (*METRICS, SEAM_ERROR)
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
@@ -323,6 +325,9 @@ def score_clip(
             meter.add(moment.pred - moment.ref)
         result.rows.append(row)
         tick()
+    if len(result.rows) == 1:
+        moved = [choice.name for choice in metrics if choice.name in MOTION_METRICS]
+        result.unavailable = dict.fromkeys(moved, f"{pair.name} has one frame, nothing moves") | result.unavailable
     if meter is not None:
         result.whole.update({f"{SEAM_ERROR}:{axis}": ratio for axis, ratio in meter.ratios().items()})
     return result

@@ -169,15 +169,18 @@ def test_a_missing_metric_is_a_dash_with_its_reason(bench: Path) -> None:
     assert "dists is not available: install <its> weights" in [item.text for item in tree.find("li")]
 
 
-def test_folders_of_eval_run_and_names_that_need_escaping(bench: Path, tmp_path: Path) -> None:
+def test_folders_of_eval_run_and_names_that_need_escaping(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One folder a method; the second has a clip less, which is said."""
     names = {"bicubic": "a<b>&'c'", "lanczos": "two"}
     for method, name in names.items():
         pairs, _ = match_clips(bench / "outputs" / "clean" / method, bench / "inputs" / "ref")
         plan = Plan(parse_metrics("psnr"), Tools(), tmp_path / name)
         score_pairs(pairs if method == "bicubic" else pairs[:1], plan, show=False)
-    out = tmp_path / "report.html"
+    out = tmp_path / "report [v2].html"
     assert call(report, *(tmp_path / name for name in names.values()), "--out", out) == 0
+    assert str(out) in capsys.readouterr().out
     tree = Parser(out.read_text()).top
     assert [row.find("th")[0].text for row in tree.find("tbody")[0].find("tr")] == ["reference", *names.values()]
     notes = " ".join(item.text for item in tree.find("li"))
