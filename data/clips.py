@@ -130,7 +130,7 @@ class ClipStream(Dataset[Item]):
         if not self.sampling.average:
             return lr
         reach = int(rng.integers(self.sampling.average + 1))
-        return average_along_motion(lr, lay_on_grid(hole, (lr.shape[-2], lr.shape[-1])), reach)
+        return average_along_motion(lr, lay_on_grid(hole, (lr.shape[-2], lr.shape[-1])), reach).frames
 
     def draw_times(self, length: int, frames: int, rng: np.random.Generator) -> slice:
         """``frames`` evenly spaced frames, or all there are, of a source of ``length``."""

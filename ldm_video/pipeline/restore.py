@@ -66,7 +66,7 @@ class RestoreSettings:
         steady: neighbours on each side with which the output is blended along the motion
             (:mod:`ldm_video.pipeline.steady`); 0 leaves it as it is. Not where inpainting alone is asked for.
         fidelity: share of what the output, brought back down, is off the input that is given back
-            (:mod:`ldm_video.pipeline.fidelity`).
+            (:mod:`ldm_video.pipeline.fidelity`); the less, the further ``average`` found noise to be averaged.
     """
 
     steps: int = 1
@@ -145,8 +145,8 @@ class Restorer:
         # What is hidden goes at once: filters that reach over the hole's rim would bring it back.
         lowres = push_pull(lowres[0], 1 - hidden[0])[None]
         enlarges = given.shape[-2:] != hole.shape[-2:]
-        if enlarges:
-            lowres = average_along_motion(lowres[0], hidden[0], settings.average)[None]
+        averaged = average_along_motion(lowres[0], hidden[0], settings.average if enlarges else 0)
+        lowres = averaged.frames[None]
         lowres, hole = self._closed(lowres, hole, shown)
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
@@ -167,7 +167,8 @@ class Restorer:
         guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # b t 3 H W, colours in their place
         output = match_colour(output, guess, evidence.hole, settings.colour)
         if enlarges:
-            output = back_project(output, given.float(), hidden, settings.fidelity)
+            # What was averaged away is not given back.
+            output = back_project(output, given.float(), hidden, settings.fidelity * (1 - averaged.noise))
         if known is not None and pixels is not None:
             output = put_back(output, pixels, 1 - known, settings.feather)
         if before is not None:
