@@ -23,6 +23,7 @@ from ldm_video.video_io.stills import list_frames, read_image, require_size
 from ldm_video.video_io.subsample import LeftChroma
 
 Deinterlace = Literal["auto", "on", "off"]
+_ON_TIME = Fraction(1, 4)  # of a frame: clocks of milliseconds round
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class FrameReader:
 
     ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
     Frames between them that are not ``wanted`` are decoded, so that the numbers and times of the others are exact, but
-    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not.
+    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not. ``in_step``: whether
+    each of them came when the frame rate says, counted from the first, as where none is missing between them.
     ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings``, and those of them that tell of ``damage``,
     are complete once the pass is over.
     Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
@@ -59,6 +61,7 @@ class FrameReader:
         self.warnings: list[str] = []
         self.damage: list[str] = []
         self.decoded = 0
+        self.in_step = True
         self._start, self._stop, self._wanted = start, stop, wanted
         self._order = self._field_order(deinterlace)
         if self.info.hdr:
@@ -104,6 +107,8 @@ class FrameReader:
             for count, (last, frame) in enumerate(timed, start=1):
                 first = last if count == 1 else first
                 self.decoded = count
+                late = (last - first) * (info.rate or DEFAULT_RATE) - (count - 1)  # in frames
+                self.in_step &= abs(late) < _ON_TIME
                 if count > self._start and self._wanted(count - 1):
                     frame = placed(frame) if placed else frame
                     pixels = to_pixels(frame, info.colour, width, info.coded_height)
