@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from ldm_video.core.errors import UserError
 from ldm_video.video_io import FrameReader, probe, read_mask
-from tests.video_io_support import texture
+from tests.video_io_support import texture, write_clip
 
 SIZE = (40, 56)
 PICTURES = [(texture(*SIZE, seed=seed) * 255).astype(np.uint8) for seed in range(6)]
@@ -76,3 +79,68 @@ def test_an_animated_mask_moves(tmp_path: Path) -> None:
         for i, hole in enumerate(holes):
             assert np.array_equal(mask.at(i)[0].numpy(), hole[..., 0] / 255)
         mask.finish(len(holes))
+
+
+def hole() -> np.ndarray:
+    """``h w`` bool."""
+    mask = np.zeros(SIZE, bool)
+    mask[8:20, 10:33] = True
+    return mask
+
+
+def white_layer(deep: bool = False) -> np.ndarray:
+    """``h w 4``: white everywhere, and transparent outside of the hole."""
+    layer = np.full((*SIZE, 4), 255, np.uint8)
+    layer[..., 3] = 255 * hole()
+    return layer.astype(np.uint16) * 257 if deep else layer
+
+
+def png(header: bytes, rows: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
+    """By the specification (ISO/IEC 15948): ``header`` is depth, colour type and three zeros; ``rows`` are ``h n``."""
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    parts = [(b"IHDR", struct.pack(">II", SIZE[1], SIZE[0]) + header), *chunks, (b"IDAT", zlib.compress(lines))]
+    packed = [
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in [*parts, (b"IEND", b"")]
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def grey_with_alpha() -> bytes:
+    pairs = np.stack([np.full(SIZE, 255, np.uint8), 255 * hole().astype(np.uint8)], -1)
+    return png(bytes([8, 4, 0, 0, 0]), pairs.reshape(SIZE[0], -1))
+
+
+def palette_with_transparency() -> bytes:
+    return png(bytes([8, 3, 0, 0, 0]), hole().astype(np.uint8), (b"PLTE", b"\xff" * 6), (b"tRNS", b"\0\xff"))
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "grey", "palette", "webp", "video"])
+def test_what_is_transparent_is_kept(tmp_path: Path, kind: str) -> None:
+    """The colour under it is white too, as a painting program leaves it."""
+    path = tmp_path / {"webp": "m.webp", "video": "m.mov"}.get(kind, "m.png")
+    if kind == "video":
+        write_clip(path, [av.VideoFrame.from_ndarray(white_layer(), "rgba").reformat(format="argb")] * 3, codec="qtrle")
+    elif kind in ("grey", "palette"):
+        path.write_bytes(grey_with_alpha() if kind == "grey" else palette_with_transparency())
+    else:
+        layer = white_layer(deep=kind == "16 bits")
+        if kind == "webp":  # its encoder leaves no colour under what nobody sees at all
+            layer[..., 3] = layer[..., 3].clip(1)
+        cv2.imwrite(str(path), layer, [cv2.IMWRITE_WEBP_QUALITY, 101])
+    with read_mask(path, None, SIZE, 3) as mask:
+        assert np.array_equal(mask.at(2)[0].numpy(), hole())
+
+
+@pytest.mark.parametrize(("alpha", "filled"), [(127, 0), (128, 1)])
+def test_a_soft_brush_fills_from_half_on(tmp_path: Path, alpha: int, filled: int) -> None:
+    layer = white_layer()
+    layer[..., 3] = alpha
+    cv2.imwrite(str(tmp_path / "m.png"), layer)
+    with read_mask(tmp_path / "m.png", None, SIZE, 3) as mask:
+        assert mask.at(0).unique().tolist() == [filled]
+
+
+def test_the_clip_itself_loses_its_transparency(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), white_layer())
+    with FrameReader(tmp_path / "a.png") as reader:
+        assert next(reader).pixels.min() == 1

@@ -1,4 +1,4 @@
-"""Masks in step with the clip: white (1) = fill, black (0) = keep."""
+"""Masks in step with the clip: white (1) = fill, black or transparent (0) = keep."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class MaskSource:
     def _open(self, path: Path) -> FrameReader:
         """Start the mask from its first frame; one frame of look-ahead tells a still mask from a moving one."""
         self.close()
-        self._reader = reader = FrameReader(path, deinterlace="off")
+        self._reader = reader = FrameReader(path, deinterlace="off", over_black=True)
         self._next, self._held_index = self._load(), -1  # a reader has at least one frame
         self._advance()
         if self._next is None:
@@ -135,7 +135,7 @@ def read_mask(
 ) -> MaskSource:
     """The hole of each frame of a clip of ``size`` (height, width) and ``frames`` frames (None: not known yet).
 
-    ``source``: image, folder of frames or video, white = fill, of any size (resized with nearest neighbour).
+    ``source``: image, folder of frames or video, white = fill, transparent = keep, of any size (nearest neighbour).
     ``box``: one or several ``(x, y, w, h)`` in pixels of the clip. Both: their union. Neither: nothing to fill.
     ``recount``: counts the clip's frames, where ``frames`` is its container's word alone and the mask has others.
     """

@@ -16,6 +16,7 @@ import numpy as np
 from ldm_video.core.errors import UserError
 
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+_SEE_THROUGH = (".png", ".webp")  # of TIFF, OpenCV gives colours that are over black already
 _TIFF = (b"II", b"MM")  # byte orders
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -46,9 +47,10 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(files, key=lambda p: natural_key(p.name))
 
 
-def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
+def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = False) -> np.ndarray:
     """``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped.
 
+    ``over_black``: what is transparent, in PNG and WebP, is black instead.
     ``damaged``: takes the names of pictures that are damaged, but not altogether, and what is wrong with them.
     Raises ``UserError`` for a file that cannot be read, or that holds several pictures.
     """
@@ -58,6 +60,8 @@ def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
         with _overheard(complaints):
             image = cv2.imdecode(data, _COLOUR) if data.size else None
             several = image is not None and _holds_several(data)
+            if image is not None and over_black and path.suffix.lower() in _SEE_THROUGH:
+                image = _over_black(image, cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
     except cv2.error as error:
         raise UserError(f"{path} cannot be read as an image ({error.err})") from error
     if image is None:
@@ -67,6 +71,14 @@ def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
     if complaints and damaged is not None:
         damaged.append(f"{path.name} ({complaints[0]})")
     return image
+
+
+def _over_black(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """``image``, darkened by what is transparent in ``layer``, the same picture with alpha where it has some."""
+    if layer.ndim != 3 or layer.shape[2] != 4 or layer.shape[:2] != image.shape[:2]:
+        return image
+    alpha = layer[..., 3:].astype(np.float32) / np.iinfo(layer.dtype).max  # h w 1
+    return np.rint(image * alpha).astype(image.dtype)
 
 
 def is_animated(path: Path) -> bool:
