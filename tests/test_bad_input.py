@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +19,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import infer
-from ldm_video.video_io import probe
+from ldm_video.core.errors import UserError
+from ldm_video.pipeline.sizes import output_size
+from ldm_video.video_io import VideoWriter, probe
 from tests.cli_support import call, files_below, spawn
 from tests.video_io_support import pan, write_clip
 
@@ -306,6 +310,22 @@ def test_odd_size_with_subsampled_chroma(refused: Callable[..., str], tmp_path: 
     cv2.imwrite(str(tmp_path / "odd.png"), np.zeros((31, 47, 3), np.uint8))
     line = refused("--scale", "1", source=tmp_path / "odd.png")
     assert "needs even sizes, not 47x31" in line
+    assert "--height" not in line  # it would change what is kept
+    assert "give --codec ffv1 and an .mkv as --output, or a folder for PNG files" in line
+
+
+@pytest.mark.parametrize(("codec", "size"), [("libx264", (31, 47)), ("libx264", (32, 47)), ("prores_ks", (31, 47))])
+def test_the_advice_for_an_odd_size_helps(tmp_path: Path, codec: str, size: tuple[int, int]) -> None:
+    odd = size[0] * 3, size[1] * 3
+    with pytest.raises(UserError) as refusal:
+        VideoWriter(tmp_path / "hd.mov", odd, None, Fraction(25), codec=codec)
+    height = re.search(
+        r"by --height (\d+) in the place of --scale, or give --codec ffv1 and an .mkv", str(refusal.value)
+    )
+    assert height is not None
+    VideoWriter(tmp_path / "hd.mov", output_size(size, None, int(height[1])), None, Fraction(25), codec=codec)
+    VideoWriter(tmp_path / "hd.mkv", odd, None, Fraction(25), codec="ffv1")
+    VideoWriter(tmp_path / "hd", odd, None, Fraction(25))
 
 
 def test_a_container_that_cannot_hold_the_codec(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -146,3 +146,65 @@ def test_rare_subtitles_of_a_broadcast_keep_their_times(tmp_path: Path) -> None:
     copy_times(clip, tmp_path / "out.mkv")
     got = [float(t) for t, _ in packet_bytes(tmp_path / "out.mkv", "subtitle")]
     assert np.diff(got) == pytest.approx([13, 13, 3], abs=1.1)  # a second is a frame's
+
+
+def decoded(path: Path, kind: str) -> list[tuple[Fraction, np.ndarray]]:
+    """Times and samples of what a player shows, or lets hear."""
+    with av.open(str(path)) as container:
+        (stream,) = (stream for stream in container.streams if stream.type == kind)
+        return [(frame.pts * frame.time_base, frame.to_ndarray()) for frame in container.decode(stream)]
+
+
+@pytest.mark.parametrize("start", [Fraction(0), Fraction(-12, 25)])
+def test_matroska_keeps_the_picture_where_it_is_beside_sound_that_is_not_heard(tmp_path: Path, start: Fraction) -> None:
+    """AAC begins with a packet that an edit list hides, at -21 ms; Matroska has no time below 0."""
+    clip = clip_with_everything(tmp_path / "in.mp4", "", start=start)
+    copy_times(clip, tmp_path / "out.mkv")
+    want, got = decoded(clip, "video"), decoded(tmp_path / "out.mkv", "video")
+    assert [time for time, _ in got] == [time for time, _ in want] == [Fraction(i, 25) for i in range(len(want))]
+    want, got = decoded(clip, "audio"), decoded(tmp_path / "out.mkv", "audio")
+    assert [float(time) for time, _ in got] == pytest.approx([float(time) for time, _ in want], abs=1e-3)
+    np.testing.assert_allclose(np.stack([s for _, s in got[1:]]), np.stack([s for _, s in want[1:]]), atol=1e-3)
+    assert got[0][1].shape == want[0][1].shape
+
+
+@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "ac3", "libopus", "flac"])
+def test_matroska_keeps_the_picture_where_it_is_beside_sound_of(tmp_path: Path, codec: str) -> None:
+    """Of MP3 and AC-3 a part of the first packet is heard, of AAC nothing, of FLAC all of it."""
+    clip = tmp_path / "in.mp4"
+    with av.open(str(clip), "w") as output:
+        video, audio = output.add_stream("libx264", rate=25, options=FAST), output.add_stream(codec, rate=48000)
+        video.width, video.height = 96, 64
+        encode_pan(output, video, 20)
+        tone = (6000 * np.sin(np.arange(38400) * 0.05)).astype(np.int16).repeat(2)[None]  # stereo, interleaved
+        block = av.AudioFrame.from_ndarray(tone, format="s16", layout="stereo")
+        block.sample_rate, block.pts = 48000, 0
+        to_encoder = av.AudioResampler(audio.format.name, "stereo", 48000, audio.codec_context.frame_size or 1024)
+        for part in [*to_encoder.resample(block), *to_encoder.resample(None), None]:
+            output.mux(audio.encode(part))
+    copy_times(clip, tmp_path / "out.mkv")
+    assert not copy_times.warnings
+    assert [time for time, _ in decoded(tmp_path / "out.mkv", "video")] == [Fraction(i, 25) for i in range(20)]
+    want, got = decoded(clip, "audio"), decoded(tmp_path / "out.mkv", "audio")
+    assert float(got[0][0]) == pytest.approx(float(want[0][0]), abs=1e-3)
+    first = min(want[0][1].shape[-1], got[0][1].shape[-1])
+    np.testing.assert_allclose(got[0][1][..., :first], want[0][1][..., :first], atol=1e-3)
+
+
+def test_sound_that_is_not_heard_keeps_its_name_and_chapters_their_times(tmp_path: Path) -> None:
+    clip = tmp_path / "in.mp4"
+    with av.open(str(clip), "w") as output:
+        video, audio = output.add_stream("libx264", rate=25, options=FAST), output.add_stream("aac", rate=48000)
+        video.width, video.height = 96, 64
+        audio.metadata["language"] = "ger"
+        times = [{"start": start, "end": start + 400, "time_base": Fraction(1, 1000)} for start in (0, 400)]
+        output.set_chapters([{"id": i, "metadata": {"title": str(i)}} | time for i, time in enumerate(times)])
+        encode_pan(output, video, 20)
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 38400), np.int16), format="s16", layout="stereo")
+        block.sample_rate, block.pts = 48000, 0
+        output.mux([*audio.encode(block), *audio.encode(None)])
+    copy_times(clip, tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as written:
+        assert [chapter["start"] * chapter["time_base"] for chapter in written.chapters()] == [0, Fraction(2, 5)]
+        assert dict(written.streams.audio[0].metadata) | {"DURATION": ""} == {"language": "ger", "DURATION": ""}
+    assert [time for time, _ in decoded(tmp_path / "out.mkv", "video")] == [Fraction(i, 25) for i in range(20)]

@@ -23,7 +23,7 @@ from ldm_video.pipeline.plan import PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.pipeline.sizes import scale_box
 from ldm_video.pipeline.stream import Piece, RestoreSegment, restore_segment
-from ldm_video.pipeline.survey import take_survey
+from ldm_video.pipeline.survey import count_frames, take_survey
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import FrameReader, MaskSource, VideoInfo, VideoWriter, probe, read_mask
 from ldm_video.video_io.masks import fill_boxes
@@ -284,7 +284,7 @@ def open_mask(job: Job, info: VideoInfo) -> MaskSource:
     """The hole on the output's grid; boxes are given on the source's."""
     fill_boxes(job.boxes, info.size)  # refuses a box outside the frame in the numbers that it was given in
     boxes = [scale_box(box, info.size, job.size) for box in job.boxes]
-    return read_mask(job.mask, boxes or None, job.size, info.frames)
+    return read_mask(job.mask, boxes or None, job.size, info.frames, lambda: count_frames(info))
 
 
 def open_writers(job: Job, info: VideoInfo, joining: bool = False, sound: bool = True) -> list[VideoWriter]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 
 from ldm_video.pipeline.cuts import CutDetector
 from ldm_video.pipeline.journal import Survey
 from ldm_video.video_io import FrameReader, MaskSource, VideoInfo
+from ldm_video.video_io.container import begins_whole
 
 _REPORT_EVERY = 50  # frames
 
@@ -14,9 +17,10 @@ _REPORT_EVERY = 50  # frames
 def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], None], find_cuts: bool = True) -> Survey:
     """Decode the clip once, and a moving mask; a container's own count is not to be trusted.
 
-    Raises ``UserError`` when mask and clip differ in length.
+    Raises ``UserError`` when mask and clip differ in length, and when the mask has frames that the clip has lost
+    elsewhere than at its end.
     """
-    frames, cuts, warnings = info.frames or 0, list[int](), list[str]()
+    frames, cuts, warnings, cut_short = info.frames or 0, list[int](), list[str](), True
     if info.kind == "video" or find_cuts:
 
         def look(index: int) -> bool:
@@ -29,5 +33,21 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
             found = [detector.push(frame.pixels) for frame in reader]
             cuts = [cut for cut in (*found, detector.finish()) if cut is not None]
         frames, warnings = reader.decoded, reader.warnings
-    mask.finish(frames)
+        cut_short = frames == info.frames or (reader.in_step and begins_whole(info.path))
+    mask.finish(frames, cut_short)
     return Survey(frames, tuple(cuts), tuple(warnings))
+
+
+def count_frames(info: VideoInfo) -> int | None:
+    """How many frames decode; of the same file it is found out once."""
+    if info.kind != "video":
+        return info.frames
+    facts = info.path.stat()
+    return _decoded(info.path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def _decoded(path: Path, size: int, changed: int) -> int:
+    with FrameReader(path, deinterlace="off", wanted=lambda index: False) as reader:
+        list(reader)
+    return reader.decoded

@@ -114,6 +114,14 @@ def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damag
             yield frame
 
 
+def begins_whole(path: Path) -> bool:
+    """Whether the first frame that decodes is the first that the file holds."""
+    damage = Damage()
+    with open_video(path) as (container, stream):
+        first = next(decoded_frames(container, stream, damage), None)
+        return first is not None and not damage.errors and first.pts == stream.start_time
+
+
 def clock_jumps(container: InputContainer) -> bool:
     """Whether the container is one whose clock begins anywhere and may begin anew: MPEG-TS and -PS."""
     return bool(container.format.flags & FormatFlags.ts_discont.value)

@@ -73,6 +73,16 @@ def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> 
     return pixels.clamp(0.0, 1.0).mul(2.0).sub(1.0).contiguous()
 
 
+def over_black(pixels: Tensor, frame: av.VideoFrame) -> Tensor:
+    """``c h w`` in [-1, 1] that were made of ``frame``, darkened by what is transparent in it."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return pixels
+    height, width = pixels.shape[-2:]
+    rgba = _reformat(frame, colour_of(frame), width, height, "rgba").to_ndarray()
+    alpha = torch.from_numpy(np.ascontiguousarray(rgba[..., 3])).float() / 255.0  # h w
+    return (pixels + 1.0) * alpha - 1.0
+
+
 class ToVideoFrame:
     """Pixels of one size -> BT.709 limited-range frames (BT.709-6 3.5), tagged in full.
 

@@ -78,16 +78,20 @@ def find_encoder(name: str) -> Encoder:
     return ENCODERS[name]
 
 
-def check_size(encoder: Encoder, size: tuple[int, int]) -> None:
-    """``UserError`` with the nearest possible size when ``size`` is too large or chroma subsampling forbids it."""
+def check_size(encoder: Encoder, size: tuple[int, int], source: tuple[int, int] | None = None) -> None:
+    """``UserError`` that names options which help, when ``size`` is too large or chroma subsampling forbids it.
+
+    ``source``: the clip's size, where it is known. At that size pixels are kept: another one is no help.
+    """
     height, width = size
     if height < 1 or width < 1:
         raise UserError(f"output size {width}x{height} is empty; choose at least 2x2")
     if max(size) > _LARGEST:
         raise UserError(f"the output would be {width}x{height}, videos hold {_LARGEST}; choose a smaller --scale")
-    fit_height, fit_width = height + height % encoder.height_step, width + width % encoder.width_step
-    if (fit_height, fit_width) != (height, width):
+    if height % encoder.height_step or width % encoder.width_step:
+        even = f"{width + width % 2}x{height + height % 2}"
+        resize = f"choose {even} or about that by --height {height + height % 2} in the place of --scale, or "
         raise UserError(
             f"{encoder.name} ({encoder.pix_fmt}) needs even sizes, not {width}x{height}; "
-            f"choose {fit_width}x{fit_height}, or write a folder of PNG files"
+            f"{'' if size == source else resize}give --codec ffv1 and an .mkv as --output, or a folder for PNG files"
         )

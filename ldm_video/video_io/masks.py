@@ -1,9 +1,9 @@
-"""Masks in step with the clip: white (1) = fill, black (0) = keep."""
+"""Masks in step with the clip: white (1) = fill, black or transparent (0) = keep."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +23,17 @@ class MaskSource:
     ``at(index)``: float32 ``1 h w`` in {0, 1}. A mask video is decoded once, forwards, and one frame is held; asking
     for an earlier frame starts it again. A one-frame mask holds for the whole clip.
     ``finish(frames)`` must be called once the clip's true length is known. Both raise ``UserError`` on a mismatch.
+    ``recount``: see :func:`read_mask`.
     """
 
-    def __init__(self, path: Path | None, boxes: Sequence[Box], size: tuple[int, int], frames: int | None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        boxes: Sequence[Box],
+        size: tuple[int, int],
+        frames: int | None,
+        recount: Callable[[], int | None] | None = None,
+    ) -> None:
         self.size = size
         self._path = path
         self._promised = frames
@@ -38,8 +46,10 @@ class MaskSource:
         if path is not None:
             announced = self._open(path).info.frames
             if self.frames != 1 and None not in (announced, frames) and announced != frames:
-                self.close()
-                raise self._mismatch(str(announced), str(frames))
+                self._promised = frames if recount is None else recount()
+                if announced != self._promised:
+                    self.close()
+                    raise self._mismatch(str(announced), str(self._promised))
 
     def at(self, index: int) -> Tensor:
         """``1 h w`` for frame ``index`` of the clip."""
@@ -53,14 +63,23 @@ class MaskSource:
             self._advance()
         return self._hole()
 
-    def finish(self, frames: int) -> None:
-        """Check the mask's length against the clip's, ``frames`` as decoded (a truncated clip may have fewer)."""
+    def finish(self, frames: int, cut_short: bool = True) -> None:
+        """Check the mask's length against the clip's, ``frames`` as decoded: they are laid one on the other by number.
+
+        ``cut_short``: frames that the clip promised and has not, if any, would be its last ones, as of a truncated
+        file. A mask that has them too is right then; where they are missing elsewhere, it would come late from there.
+        """
         if self._path is None or self.frames == 1:
             return
         while self._next is not None:
             self._advance()
-        if self._held_index + 1 not in (frames, self._promised):
-            raise self._mismatch(str(self._held_index + 1), str(frames))
+        count = self._held_index + 1
+        if count == frames:
+            return
+        if count != self._promised or count < frames:
+            raise self._mismatch(str(count), str(frames))
+        if not cut_short:
+            raise self._mismatch(str(count), f"{frames}, lost ones not being its last (docs/films.md says what helps)")
 
     def close(self) -> None:
         """Let go of the mask file."""
@@ -76,7 +95,7 @@ class MaskSource:
     def _open(self, path: Path) -> FrameReader:
         """Start the mask from its first frame; one frame of look-ahead tells a still mask from a moving one."""
         self.close()
-        self._reader = reader = FrameReader(path, deinterlace="off")
+        self._reader = reader = FrameReader(path, deinterlace="off", over_black=True)
         self._next, self._held_index = self._load(), -1  # a reader has at least one frame
         self._advance()
         if self._next is None:
@@ -112,14 +131,16 @@ def read_mask(
     box: Box | Sequence[Box] | None,
     size: tuple[int, int],
     frames: int | None,
+    recount: Callable[[], int | None] | None = None,
 ) -> MaskSource:
     """The hole of each frame of a clip of ``size`` (height, width) and ``frames`` frames (None: not known yet).
 
-    ``source``: image, folder of frames or video, white = fill, of any size (resized with nearest neighbour).
+    ``source``: image, folder of frames or video, white = fill, transparent = keep, of any size (nearest neighbour).
     ``box``: one or several ``(x, y, w, h)`` in pixels of the clip. Both: their union. Neither: nothing to fill.
+    ``recount``: counts the clip's frames, where ``frames`` is its container's word alone and the mask has others.
     """
     boxes: Sequence[Box] = [] if box is None else [box] if isinstance(box[0], int) else box  # type: ignore[list-item, assignment]
-    return MaskSource(None if source is None else Path(source), boxes, size, frames)
+    return MaskSource(None if source is None else Path(source), boxes, size, frames, recount)
 
 
 def parse_box(text: str) -> Box:

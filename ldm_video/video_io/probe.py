@@ -18,7 +18,7 @@ from ldm_video.video_io.colour import HDR_TRANSFERS, Colour
 from ldm_video.video_io.container import Damage, clock_jumps, clock_origin, decoded_frames, open_video
 from ldm_video.video_io.convert import bit_depth, colour_of
 from ldm_video.video_io.orientation import Orientation, orientation_of
-from ldm_video.video_io.stills import is_image, list_frames, read_image
+from ldm_video.video_io.stills import is_animated, is_image, list_frames, read_image
 from ldm_video.video_io.subsample import is_left_untagged
 
 DEFAULT_RATE = Fraction(25)  # for folders of frames, which have no clock
@@ -81,12 +81,15 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Facts about ``path``: a video file, a folder of frames, or a still image. ``UserError`` when it is neither."""
+    """Facts about ``path``: a video file, a folder of frames, or a still image. ``UserError`` when it is neither.
+
+    An animated PNG is a video; other files of several pictures are refused.
+    """
     path = Path(path)
     if path.is_dir():
         files = list_frames(path)
         return _probe_still(path, "frames", files[0], len(files))
-    if is_image(path):
+    if is_image(path) and not is_animated(path):
         return _probe_still(path, "image", path, 1)
     with open_video(path) as (container, stream):
         frames = islice(decoded_frames(container, stream, Damage()), _FLAG_FRAMES)

@@ -16,13 +16,14 @@ from torch import Tensor
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.clocks import TimedFrame, timed_frames
 from ldm_video.video_io.container import Damage, decoded_frames, open_video
-from ldm_video.video_io.convert import colour_of, image_to_pixels, refit, to_pixels
+from ldm_video.video_io.convert import colour_of, image_to_pixels, over_black, refit, to_pixels
 from ldm_video.video_io.interlace import MIN_SIDE, FieldOrder, deinterlace, detect_field_order
 from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
 from ldm_video.video_io.stills import list_frames, read_image, require_size
 from ldm_video.video_io.subsample import LeftChroma
 
 Deinterlace = Literal["auto", "on", "off"]
+_ON_TIME = Fraction(1, 4)  # of a frame: clocks of milliseconds round
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class FrameReader:
 
     ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
     Frames between them that are not ``wanted`` are decoded, so that the numbers and times of the others are exact, but
-    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not.
+    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not. ``in_step``: whether
+    each of them came when the frame rate says, counted from the first, as where none is missing between them.
+    ``over_black``: what is transparent is black, whatever colour it hides; else transparency is dropped.
     ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings``, and those of them that tell of ``damage``,
     are complete once the pass is over.
     Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
@@ -52,6 +55,7 @@ class FrameReader:
         start: int = 0,
         stop: int | None = None,
         wanted: Callable[[int], bool] = lambda index: True,
+        over_black: bool = False,
     ) -> None:
         if start < 0 or (stop is not None and stop <= start):
             raise UserError(f"no frames between start {start} and stop {stop}; choose 0 <= start < stop")
@@ -59,7 +63,8 @@ class FrameReader:
         self.warnings: list[str] = []
         self.damage: list[str] = []
         self.decoded = 0
-        self._start, self._stop, self._wanted = start, stop, wanted
+        self.in_step = True
+        self._start, self._stop, self._wanted, self._over_black = start, stop, wanted, over_black
         self._order = self._field_order(deinterlace)
         if self.info.hdr:
             self.warnings.append(f"{path} is HDR ({self.info.hdr}); it is read as if it were SDR, colours will be dull")
@@ -104,9 +109,13 @@ class FrameReader:
             for count, (last, frame) in enumerate(timed, start=1):
                 first = last if count == 1 else first
                 self.decoded = count
+                late = (last - first) * (info.rate or DEFAULT_RATE) - (count - 1)  # in frames
+                self.in_step &= abs(late) < _ON_TIME
                 if count > self._start and self._wanted(count - 1):
                     frame = placed(frame) if placed else frame
                     pixels = to_pixels(frame, info.colour, width, info.coded_height)
+                    if self._over_black:
+                        pixels = over_black(pixels, frame)
                     yield Frame(count - 1, info.orientation.apply(pixels), last)
                 if count == self._stop:
                     return
@@ -120,7 +129,7 @@ class FrameReader:
             self.decoded = index + 1
             if not self._wanted(index):
                 continue
-            image = read_image(file, damaged)
+            image = read_image(file, damaged, self._over_black)
             require_size(image, self.info.size, file, files[0])
             yield Frame(index, image_to_pixels(image), index / DEFAULT_RATE)
         self._require_start(len(files))

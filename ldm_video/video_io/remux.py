@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from av.stream import Stream
 
 from ldm_video.video_io.clocks import JoinedClock
 from ldm_video.video_io.container import open_input
+from ldm_video.video_io.priming import primed
 from ldm_video.video_io.probe import VideoInfo
 
 _EDITED = {"mp4", "mov", "ipod", "3gp", "3g2"}  # containers whose edit lists say what is not shown; ipod is .m4v
@@ -30,8 +31,9 @@ class StreamCopier:
     """Copies audio and subtitle streams of ``source`` into ``output`` in step with the picture.
 
     Streams that the container cannot hold are left out with a warning each, and so are damaged packets: the picture
-    never fails for its sound. What the source's edit list cuts off stays in containers that have one, unheard. Time
-    stamps keep their distance to the picture: both lose the same ``source.time_origin``.
+    never fails for its sound. What the source's edit list cuts off stays in containers that have one, unheard; Matroska
+    keeps what decoders want of it as the track's delay. Time stamps keep their distance to the picture: both lose the
+    same ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -48,13 +50,15 @@ class StreamCopier:
             return
         container = self._stack.enter_context(open_input(source.path))
         templates = [*container.streams.audio, *container.streams.subtitles]
-        first = _first_packets(source.path) if templates else {}
+        first = _first_packets(source.path, output.format.name) if templates else {}
         for template in templates:
-            problem = _why_not(template, first.get(template.index), output.format.name)
+            packet = first.get(template.index)
+            priming = _unheard(template, packet, output.format.name)
+            problem = _why_not(template, packet, output.format.name)
             if problem:
                 warnings.append(_left_out(template, target, problem))
             else:
-                self._streams[template.index] = _add_copy(output, template)
+                self._streams[template.index] = _add_copy(output, template, packet, priming)
                 if template.type == "audio":
                     self._clocks[template.index] = JoinedClock(source)
         self._copy_chapters(container)
@@ -84,18 +88,12 @@ class StreamCopier:
     def _next(self) -> Packet | None:
         try:
             for packet in self._packets:
-                if packet.size and (packet.dts is not None or packet.pts is not None) and not self._is_cut_off(packet):
+                timed = packet.dts is not None or packet.pts is not None
+                if packet.size and timed and not _is_cut_off(packet, self._output.format.name):
                     return self._shifted(packet)
         except av.FFmpegError as error:
             self._warnings.append(f"sound or subtitles end early, the source is damaged ({error.strerror})")
         return None
-
-    def _is_cut_off(self, packet: Packet) -> bool:
-        """Whether the source's edit list hides it, and the output has no such list and would show it."""
-        if not packet.is_discard or self._output.format.name in _EDITED:
-            return False
-        seconds = (packet.dts if packet.pts is None else packet.pts) * packet.time_base
-        return not -_PREROLL <= seconds < 0
 
     def _shifted(self, packet: Packet) -> Packet:
         assert self._source is not None
@@ -130,8 +128,40 @@ class StreamCopier:
                 self._output.add_attachment(attached.name, attached.mimetype, attached.data)
 
 
-def _add_copy(output: OutputContainer, template: Stream) -> Stream:
-    stream = output.add_stream_from_template(template)
+def _is_cut_off(packet: Packet, container_format: str) -> bool:
+    """Whether the source's edit list hides it, and the output has no such list and would show it."""
+    if not packet.is_discard or container_format in _EDITED:
+        return False
+    seconds = _begins(packet)
+    return seconds is None or not -_PREROLL <= seconds < 0
+
+
+def _begins(packet: Packet) -> Fraction | None:
+    """Seconds."""
+    ticks = packet.dts if packet.pts is None else packet.pts
+    return None if ticks is None else ticks * packet.time_base
+
+
+def _unheard(template: Stream, packet: Packet | None, container_format: str) -> Fraction:
+    """Seconds from ``packet``, the first of the stream that is copied, to the first sound that the source lets hear.
+
+    From MP4, where sound before 0 is not heard, to Matroska; not of Opus, which brings its own.
+    """
+    if packet is None or container_format != "matroska" or template.type != "audio":
+        return Fraction(0)
+    edited = not _EDITED.isdisjoint(template.container.format.name.split(","))
+    seconds, opus = _begins(packet), template.codec_context.codec.canonical_name == "opus"
+    if not edited or opus or seconds is None or _is_cut_off(packet, container_format):
+        return Fraction(0)
+    return max(Fraction(0), -seconds)
+
+
+def _add_copy(
+    output: OutputContainer, template: Stream, packet: Packet | None = None, priming: Fraction = Fraction(0)
+) -> Stream:
+    """``priming``: see :func:`_unheard`; ``packet`` is one of the stream's."""
+    with primed(template, packet, priming) if packet is not None and priming else nullcontext(template) as copied:
+        stream = output.add_stream_from_template(copied)
     stream.metadata.update({k: v for k, v in template.metadata.items() if k in ("language", "title")})
     stream.disposition = template.disposition
     if template.type == "audio" and template.layout.name.endswith(" channels"):  # which is which, nobody said
@@ -139,15 +169,18 @@ def _add_copy(output: OutputContainer, template: Stream) -> Stream:
     return stream
 
 
-def _first_packets(path: Path) -> dict[int, Packet]:
-    """Of each stream of sound or subtitles, where it comes early enough."""
-    found: dict[int, Packet] = {}
+def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
+    """Of each stream of sound or subtitles, the first that is copied, where it comes early enough, or else any."""
+    found, copied = dict[int, Packet](), set[int]()
     with open_input(path) as container, suppress(av.FFmpegError):
         streams = [*container.streams.audio, *container.streams.subtitles]
         for packet in islice(container.demux(streams), _LOOKAHEAD):
-            if packet.size:
-                found.setdefault(packet.stream.index, packet)
-            if len(found) == len(streams):
+            index = packet.stream.index
+            if packet.size and index not in copied:
+                found[index] = packet
+                if not _is_cut_off(packet, container_format):
+                    copied.add(index)
+            if len(copied) == len(streams):
                 break
     return found
 

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -15,6 +15,9 @@ import numpy as np
 
 from ldm_video.core.errors import UserError
 
+_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+_SEE_THROUGH = (".png", ".webp")  # of TIFF, OpenCV gives colours that are over black already
+_TIFF = (b"II", b"MM")  # byte orders
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 _one_at_a_time = threading.Lock()
@@ -44,27 +47,69 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(files, key=lambda p: natural_key(p.name))
 
 
-def read_image(path: Path, damaged: list[str] | None = None) -> np.ndarray:
+def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = False) -> np.ndarray:
     """``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped.
 
+    ``over_black``: what is transparent, in PNG and WebP, is black instead.
     ``damaged``: takes the names of pictures that are damaged, but not altogether, and what is wrong with them.
+    Raises ``UserError`` for a file that cannot be read, or that holds several pictures.
     """
     complaints: list[str] = []
+    data = _load(path)
     try:
-        data = np.fromfile(path, np.uint8)
         with _overheard(complaints):
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; check the path") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); check its permissions") from error
+            image = cv2.imdecode(data, _COLOUR) if data.size else None
+            several = image is not None and _holds_several(data)
+            if image is not None and over_black and path.suffix.lower() in _SEE_THROUGH:
+                image = _over_black(image, cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
     except cv2.error as error:
         raise UserError(f"{path} cannot be read as an image ({error.err})") from error
     if image is None:
         raise UserError(f"{path} cannot be read as an image; it is empty, damaged or of another format")
+    if several:
+        raise UserError(f"{path} holds several pictures; save each in a file of its own, and give their folder")
     if complaints and damaged is not None:
         damaged.append(f"{path.name} ({complaints[0]})")
     return image
+
+
+def _over_black(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """``image``, darkened by what is transparent in ``layer``, the same picture with alpha where it has some."""
+    if layer.ndim != 3 or layer.shape[2] != 4 or layer.shape[:2] != image.shape[:2]:
+        return image
+    alpha = layer[..., 3:].astype(np.float32) / np.iinfo(layer.dtype).max  # h w 1
+    return np.rint(image * alpha).astype(image.dtype)
+
+
+def is_animated(path: Path) -> bool:
+    """Whether it is an animated PNG, which FFmpeg reads as the video that it is."""
+    if path.suffix.lower() != ".png":
+        return False
+    with _overheard([]), suppress(cv2.error):  # reading it in earnest says what is wrong with it
+        return _holds_several(_load(path))
+    return False
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.fromfile(path, np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check its permissions") from error
+
+
+def _holds_several(data: np.ndarray) -> bool:
+    """Whether there is a second picture as large as the first; a smaller one is a thumbnail, as GIMP adds to TIFF.
+
+    Few files are looked at twice: those of animations (PNG, WebP) have a chunk that says so. (``cv2.imcount`` takes no
+    bytes, and crashes on names that are not UTF-8.)
+    """
+    raw = data.tobytes()
+    if not (raw.startswith(_TIFF) or b"acTL" in raw or b"ANIM" in raw):
+        return False
+    pictures = cv2.imdecodemulti(data, cv2.IMREAD_COLOR, range=(0, 2))[1]
+    return len(pictures) == 2 and pictures[0].shape == pictures[1].shape
 
 
 @contextmanager

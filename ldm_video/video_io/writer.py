@@ -118,7 +118,7 @@ class VideoWriter(_Writer):
         self._arguments = self._encoder.arguments(crf, preset)
         self._to_folder = self.path.is_dir() or not self.path.suffix
         if not self._to_folder and not is_image(self.path):
-            check_size(self._encoder, size)
+            check_size(self._encoder, size, None if source is None else source.size)
         _check_target(self.path, source, overwrite)
         if self._to_folder and self.path.is_file():
             raise UserError(
