@@ -186,7 +186,8 @@ def prepare_clip(
     job = make_job(arguments, config, info, own)
     memory = config.memory
     if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
-        open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
+        # An output that cannot be is refused for that. Whose work is kept only the segments, once chosen, can tell.
+        open_writers(job, info, joining=Journal(job.output).joining)
         memory = "auto"
     if memory is None:
         return job, restorer

@@ -43,6 +43,10 @@ os.umask(_umask)
 _USUAL = 0o666 & ~_umask  # rights of a new file
 
 
+class Taken(UserError):
+    """Something has an output's name already, and is not to be replaced."""
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
+from ldm_video.core.files import Taken
 from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
 from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
 from ldm_video.pipeline.parts import Parts
@@ -114,12 +115,12 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     started = time.monotonic()
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
-    writers = open_writers(job, info, joining=journal.joining)
+    identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
+    writers = open_writers(job, info, joining=_may_replace(job, journal, identity))
     for writer in writers:
         writer.rehearse()
     if part.restart and journal.exists:
         journal.discard()
-    identity = identify(job, restorer, part) if journal.exists else None
     survey = None if identity is None else journal.survey(identity)
     if survey is None:
         survey = _survey(job, info, watch)
@@ -140,6 +141,20 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     else:
         frames = _restore_whole(job, restorer, watch, plan[0], writers)
     return Outcome(frames, time.monotonic() - started, [*survey.warnings, *writers[0].warnings], pending)
+
+
+def _may_replace(job: Job, journal: Journal, identity: Mapping[str, Any] | None) -> bool:
+    """Whether outputs that exist are this job's own, which was ended while it put them in their places.
+
+    ``Taken`` where that was another job: then the output is finished, or its command's to finish.
+    """
+    joins = identity is not None and journal.joins(identity)
+    if journal.joining and not joins and not job.overwrite and job.output.exists():
+        raise Taken(
+            f"{job.output} exists already, and what is kept in {journal.folder} is another command's; "
+            "pass --overwrite or choose another output"
+        )
+    return joins
 
 
 def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:

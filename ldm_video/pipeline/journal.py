@@ -60,8 +60,13 @@ class Journal:
 
     @property
     def joining(self) -> bool:
-        """Whether the outputs were being put together: one that exists is this journal's own."""
+        """Whether the outputs were being put together, by whatever command: one that exists may be its own."""
         return self.exists and (self.folder / "joining").exists()
+
+    def joins(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this very job was putting the outputs together: one that exists is its own."""
+        kept = self._read()
+        return self.joining and kept is not None and not changes(kept["identity"], identity)
 
     def survey(self, identity: Mapping[str, Any]) -> Survey | None:
         """The kept survey, where it is of the same job."""
