@@ -34,11 +34,12 @@ from ldm_video.pipeline.batch import (
     run_batch,
 )
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
+from ldm_video.pipeline.job import Job, Outcome, Part, open_mask, open_writers, run_job
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
+from ldm_video.pipeline.names import compare_path, preview_path
 from ldm_video.pipeline.plan import PlanRules, longest_needed
-from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
+from ldm_video.pipeline.preview import FEW_STEPS, run_preview
 from ldm_video.pipeline.prompts import Prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
