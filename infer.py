@@ -47,7 +47,8 @@ from ldm_video.pipeline.settings import FILL, PROPAGATE, find_prompts, read_conf
 from ldm_video.pipeline.sizes import output_size, parse_tile
 from ldm_video.pipeline.workers import Share, find_share, finish, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
-from ldm_video.video_io.encoders import find_encoder
+from ldm_video.video_io.encoders import check_size, find_encoder
+from ldm_video.video_io.stills import is_image
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
@@ -187,8 +188,7 @@ def prepare_clip(
     job = make_job(arguments, config, info, own)
     memory = config.memory
     if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
-        # An output that cannot be is refused for that. Whose work is kept only the segments, once chosen, can tell.
-        open_writers(job, info, joining=Journal(job.output).joining)
+        open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
         memory = "auto"
     if memory is None:
         return job, restorer
@@ -245,13 +245,15 @@ def find_config(text: str) -> Path:
 
 
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, own: SamplingDefaults) -> Job:
-    output = Path(arguments.output)
+    output, size = Path(arguments.output), make_size(config, info.size, own)
+    if output.suffix and not output.is_dir() and not is_image(output):
+        check_size(find_encoder(config.codec), size)  # before a mask is laid out on it
     window = own.window if config.window is None else config.window
     overlap = own.overlap if config.overlap is None else config.overlap
     return Job(
         source=Path(arguments.input),
         output=output,
-        size=make_size(config, info.size, own),
+        size=size,
         mask=arguments.mask,
         boxes=[parse_box(text) for text in arguments.box],
         deinterlace=config.deinterlace,
