@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import cv2
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 
 import infer
+from ldm_video.pipeline.arguments import DEINTERLACE
 from ldm_video.pipeline.settings import read_config
 from ldm_video.video_io import probe
+from ldm_video.video_io.reader import Deinterlace
 from tests.cli_support import call, files_below, read_pixels, spawn
 from tests.video_io_support import packet_bytes, packet_times, pan, write_clip, yuv_frame
 
@@ -300,6 +305,38 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for option in KEYS_WITH_AN_OPTION:
         assert f"--{option.replace('_', '-')} " in text
+
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "scipy", "numpy", "av", "cv2")
+LOADED = f"""
+import sys
+sys.argv[0] = "infer.py"
+try:
+    import infer
+    infer.run_cli(infer.main)
+finally:
+    print(sorted({{*sys.modules}} & {{*{HEAVY}}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--turbo"], 2),
+        (["--input", "none.mp4", "--output", "hd.mp4"], 2),
+        (["--input", "infer.py", "--output", "hd.mp4", "segmnt=4"], 2),
+        (["--input", "infer.py", "--output", "hd.mp4", "segment=0"], 2),
+    ],
+)
+def test_help_and_wrong_words_wait_for_no_library(words: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *words], cwd=infer.HERE, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_line_offers_what_the_reader_takes() -> None:
+    assert get_args(Deinterlace) == DEINTERLACE
 
 
 @pytest.mark.parametrize("key", KEYS_WITH_AN_OPTION)

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 import infer
+from ldm_video import restoration
 from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
@@ -73,7 +74,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 @pytest.fixture
 def settings(read: Read) -> Callable[..., RestoreSettings]:
     """``settings(model, *words)``: what a segment is restored with."""
-    return lambda model, *words: infer.make_settings(read(*words)[1], model)
+    return lambda model, *words: restoration.make_settings(read(*words)[1], model)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def job(read: Read, info: VideoInfo, model: VideoModel) -> Callable[..., Job]:
 
     def run(*words: object) -> Job:
         arguments, config = read(*words)
-        return infer.make_job(arguments, config, info, model.sampling)
+        return restoration.make_job(arguments, config, info, model.sampling)
 
     return run
 

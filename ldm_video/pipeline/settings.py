@@ -5,25 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import get_args
 
 from omegaconf import DictConfig
 
 from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
+from ldm_video.pipeline.arguments import DEINTERLACE, FILL, PROPAGATE
 from ldm_video.pipeline.plan import JOINS
-from ldm_video.pipeline.prompts import Prompts, read_prompts
-from ldm_video.video_io.reader import Deinterlace
 
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
     "prompt_blend", "average", "steady",
 )  # fmt: skip
 NUMBERS = ("scale", "guidance", "dilate", "strength", "fidelity")
-PROPAGATE = ("auto", "on", "off")
-FILL = ("auto", "patches", "model")
 CHOICES = {
-    "deinterlace": get_args(Deinterlace),
+    "deinterlace": DEINTERLACE,
     "join": JOINS,
     "cuts": ("auto", "off"),
     "propagate": PROPAGATE,
@@ -88,15 +84,6 @@ def check_choices(config: DictConfig) -> None:
     for name, choices in CHOICES.items():
         if config[name] not in choices:
             raise UserError(f"unknown {name} '{config[name]}'; use {', '.join(choices)}")
-
-
-def find_prompts(config: DictConfig) -> Prompts | None:
-    """What ``--prompt-file`` holds."""
-    if config.prompt_file is None:
-        return None
-    if config.prompt is not None:
-        raise UserError("give either --prompt or --prompt-file, and not both")
-    return read_prompts(Path(config.prompt_file), config.prompt_blend)
 
 
 def _quoted(text: str) -> str:
