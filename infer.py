@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import torch
-from omegaconf import DictConfig
-
-from ldm_video.core.errors import ArgumentParser, UserError, run_cli
-from ldm_video.diffusion.sampler import sampling_timesteps
-from ldm_video.models.device import place
-from ldm_video.models.lora import open_adapted, read_adapter
-from ldm_video.models.open_model import find_model
-from ldm_video.models.video_model import SamplingDefaults, VideoModel
-from ldm_video.pipeline.batch import (
-    Clip,
-    Report,
-    at_work,
-    find_mask,
-    is_archive,
-    list_clips,
-    own_clips,
-    run_batch,
-)
-from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, Part, compare_path, open_mask, open_writers, run_job
-from ldm_video.pipeline.journal import Journal
-from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
-from ldm_video.pipeline.plan import PlanRules, longest_needed
-from ldm_video.pipeline.preview import FEW_STEPS, preview_path, run_preview
-from ldm_video.pipeline.prompts import Prompts
-from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
-from ldm_video.pipeline.settings import FILL, PROPAGATE, find_prompts, read_config
-from ldm_video.pipeline.sizes import output_size, parse_tile
-from ldm_video.pipeline.workers import Share, find_share, finish, own_device
-from ldm_video.video_io import VideoInfo, parse_box, probe
-from ldm_video.video_io.encoders import find_encoder
-
-HERE = Path(__file__).resolve().parent
-SHIPPED = HERE / "ldm_video" / "weights" / "small-x4"
-DEFAULTS = HERE / "configs" / "infer" / "default.yaml"
+from ldm_video.core.errors import run_cli
+from ldm_video.pipeline.arguments import DEFAULTS, check_input, parse_arguments
+from ldm_video.pipeline.settings import read_config
 
 
 def main() -> None:
-    """Read the command line, build the job, run it."""
+    """Read the command line, then load the libraries, which takes seconds, and do it."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # of names that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, on_signal)
     try:
-        run(arguments)
+        check_input(arguments)
+        config = read_config(arguments, DEFAULTS)
+        from ldm_video.restoration import run
+
+        run(arguments, config)
     except KeyboardInterrupt as stop:
         line = "; ".join(filter(None, ("interrupted", *(text for text in stop.args if isinstance(text, str)))))
         print(line, file=sys.stderr)
@@ -73,276 +37,5 @@ def on_signal(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """One clip, or an archive of them."""
-    if Path(arguments.output).name in ("", ".."):  # files beside it are named after it
-        arguments.output = os.path.abspath(arguments.output)
-    if is_archive(Path(arguments.input), Path(arguments.output), arguments.mask):
-        return run_archive(arguments)
-    if arguments.preview:
-        arguments.output = preview_path(Path(arguments.output))
-    info, job, restorer, part = prepare(arguments)
-    run_clip(arguments, info, job, restorer, part, shown=part.share.index == 0)
-
-
-def run_clip(
-    arguments: argparse.Namespace, info: VideoInfo, job: Job, restorer: Restorer, part: Part, shown: bool
-) -> Outcome:
-    """Restore it, or say what would be done."""
-    if arguments.dry_run:
-        open_mask(job, info).close()
-        open_writers(job, info)
-        print(plan(info, job, restorer))
-        return Outcome(0, 0.0, [])
-    if arguments.preview and part.share.index == 0:
-        outcome = run_with_bar(lambda watch: run_preview(job, restorer, watch), shown)
-    elif arguments.preview:
-        outcome = Outcome(0, 0.0, [], f"share {part.share} has nothing to do: a preview is the first one's")
-    else:
-        outcome = run_with_bar(lambda watch: run_job(job, restorer, watch, part), shown)
-    for warning in outcome.warnings:
-        complain(f"warning: {warning}")
-    print(summary(job, outcome))
-    return outcome
-
-
-def run_archive(arguments: argparse.Namespace) -> None:
-    """Every video below a folder, this process's share of them, with one model. ``UserError`` when any failed."""
-    config, target = read_config(arguments, DEFAULTS), Path(arguments.output)
-    share, prompts = find_share(arguments.share, os.environ), find_prompts(config)
-    also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
-    clips, pictures = list_clips(Path(arguments.input), target, config.codec, also, arguments.mask)
-    if arguments.preview:
-        clips = [replace(clip, output=preview_path(clip.output)) for clip in clips]
-    own = own_clips(clips, share)
-    passed = f"; {pictures} pictures are passed over" if pictures else ""
-    complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
-    with nullcontext() if arguments.dry_run else at_work(target, share):
-        model, part = load_model(arguments, config)
-        restorer = make_restorer(config, model, prompts)
-        check_command(arguments, config, model.sampling, restorer)
-
-        def work(clip: Clip) -> Outcome:
-            paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
-            given, info = argparse.Namespace(**vars(arguments) | paths), probe(clip.source)
-            alone = replace(part, share=Share())
-            job, fitted = prepare_clip(given, config, info, model.sampling, restorer, alone)
-            return run_clip(given, info, job, fitted, alone, shown=share.index == 0)
-
-        path = target / ("report.preview.json" if arguments.preview else "report.json")
-        report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
-        states = run_batch(own, report, work, arguments.overwrite or arguments.preview, complain)
-    print(f"{target}: {states['done']} done, {states['skipped']} skipped, {states['failed']} failed")
-    if arguments.share is None:
-        finish(os.environ, failed=states["failed"] > 0)
-    if states["failed"]:
-        told = "" if report is None else f"; {path} says why"
-        raise UserError(f"{states['failed']} of {len(own)} clips failed{told}")
-
-
-def check_command(arguments: argparse.Namespace, config: DictConfig, own: SamplingDefaults, restorer: Restorer) -> None:
-    """``UserError`` for what is wrong with a command whatever the clip: it is said once, and not with every clip."""
-    if config.memory is not None:
-        check_memory(config.memory, restorer)
-    find_encoder(config.codec).arguments(config.crf, config.preset)
-    make_size(config, (2, 2), own)
-    for text in arguments.box:
-        parse_box(text)
-    if arguments.mask is not None and not arguments.mask.exists():
-        raise UserError(f"{arguments.mask} does not exist; check the path")
-
-
-def prepare(arguments: argparse.Namespace) -> tuple[VideoInfo, Job, Restorer, Part]:
-    """What the command line asks for of one clip, checked and ready to run."""
-    config = read_config(arguments, DEFAULTS)
-    prompts = find_prompts(config)
-    info = probe(arguments.input)
-    model, part = load_model(arguments, config)
-    restorer = make_restorer(config, model, prompts)
-    job, restorer = prepare_clip(arguments, config, info, model.sampling, restorer, part)
-    return info, job, restorer, part
-
-
-def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Part]:
-    """The model, and how this process takes part. A preview's steps are few unless they are given."""
-    model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
-    adapter = None if config.lora is None else read_adapter(config.lora)
-    model = open_adapted(model_files, adapter, config.variant)
-    if arguments.preview and config.steps is None:
-        config.steps = min(model.sampling.steps, FEW_STEPS)
-    share, lora = find_share(arguments.share, os.environ), None if adapter is None else (adapter.where, adapter.scale)
-    return model, Part(share, arguments.restart, model_files, lora, config.variant)
-
-
-def prepare_clip(
-    arguments: argparse.Namespace,
-    config: DictConfig,
-    info: VideoInfo,
-    own: SamplingDefaults,
-    restorer: Restorer,
-    part: Part,
-) -> tuple[Job, Restorer]:
-    """One clip, with the tile and the segments that ``--memory`` allows, or what is free where it is not enough."""
-    job = make_job(arguments, config, info, own)
-    memory = config.memory
-    if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
-        open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
-        memory = "auto"
-    if memory is None:
-        return job, restorer
-    job, restorer, line = fit_memory(memory, info, job, restorer, part, os.environ)
-    complain(line)
-    return job, restorer
-
-
-def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, help="video, folder of frames, picture, or folder of videos")
-    parser.add_argument("--output", required=True, help="video, folder for PNG files, or picture")
-    parser.add_argument("--mask", type=Path, help="picture, folder or video; white = fill, black = keep")
-    parser.add_argument("--box", action="append", default=[], metavar="x,y,w,h", help="fill this box; may repeat")
-    parser.add_argument("--prompt", help="what to fill the mask with, and what the clip shows")
-    parser.add_argument("--prompt-file", metavar="FILE", help="lines FRAME: PROMPT, each from its frame on")
-    parser.add_argument("--negative-prompt", help="what not to show")
-    parser.add_argument("--model", help="bundle, Stable Diffusion folder or file, or hub name[@revision]")
-    parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapter to merge into the model: folder or file")
-    parser.add_argument("--config", default=DEFAULTS, type=find_config, help="fast, quality, or a YAML file like them")
-    parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
-    parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
-    parser.add_argument("--steps", type=int, help="sampling steps; 0: the decoder alone, if it sees the clip")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale")
-    parser.add_argument("--noise-level", type=int, help="of the low-res pixels, for the SD x4-upscaler")
-    parser.add_argument("--strength", type=float, help="share of the steps to run, from the resized input")
-    parser.add_argument("--seed", type=int, help="of the noise")
-    parser.add_argument("--window", type=int, help="frames that the model sees at once")
-    parser.add_argument("--overlap", type=int, help="frames that neighbouring windows share")
-    parser.add_argument("--tile", metavar="HxW", help="work in tiles of this size, in output pixels: less memory")
-    parser.add_argument("--memory", metavar="AMOUNT", help="8GB, 900MB or auto: choose tile and segments that fit")
-    parser.add_argument("--propagate", choices=PROPAGATE, help="what other frames show inside the mask is taken")
-    parser.add_argument("--fill", choices=FILL, help="who fills wide holes; auto: patches, but a model with a prompt")
-    parser.add_argument("--deinterlace", choices=("auto", "on", "off"))
-    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", help="auto, fp32, bf16, fp16")
-    parser.add_argument("--attention", help="auto, sdpa, xformers")
-    parser.add_argument("--codec", help="libx264, libx265, libsvtav1, prores_ks, ffv1")
-    parser.add_argument("--crf", type=int, help="quality of the output's codec; lower is better")
-    parser.add_argument("--compare", action="store_true", help="also write resized input and result side by side")
-    parser.add_argument("--preview", action="store_true", help="a tenth of the frames, in OUTPUT.preview")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    parser.add_argument("--share", metavar="K/N", help="do the K-th of N shares of the clip; others do the rest")
-    parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    return parser.parse_intermixed_args(words)
-
-
-def find_config(text: str) -> Path:
-    """A file, or one of ``configs/infer`` by its name."""
-    given, named = Path(text), DEFAULTS.parent / f"{text}.yaml"
-    return named if given.name == text and named.exists() and not given.exists() else given
-
-
-def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, own: SamplingDefaults) -> Job:
-    output = Path(arguments.output)
-    window = own.window if config.window is None else config.window
-    overlap = own.overlap if config.overlap is None else config.overlap
-    return Job(
-        source=Path(arguments.input),
-        output=output,
-        size=make_size(config, info.size, own),
-        mask=arguments.mask,
-        boxes=[parse_box(text) for text in arguments.box],
-        deinterlace=config.deinterlace,
-        rules=PlanRules(max(config.segment, window, longest_needed(overlap)), overlap, config.chain, config.join),
-        find_cuts=config.cuts == "auto",
-        encoding={"codec": config.codec, "crf": config.crf, "preset": config.preset},
-        compare=compare_path(output) if arguments.compare else None,
-        overwrite=arguments.overwrite or arguments.preview,
-    )
-
-
-def make_size(config: DictConfig, size: tuple[int, int], own: SamplingDefaults) -> tuple[int, int]:
-    """(height, width) of the output of a clip of ``size``."""
-    scale = own.scale if config.scale is None and config.height is None else config.scale
-    return output_size(size, scale, config.height)
-
-
-def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None) -> Restorer:
-    """The model on its device, and what it is told."""
-    settings = make_settings(config, model)
-    place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
-    if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
-        return Restorer(model, settings)
-    if model.text is None:
-        raise UserError(
-            "this model has no text encoder and takes no prompt; leave --prompt out or choose another --model"
-        )
-    texts = (config.prompt or "",) if prompts is None else prompts.texts
-    embeddings = model.text([*texts, config.negative_prompt])  # k+1 n d
-    return Restorer(model, settings, (embeddings[:-1], embeddings[-1:]), prompts)
-
-
-def make_settings(config: DictConfig, model: VideoModel) -> RestoreSettings:
-    """The config's values, the model's own where they are null; checked."""
-    own = model.sampling
-    settings = RestoreSettings(
-        **{name: getattr(own, name) if config[name] is None else config[name]
-           for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength", "average",
-                        "steady", "fidelity")},
-        seed=config.seed,
-        tile=None if config.tile is None else parse_tile(config.tile, model.multiple, config.tile_overlap),
-        tile_overlap=config.tile_overlap,
-        dilate=config.dilate,
-        feather=config.feather,
-        colour=config.colour,
-        propagate=config.propagate,
-        fill=("patches" if model.text is None else "model") if config.fill == "auto" else config.fill,
-    )  # fmt: skip
-    check_steps(settings, model)
-    if not settings.overlap < settings.window:
-        raise UserError(
-            f"--overlap {settings.overlap} must be less than --window {settings.window}; change one of them"
-        )
-    if settings.colour not in METHODS:
-        raise UserError(f"unknown colour fix '{settings.colour}'; use one of {', '.join(METHODS)}")
-    if not 0 <= settings.fidelity <= 1:
-        raise UserError(f"fidelity is {settings.fidelity}; give a share from 0 to 1")
-    check_noise(settings, model)
-    if settings.guidance != 1 and model.text is None:
-        raise UserError("this model has no text encoder and nothing to guide to; leave --guidance out")
-    return settings
-
-
-def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
-    """``UserError`` for a number of steps that the model cannot be sampled in."""
-    if settings.steps < 0:
-        raise UserError(f"--steps {settings.steps} is below 0")
-    if settings.steps > 0:
-        try:
-            sampling_timesteps(model.scheduler, settings.steps)
-        except ValueError as error:
-            raise UserError(f"--steps {settings.steps} does not suit this model's scheduler: {error}") from error
-    elif not model.codec.sees_evidence:
-        raise UserError("--steps 0 leaves all to a decoder that sees the clip, this model's does not; give 1 or more")
-    elif settings.strength < 1:
-        raise UserError(
-            f"--strength {settings.strength} is a share of steps, and --steps 0 has none; give --steps 1 or more"
-        )
-
-
-def check_noise(settings: RestoreSettings, model: VideoModel) -> None:
-    """``UserError`` for a noise level or a strength that the model cannot have."""
-    if not 0 < settings.strength <= 1:
-        raise UserError(f"--strength {settings.strength} is outside 0 to 1; 1 begins from noise alone")
-    if settings.noise_level is None:
-        return
-    level, limit = settings.noise_level, model.sampling.noise_limit
-    if limit is None:
-        raise UserError("this model is not told of a noise level; leave --noise-level out")
-    if not 0 <= level <= limit:
-        raise UserError(f"--noise-level {level} is outside 0 to {limit}, which the model was trained with")
-
-
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     run_cli(main)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import infer
 import train
 from eval.bench import control
 from ldm_video.config import build, load_config
 from ldm_video.core.evidence import build_evidence
 from ldm_video.diffusion.sampler import sample
 from ldm_video.models.bundle import load_bundle
+from ldm_video.pipeline.arguments import SHIPPED
 from tests.cli_support import ROOT, call
 from tests.model_support import randn
 
@@ -37,7 +37,7 @@ def test_latents_are_zero_from_any_noise(written: Path) -> None:
 
 
 def test_the_other_one_is_the_shipped_architecture_with_weights_of_its_own(written: Path) -> None:
-    fresh, shipped = (load_bundle(folder) for folder in (written / "diffusion", infer.SHIPPED))
+    fresh, shipped = (load_bundle(folder) for folder in (written / "diffusion", SHIPPED))
     shipped.codec = shipped.codec.alone()  # without the restorer, of which nothing is trained
     own, theirs = fresh.state_dict(), shipped.state_dict()
     assert {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in theirs.items()}

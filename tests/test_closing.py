@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from infer import DEFAULTS, make_settings
 from ldm_video.config.load import load_config
 from ldm_video.core.evidence import Evidence
 from ldm_video.models.video_model import VideoModel
+from ldm_video.pipeline.arguments import DEFAULTS
 from ldm_video.pipeline.closing import close_hole
 from ldm_video.pipeline.exemplars import complete
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
+from ldm_video.restoration import make_settings
 from tests.model_support import small_text_model, small_video_model
 from tests.test_propagation import SIZE, landscape, paint, pan
 

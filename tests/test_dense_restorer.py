@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from infer import SHIPPED
 from ldm_video.core.evidence import resize
 from ldm_video.models.bundle import INDEX, load_bundle, save_bundle
 from ldm_video.models.dense_blocks import DenseTrunk
 from ldm_video.models.dense_restorer import DenseRestorer
 from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.pipeline.arguments import SHIPPED
 from tests.model_support import perturb, rand_pixels, randn, small_video_model
 
 

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import infer
 from eval import benchmark, framewise, methods
 from eval.benchmark import choose_methods, read_suite
 from eval.file_states import code_digest
@@ -31,6 +30,7 @@ from eval.peers import basicvsr, migan, realesrgan
 from eval.peers.packages import REQUIREMENTS, missing_packages, package_folder
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
+from ldm_video.pipeline.arguments import parse_arguments
 from tests.eval_support import make_input, psnr, read, run
 from tests.video_io_support import pan
 
@@ -140,7 +140,7 @@ def test_ours_is_the_command_that_a_user_gives(
     assert made.command[0] == sys.executable
     assert (tmp_path / "made").is_dir()
     monkeypatch.setattr(sys, "argv", made.command[1:])
-    given = infer.parse_arguments()
+    given = parse_arguments()
     assert (given.input, given.output) == (str(tmp_path / "low.mkv"), str(tmp_path / "made" / "hd.mkv"))
     assert given.mask == (mask and tmp_path / mask) and given.model == (model and str(tmp_path / model))
     assert (given.scale, given.codec, given.overwrite, given.steps) == (3, "ffv1", True, steps)
@@ -166,7 +166,7 @@ def test_ours_runs_where_the_others_do(
     made = FakeProcess(monkeypatch)
     ours(tmp_path / "low.mkv", None, 4, tmp_path / "hd.mkv")
     monkeypatch.setattr(sys, "argv", made.command[1:])
-    assert infer.parse_arguments().device == device
+    assert parse_arguments().device == device
     (elsewhere,) = find_methods(["ours"], Settings(options=options))
     assert elsewhere.identity() != ours.identity()
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import infer
+from ldm_video import restoration
 from ldm_video.config import load_config
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
+from ldm_video.pipeline.arguments import DEFAULTS, parse_arguments
 from ldm_video.pipeline.job import Job, Part, identify
 from ldm_video.pipeline.journal import changes
 from ldm_video.pipeline.plan import PlanRules
-from ldm_video.pipeline.prompts import Prompts
+from ldm_video.pipeline.prompts import Prompts, find_prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from ldm_video.pipeline.settings import find_prompts, read_config
+from ldm_video.pipeline.settings import read_config
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import probe
 from tests.cli_support import tiny_model
@@ -314,7 +315,7 @@ NOT_HERE = {
 
 
 def test_every_option_has_its_case() -> None:
-    assert OPTIONS.keys() | NOT_HERE == set(load_config(infer.DEFAULTS))
+    assert OPTIONS.keys() | NOT_HERE == set(load_config(DEFAULTS))
 
 
 @pytest.fixture(scope="module")
@@ -337,10 +338,10 @@ def test_one_other_option(option: str, text_model: VideoModel, clip: Path, monke
     def identity(*overrides: str) -> dict[str, Any]:
         words = ["--input", str(clip), "--output", "hd.mkv", "device=auto", "dtype=fp32", *overrides]
         monkeypatch.setattr("sys.argv", ["infer.py", *words])
-        arguments, info = infer.parse_arguments(), probe(clip)
-        config = read_config(arguments, infer.DEFAULTS)
-        job = infer.make_job(arguments, config, info, text_model.sampling)
-        restorer = infer.make_restorer(config, text_model, find_prompts(config))
+        arguments, info = parse_arguments(), probe(clip)
+        config = read_config(arguments, DEFAULTS)
+        job = restoration.make_job(arguments, config, info, text_model.sampling)
+        restorer = restoration.make_restorer(config, text_model, find_prompts(config))
         return identify(job, restorer, PLAIN.part)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

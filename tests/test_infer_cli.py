@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import cv2
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 
 import infer
+from ldm_video.pipeline.arguments import DEFAULTS, DEINTERLACE, SHIPPED, parse_arguments
 from ldm_video.pipeline.settings import read_config
 from ldm_video.video_io import probe
-from tests.cli_support import call, files_below, read_pixels, spawn
+from ldm_video.video_io.reader import Deinterlace
+from tests.cli_support import ROOT, call, files_below, read_pixels, spawn
 from tests.video_io_support import packet_bytes, packet_times, pan, write_clip, yuv_frame
 
 SIZE = (32, 48)
@@ -143,7 +148,7 @@ def test_boxes_are_in_pixels_of_the_input(upscale: Callable[..., Path], tmp_path
     frame = np.full((*SIZE, 3), 0.2)
     frame[4:24, 30:40] = 1
     source = write_clip(tmp_path / "block.mkv", [frame] * FRAMES, codec="ffv1")
-    options = ("--model", infer.SHIPPED, *LOSSLESS, "--scale", 2)  # a trained model: a random one changes everywhere
+    options = ("--model", SHIPPED, *LOSSLESS, "--scale", 2)  # a trained model: a random one changes everywhere
     plain = read_pixels(upscale("plain.mkv", *options, source=source))
     boxed = read_pixels(upscale("boxed.mkv", *options, "--box", "30,4,10,20", source=source))
     changed = np.abs(plain - boxed).mean((0, 3)) > 64  # H W
@@ -260,7 +265,7 @@ def test_a_model_without_text_refuses_what_needs_text(
 
 def test_a_config_file_is_taken_and_flags_win(upscale: Callable[..., Path], tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
-    config.write_text(f"defaults: [{infer.HERE / 'configs/infer/default.yaml'}]\nscale: 2\ncodec: ffv1\n")
+    config.write_text(f"defaults: [{ROOT / 'configs/infer/default.yaml'}]\nscale: 2\ncodec: ffv1\n")
     info = probe(upscale("a.mkv", "--config", config))
     assert (info.size, info.codec) == ((64, 96), "ffv1")
     assert probe(upscale("b.mkv", "--config", config, "--scale", 1)).size == SIZE
@@ -271,7 +276,7 @@ def test_a_config_file_is_taken_and_flags_win(upscale: Callable[..., Path], tmp_
 )
 def test_a_preset_goes_by_its_name(name: str, key: str, value: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["infer.py", "--input", "sd.mp4", "--output", "hd.mp4", "--config", name])
-    assert read_config(infer.parse_arguments(), infer.DEFAULTS)[key] == value
+    assert read_config(parse_arguments(), DEFAULTS)[key] == value
 
 
 def test_no_preset_of_that_name(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,12 +307,44 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{option.replace('_', '-')} " in text
 
 
+HEAVY = ("torch", "diffusers", "transformers", "peft", "scipy", "numpy", "av", "cv2")
+LOADED = f"""
+import sys
+sys.argv[0] = "infer.py"
+try:
+    import infer
+    infer.run_cli(infer.main)
+finally:
+    print(sorted({{*sys.modules}} & {{*{HEAVY}}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["--turbo"], 2),
+        (["--input", "none.mp4", "--output", "hd.mp4"], 2),
+        (["--input", "infer.py", "--output", "hd.mp4", "segmnt=4"], 2),
+        (["--input", "infer.py", "--output", "hd.mp4", "segment=0"], 2),
+    ],
+)
+def test_help_and_wrong_words_wait_for_no_library(words: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_command_line_offers_what_the_reader_takes() -> None:
+    assert get_args(Deinterlace) == DEINTERLACE
+
+
 @pytest.mark.parametrize("key", KEYS_WITH_AN_OPTION)
 def test_every_option_sets_its_key(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value = {"deinterlace": "on", "propagate": "off", "fill": "model"}.get(key, "7")
     option = f"--{key.replace('_', '-')}"
     monkeypatch.setattr("sys.argv", ["infer.py", "--input", "sd.mp4", "--output", "hd.mp4", option, value])
-    assert str(read_config(infer.parse_arguments(), infer.DEFAULTS)[key]) in (value, f"{value}.0")
+    assert str(read_config(parse_arguments(), DEFAULTS)[key]) in (value, f"{value}.0")
 
 
 def test_a_missing_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-import infer
+from ldm_video import restoration
 from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
+from ldm_video.pipeline.arguments import DEFAULTS, SHIPPED, parse_arguments
 from ldm_video.pipeline.job import Job
 from ldm_video.pipeline.restore import RestoreSettings
 from ldm_video.pipeline.settings import read_config
 from ldm_video.video_io import VideoInfo, probe
-from tests.cli_support import tiny_model
+from tests.cli_support import ROOT, tiny_model
 from tests.model_support import small_text_model
 from tests.video_io_support import pan, write_clip
 
@@ -33,7 +34,7 @@ OWN_WITH_TEXT = SamplingDefaults(
     steps=7, guidance=2.5, window=5, overlap=1, strength=0.6, noise_level=20, noise_limit=100, fidelity=1.0
 )
 SHARED = {field.name for field in fields(SamplingDefaults)} & {field.name for field in fields(RestoreSettings)}
-DOCUMENTS = [infer.HERE / "docs" / "method.md", infer.HERE / "CHANGELOG.md"]
+DOCUMENTS = [ROOT / "docs" / "method.md", ROOT / "CHANGELOG.md"]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 
     def run(*words: object) -> tuple[argparse.Namespace, DictConfig]:
         monkeypatch.setattr("sys.argv", ["infer.py", "--input", "sd.mp4", "--output", "hd.mkv", *map(str, words)])
-        arguments = infer.parse_arguments()
-        return arguments, read_config(arguments, infer.DEFAULTS)
+        arguments = parse_arguments()
+        return arguments, read_config(arguments, DEFAULTS)
 
     return run
 
@@ -73,7 +74,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Read:
 @pytest.fixture
 def settings(read: Read) -> Callable[..., RestoreSettings]:
     """``settings(model, *words)``: what a segment is restored with."""
-    return lambda model, *words: infer.make_settings(read(*words)[1], model)
+    return lambda model, *words: restoration.make_settings(read(*words)[1], model)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def job(read: Read, info: VideoInfo, model: VideoModel) -> Callable[..., Job]:
 
     def run(*words: object) -> Job:
         arguments, config = read(*words)
-        return infer.make_job(arguments, config, info, model.sampling)
+        return restoration.make_job(arguments, config, info, model.sampling)
 
     return run
 
@@ -258,7 +259,7 @@ def test_values_that_do_not_go_together_are_refused_whoever_gave_them(
 
 @pytest.fixture(scope="module")
 def shipped() -> VideoModel:
-    return load_bundle(infer.SHIPPED)
+    return load_bundle(SHIPPED)
 
 
 def stated(document: Path, name: str) -> set[float]:
@@ -279,6 +280,6 @@ def test_the_shipped_model_is_used_as_documented(shipped: VideoModel, settings: 
     assert (sampling.steps, sampling.average, sampling.steady, sampling.fidelity, sampling.scale) == (0, 2, 2, 0.36, 4)
     assert (made.steps, made.average, made.steady, made.fidelity, made.fill) == (0, 2, 2, 0.36, "patches")
     assert "**The shipped model takes no step by default**" in DOCUMENTS[1].read_text()
-    assert infer.SHIPPED.name.endswith(f"x{sampling.scale}")
+    assert SHIPPED.name.endswith(f"x{sampling.scale}")
     others = SamplingDefaults()
     assert (others.average, others.steady, others.fidelity) == (0, 0, 0.0)

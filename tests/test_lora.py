@@ -42,8 +42,11 @@ from ldm_video.models.lora import (
 )
 from ldm_video.models.open_model import FRAME_BY_FRAME, open_model
 from ldm_video.models.temporal import TemporalConfig
+from ldm_video.pipeline.arguments import DEFAULTS, parse_arguments
 from ldm_video.pipeline.job import identify
 from ldm_video.pipeline.journal import changes
+from ldm_video.pipeline.settings import read_config
+from ldm_video.restoration import prepare
 from tests.cli_support import ROOT, call, read_pixels, write_tiny_bundle
 from tests.model_support import perturb, unet_config
 from tests.sd_checkpoints import TEXT_WIDTH, write_pipeline
@@ -435,7 +438,8 @@ def test_work_kept_with_another_lora_is_another_job(
         monkeypatch.setattr(
             sys, "argv", ["infer.py", *(str(word) for pair in files.items() for word in pair), *options]
         )
-        _, job, restorer, part = infer.prepare(infer.parse_arguments())
+        arguments = parse_arguments()
+        _, job, restorer, part = prepare(arguments, read_config(arguments, DEFAULTS))
         return identify(job, restorer, part)
 
     folder = runs["adapters"] / "lora"

@@ -10,10 +10,13 @@ import torch
 
 import infer
 from ldm_video.pipeline import memory_plan
+from ldm_video.pipeline.arguments import DEFAULTS, parse_arguments
 from ldm_video.pipeline.journal import Journal, Survey
 from ldm_video.pipeline.memory_costs import held_before_work
 from ldm_video.pipeline.memory_plan import kept_choice
+from ldm_video.pipeline.settings import read_config
 from ldm_video.pipeline.workers import Share
+from ldm_video.restoration import prepare
 from tests.cli_support import call, write_tiny_bundle
 from tests.test_memory_plan import COSTS, FULL_HD
 from tests.video_io_support import pan, write_clip
@@ -62,10 +65,10 @@ def test_what_cannot_fit_is_cut_unasked(
     free = int(held_before_work(torch.device("cpu")) + room)
     monkeypatch.setattr(memory_plan, "free_memory", lambda *_: free)
     clip, bundle = write_clip(tmp_path / "sd.mkv", pan(40, 128, 192)), write_tiny_bundle(tmp_path / "tiny")
-    arguments = infer.parse_arguments(
+    arguments = parse_arguments(
         ["--input", str(clip), "--output", str(tmp_path / "hd.mkv"), "--model", str(bundle), "tile_overlap=32"]
         + ([] if tile is None else ["--tile", tile])
     )
-    _, job, restorer, _ = infer.prepare(arguments)
+    _, job, restorer, _ = prepare(arguments, read_config(arguments, DEFAULTS))
     asked = (32, None if tile is None else (64, 64))
     assert ((job.rules.segment, restorer.settings.tile) != asked) == cut

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from infer import SHIPPED
 from ldm_video import convert
 from ldm_video.core.evidence import Evidence, build_evidence, resize
 from ldm_video.core.tensors import to_signed
@@ -18,6 +17,7 @@ from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.dense_restorer import DenseRestorer
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published
+from ldm_video.pipeline.arguments import SHIPPED
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.training.losses import psnr
 from tests.cli_support import ROOT, call, tiny_model

@@ -11,7 +11,8 @@ import pytest
 
 import infer
 from ldm_video.models.bundle import save_bundle
-from ldm_video.pipeline.preview import choose_runs, preview_path
+from ldm_video.pipeline.names import preview_path
+from ldm_video.pipeline.preview import choose_runs
 from ldm_video.video_io import probe
 from tests.cli_support import call, files_below, read_pixels, tiny_model
 from tests.test_infer_cli import clip_with_sound

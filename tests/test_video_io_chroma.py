@@ -12,8 +12,8 @@ import torch
 from data.degradation.codec import ENCODERS as ROUND_TRIPS
 from data.degradation.codec import codec_round_trip, interlaced_round_trip
 from eval.broadcast import weave
-from infer import SHIPPED
 from ldm_video.models.bundle import load_bundle
+from ldm_video.pipeline.arguments import SHIPPED
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.video_io import FrameReader, VideoWriter, probe
 from ldm_video.video_io.colour_shift import shift_colour

@@ -33,12 +33,12 @@ from eval.degradations import shrink
 from eval.framewise import to_pixels
 from eval.metrics.consistency import lowres_consistency
 from eval.metrics.seams import SeamBorders, SeamMeter
-from infer import SHIPPED
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.windows import split, tiles
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
+from ldm_video.pipeline.arguments import SHIPPED
 from ldm_video.pipeline.plan import JOINS, PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.stream import Piece, restore_segment

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from infer import SHIPPED
 from ldm_video.config import build, load_config
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import build_evidence
 from ldm_video.models.bundle import load_bundle, save_bundle
 from ldm_video.models.video_model import VideoModel
+from ldm_video.pipeline.arguments import SHIPPED
 
 SMALL = Path(__file__).resolve().parents[2] / "configs" / "model" / "small.yaml"
 WIDTHS = (96, 79, 32, 12)  # of the decoder's grids: the cost of denoiser and decoder together

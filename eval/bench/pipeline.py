@@ -18,10 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import infer
 from ldm_video.core.errors import run_cli
 from ldm_video.pipeline import restore
+from ldm_video.pipeline.arguments import DEFAULTS, parse_arguments
 from ldm_video.pipeline.job import Watch, run_job
+from ldm_video.pipeline.settings import read_config
+from ldm_video.restoration import prepare
 
 ROWS = {
     "decode": "decode",
@@ -64,7 +66,8 @@ class Stopwatch:
 
 def main() -> None:
     """Run ``infer.py``'s work with a stopwatch and print the table."""
-    _, job, restorer, part = infer.prepare(infer.parse_arguments())
+    arguments = parse_arguments()
+    _, job, restorer, part = prepare(arguments, read_config(arguments, DEFAULTS))
     model, watch = restorer.model, Stopwatch()
     for owner, name, row in (
         (restore, "average_along_motion", "average"),

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from ldm_video.core.errors import UserError
@@ -43,11 +44,33 @@ os.umask(_umask)
 _USUAL = 0o666 & ~_umask  # rights of a new file
 
 
+_sparing: ContextVar[frozenset[Path]] = ContextVar("_sparing", default=frozenset())
+
+
+class Taken(UserError):
+    """Something has an output's name already, and is not to be replaced."""
+
+
+@contextmanager
+def sparing(*paths: Path) -> Iterator[None]:
+    """While this lasts, :func:`atomic_path` replaces nothing that has come to be at ``paths``: it raises ``Taken``.
+
+    Of two processes one is first, and what it has put there stays: the name is given by a link, which fails where there
+    is one; where the file system has no links, after a look at the name. An empty folder is nothing.
+    """
+    token = _sparing.set(_sparing.get().union(paths))
+    try:
+        yield
+    finally:
+        _sparing.reset(token)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.
 
-    The sibling may be written as a file or as a folder. An existing folder at ``path`` is replaced. What was written
+    The sibling may be written as a file or as a folder. What exists at ``path`` is replaced, a folder too, but by
+    :func:`sparing`. What was written
     is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read by
     whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
     processes left of the same path is removed first, as far as it was seen when the folder was last looked through.
@@ -63,10 +86,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with _claimed(path) as temporary:
             yield temporary
             _finish(temporary)
-            if temporary.is_dir() and path.is_dir():
-                _swap(temporary, path)
-            else:
-                os.replace(temporary, path)
+            if path not in _sparing.get() or not _place(temporary, path):
+                _replace(temporary, path)
             _sync(path.parent)  # the name itself
     except OSError as error:
         raise _explain(error, path) from error
@@ -151,6 +172,29 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _place(fresh: Path, path: Path) -> bool:
+    """Give ``fresh`` the name ``path`` in one step that replaces nothing. False where there is no such step."""
+    try:
+        if fresh.is_dir():
+            os.rename(fresh, path)  # a folder takes the place of an empty folder at most
+        else:
+            os.link(fresh, path)  # the other name goes with the lock
+        return True
+    except OSError as error:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise Taken(
+                f"{path} was put there while this was at work; pass --overwrite or choose another output"
+            ) from error
+        return False
+
+
+def _replace(fresh: Path, path: Path) -> None:
+    if fresh.is_dir() and path.is_dir():
+        _swap(fresh, path)
+    else:
+        os.replace(fresh, path)
 
 
 def _swap(fresh: Path, path: Path) -> None:

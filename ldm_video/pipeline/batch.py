@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import atomic_path
+from ldm_video.core.files import Taken, atomic_path
 from ldm_video.core.locks import locked
 from ldm_video.pipeline.job import Outcome
 from ldm_video.pipeline.journal import Journal
@@ -38,7 +38,7 @@ class Clip:
 
     @property
     def done(self) -> bool:
-        """Whether the output is there, and is not being put together with its comparison."""
+        """Whether the output is there, and no command was ended while it put it together with its comparison."""
         return self.output.exists() and not Journal(self.output).joining
 
 
@@ -177,15 +177,16 @@ def run_batch(
     """
     states = Counter[str]()
     for clip in clips:
-        if clip.done and not redo:
-            state, facts = "skipped", {"why": "the output is there"}
-            complain(f"{clip.name}: skipped, {clip.output} is there")
-        else:
-            state, facts = _attempt(clip, work, complain)
+        state, facts = _skip(clip, complain) if clip.done and not redo else _attempt(clip, work, complain)
         if report is not None:
             report.enter(clip, state, **facts)
         states[state] += 1
     return states
+
+
+def _skip(clip: Clip, complain: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
+    complain(f"{clip.name}: skipped, {clip.output} is there")
+    return "skipped", {"why": "the output is there"}
 
 
 def _attempt(
@@ -196,6 +197,8 @@ def _attempt(
         outcome = work(clip)
         if outcome.pending:
             raise UserError(outcome.pending)
+    except Taken:
+        return _skip(clip, complain)
     except Exception as error:
         if isinstance(error, UserError):
             line = str(error)

@@ -89,7 +89,7 @@ def saying_what_is_kept(parts: Parts) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise Interrupted(*stop.args, kept_line(parts)) from stop
     except UserError as error:
-        raise UserError("; ".join(filter(None, (str(error), kept_line(parts))))) from error
+        raise type(error)("; ".join(filter(None, (str(error), kept_line(parts))))) from error
 
 
 def kept_line(parts: Parts) -> str:

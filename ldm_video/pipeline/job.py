@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,13 +16,14 @@ from torch import Tensor
 import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
+from ldm_video.core.files import Taken, sparing
 from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
 from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.plan import PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.pipeline.sizes import scale_box
-from ldm_video.pipeline.stream import Piece, RestoreSegment, restore_segment
+from ldm_video.pipeline.stream import Piece, RestoreSegment, explain_memory, restore_segment
 from ldm_video.pipeline.survey import count_frames, take_survey
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import FrameReader, MaskSource, VideoInfo, VideoWriter, probe, read_mask
@@ -108,38 +109,53 @@ class Outcome:
 def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = Part()) -> Outcome:
     """Restore the clip. The outputs appear under their names once they are whole.
 
-    A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`.
+    A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`, and of two
+    processes at the same work one is refused. Outputs that appear meanwhile stay unless they may be overwritten.
     Raises ``UserError``, and ``Interrupted`` for a signal; both say what is kept.
     """
     started = time.monotonic()
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
-    writers = open_writers(job, info, joining=journal.joining)
-    for writer in writers:
+    identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
+    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity)):
         writer.rehearse()
     if part.restart and journal.exists:
         journal.discard()
-    identity = identify(job, restorer, part) if journal.exists else None
     survey = None if identity is None else journal.survey(identity)
     if survey is None:
         survey = _survey(job, info, watch)
     plan = make_plan(survey.frames, survey.cuts, job.rules)
-    pending = ""
-    if len(plan) > 1:
+    whole = len(plan) == 1
+    if whole and part.share.index > 0:
+        pending = f"share {part.share} has nothing to do: the clip is one segment"
+        return Outcome(0, time.monotonic() - started, [*survey.warnings], pending)
+    if not whole:
         identity = identity or identify(job, restorer, part)
-        with journal.hold(identity, survey, part.share) as reason:
-            if reason:
-                watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
-            parts = Parts(journal, plan, job.rules, part_writers(job, writers))
-            with saying_what_is_kept(parts):
-                frames = _restore_share(job, restorer, watch, part.share, parts)
-                watch.progress("joining", survey.frames, survey.frames)
-                pending = finish_share(parts, part.share)
-    elif part.share.index > 0:
-        frames, pending = 0, f"share {part.share} has nothing to do: the clip is one segment"
-    else:
-        frames = _restore_whole(job, restorer, watch, plan[0], writers)
+    with journal.hold(identity, None if whole else survey, part.share) as reason:
+        if reason:
+            watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
+        # Once more: another process may have ended in the meantime.
+        writers = open_writers(job, info, joining=_may_replace(job, journal, identity))
+        if whole:
+            frames, pending = _restore_whole(job, restorer, watch, plan[0], writers), ""
+        else:
+            parts = Parts(journal, plan, job.rules, part_writers(job, writers), job.overwrite)
+            frames, pending = _restore_share(job, restorer, watch, part.share, parts)
     return Outcome(frames, time.monotonic() - started, [*survey.warnings, *writers[0].warnings], pending)
+
+
+def _may_replace(job: Job, journal: Journal, identity: Mapping[str, Any] | None) -> bool:
+    """Whether outputs that exist are this job's own, which was ended while it put them in their places.
+
+    ``Taken`` where that was another job: then the output is finished, or its command's to finish.
+    """
+    joins = identity is not None and journal.joins(identity)
+    if journal.joining and not joins and not job.overwrite and job.output.exists():
+        raise Taken(
+            f"{job.output} exists already, and what is kept in {journal.folder} is another command's; "
+            "pass --overwrite or choose another output"
+        )
+    return joins
 
 
 def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
@@ -155,6 +171,8 @@ def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
 def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment, writers: Sequence[VideoWriter]) -> int:
     """A clip of one segment, straight into its outputs."""
     with ExitStack() as stack:
+        if not job.overwrite:
+            stack.enter_context(sparing(*(writer.path for writer in writers)))
         # The last to be opened is the first to be closed: no comparison without a result.
         for opened in reversed(writers):
             stack.enter_context(opened)
@@ -172,19 +190,24 @@ def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment,
     return segment.stop
 
 
-def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, parts: Parts) -> int:
-    """This process's segments, to their parts. Returns the number of frames restored."""
-    frames, kept, todo = parts.plan[-1].stop, parts.frames_done(), parts.to_do(share)
-    if kept:
-        watch.say(f"going on: {kept} of {frames} frames are kept in {parts.journal.folder}")
-    sizes = [parts.frames_of(segment) for segment in todo]
-    restore = _reporting(restorer, watch, sizes, frames, kept)
-    canvas = _wide if job.compare is not None else _plain
-    pieces = read_pieces(job, todo, watch, lambda: parts.stopped)
-    done = restore_parts(parts, todo, pieces, restore, canvas, watch.timed)
-    if done < len(todo):
-        raise _ended_early(job, todo[done].start, frames)
-    return sum(sizes)
+def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, parts: Parts) -> tuple[int, str]:
+    """This process's segments, to their parts; the outputs, if that was the last of them.
+
+    Returns the number of frames restored, and what is left to others.
+    """
+    with saying_what_is_kept(parts):
+        frames, kept, todo = parts.plan[-1].stop, parts.frames_done(), parts.to_do(share)
+        if kept:
+            watch.say(f"going on: {kept} of {frames} frames are kept in {parts.journal.folder}")
+        sizes = [parts.frames_of(segment) for segment in todo]
+        restore = _reporting(restorer, watch, sizes, frames, kept)
+        canvas = _wide if job.compare is not None else _plain
+        pieces = read_pieces(job, todo, watch, lambda: parts.stopped)
+        done = restore_parts(parts, todo, pieces, restore, canvas, watch.timed)
+        if done < len(todo):
+            raise _ended_early(job, todo[done].start, frames)
+        watch.progress("joining", frames, frames)
+        return sum(sizes), finish_share(parts, share)
 
 
 class Stopped(Exception):
@@ -319,30 +342,3 @@ def _wide(piece: Piece, output: Tensor) -> Tensor:
 
 def _plain(piece: Piece, output: Tensor) -> Tensor:
     return output
-
-
-def compare_path(output: Path) -> Path:
-    """``hd.mp4 -> hd_compare.mp4``; of a folder of frames, ``hd -> hd_compare``."""
-    return beside_folder(output, "compare") or output.with_name(f"{output.stem}_compare{output.suffix}")
-
-
-def beside_folder(output: Path, name: str) -> Path | None:
-    """A folder beside a folder of frames: ``hd.v2 -> hd_v2_compare``, as a name with a dot that is not there yet is a
-    file's. None where ``output`` is a file."""
-    if output.suffix and not output.is_dir():
-        return None
-    return output.with_name(f"{output.name[0]}{output.name[1:].replace('.', '_')}_{name}")
-
-
-def explain_memory(run: Callable[[], Tensor]) -> Tensor:
-    """``run``; memory that is full is a ``UserError`` that says what needs less."""
-    try:
-        return run()
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory is full; use --tile 512x512, segment=16 or a smaller --window") from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise UserError(
-                "the machine's memory is full; use --tile 512x512, segment=16 or a smaller --window"
-            ) from error
-        raise

@@ -60,8 +60,13 @@ class Journal:
 
     @property
     def joining(self) -> bool:
-        """Whether the outputs were being put together: one that exists is this journal's own."""
+        """Whether the outputs were being put together, by whatever command: one that exists may be its own."""
         return self.exists and (self.folder / "joining").exists()
+
+    def joins(self, identity: Mapping[str, Any]) -> bool:
+        """Whether this very job was putting the outputs together: one that exists is its own."""
+        kept = self._read()
+        return self.joining and kept is not None and not changes(kept["identity"], identity)
 
     def survey(self, identity: Mapping[str, Any]) -> Survey | None:
         """The kept survey, where it is of the same job."""
@@ -75,9 +80,10 @@ class Journal:
         return (self.folder / "journal.json").exists()
 
     @contextmanager
-    def hold(self, identity: Mapping[str, Any], survey: Survey, share: Share) -> Iterator[str]:
+    def hold(self, identity: Mapping[str, Any] | None, survey: Survey | None, share: Share) -> Iterator[str]:
         """Be at work on ``share``. Yields why kept work could not be used (``""``: it could, or there was none).
 
+        ``survey`` is None where nothing will be kept, as of a clip of one segment; ``identity`` too, where nothing was.
         Raises ``UserError`` while another process does the same share, or works here with other settings.
         """
         mine = self.folder / f"share-{share.index}"
@@ -91,7 +97,7 @@ class Journal:
             yield reason
         finally:
             lock.__exit__(None, None, None)
-            if share.count == 1:  # a share that was here, if only for a moment, is counted
+            if share.count == 1 or survey is None:  # a share that was here, if only for a moment, is counted
                 self._leave()
 
     def others(self, share: Share) -> tuple[list[int], list[int]]:
@@ -147,16 +153,19 @@ class Journal:
             (self.folder / "journal.json").unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _begin(self, identity: Mapping[str, Any], survey: Survey) -> str:
+    def _begin(self, identity: Mapping[str, Any] | None, survey: Survey | None) -> str:
         kept = self._read()
-        different = [] if kept is None else changes(kept["identity"], identity)
-        if kept is not None and not different:
+        different = [] if kept is None or identity is None else changes(kept["identity"], identity)
+        if kept is not None and survey is not None and not different:
             if not self._busy():
                 self._remove(".*.part*")  # what a killed process was writing
             return ""
-        if kept is not None and self._busy():
-            raise UserError(f"another process is at work in {self.folder} with another {different[0]}; wait for it")
+        if self._busy():
+            what = f" with another {different[0]}" if different else ""
+            raise UserError(f"another process is at work in {self.folder}{what}; wait for it")
         self._remove("[!l]*", ".*", keep=self.folder / "lock")
+        if survey is None:
+            return ", ".join(different)
         with atomic_path(self.folder / "journal.json") as temporary:
             content = {"format": FORMAT, "identity": identity, "survey": asdict(survey)}
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 
@@ -15,8 +14,6 @@ from ldm_video.pipeline.job import (
     Job,
     Outcome,
     Watch,
-    beside_folder,
-    explain_memory,
     open_mask,
     open_writers,
     read_pieces,
@@ -24,7 +21,7 @@ from ldm_video.pipeline.job import (
 )
 from ldm_video.pipeline.plan import Segment
 from ldm_video.pipeline.restore import Restorer
-from ldm_video.pipeline.stream import Piece, read_segments
+from ldm_video.pipeline.stream import Piece, explain_memory, read_segments
 from ldm_video.video_io import DEFAULT_RATE, VideoInfo, probe
 
 FEW_STEPS = 8
@@ -32,11 +29,6 @@ FEW_STEPS = 8
 
 _PART = 10  # a preview has at most this part of the clip's frames
 _MOST_RUNS = 10
-
-
-def preview_path(output: Path) -> Path:
-    """``hd.mp4 -> hd.preview.mp4``; of a folder of frames, ``hd -> hd_preview``."""
-    return beside_folder(output, "preview") or output.with_name(f"{output.stem}.preview{output.suffix}")
 
 
 def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
@@ -53,6 +54,15 @@ class Prompts:
         borders = torch.tensor(self.starts[1:], dtype=torch.float64)
         middle = torch.tensor(frames, dtype=torch.float64)[:, None] + 0.5  # of the frame's time; never on a border
         return ((middle - borders) / width + 0.5).clamp(0, 1).sum(dim=1)  # t k-1 -> t
+
+
+def find_prompts(config: DictConfig) -> Prompts | None:
+    """What ``--prompt-file`` holds."""
+    if config.prompt_file is None:
+        return None
+    if config.prompt is not None:
+        raise UserError("give either --prompt or --prompt-file, and not both")
+    return read_prompts(Path(config.prompt_file), config.prompt_blend)
 
 
 def read_prompts(path: Path, blend: int) -> Prompts:

@@ -5,31 +5,38 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import get_args
 
 from omegaconf import DictConfig
 
 from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
+from ldm_video.pipeline.arguments import DEINTERLACE, FILL, PROPAGATE
 from ldm_video.pipeline.plan import JOINS
-from ldm_video.pipeline.prompts import Prompts, read_prompts
-from ldm_video.video_io.reader import Deinterlace
 
 INTEGERS = (
     "height", "steps", "seed", "window", "overlap", "segment", "chain", "tile_overlap", "feather", "crf", "noise_level",
     "prompt_blend", "average", "steady",
 )  # fmt: skip
 NUMBERS = ("scale", "guidance", "dilate", "strength", "fidelity")
-PROPAGATE = ("auto", "on", "off")
-FILL = ("auto", "patches", "model")
 CHOICES = {
-    "deinterlace": get_args(Deinterlace),
+    "deinterlace": DEINTERLACE,
     "join": JOINS,
     "cuts": ("auto", "off"),
     "propagate": PROPAGATE,
     "fill": FILL,
 }
-NOT_NEGATIVE = ("overlap", "tile_overlap", "feather", "dilate", "prompt_blend", "average", "steady")
+RANGES = {
+    "segment": (1, math.inf),
+    "chain": (1, math.inf),
+    "overlap": (0, math.inf),
+    "prompt_blend": (0, math.inf),
+    # What is above them is a slip: frames, or pixels of a whole picture.
+    "average": (0, 1000),
+    "steady": (0, 1000),
+    "tile_overlap": (0, 4096),
+    "feather": (0, 1024),
+    "dilate": (0, 256),
+}
 
 
 def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
@@ -67,8 +74,9 @@ def check_values(config: DictConfig, defaults: DictConfig) -> None:
             raise UserError(f"{key} is {value!r}, which is not {what}; correct it in the config or the command")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} is {value!r}; give a finite number")
-        if key in NOT_NEGATIVE and float(value) < 0:
-            raise UserError(f"{key} is {value!r}; give 0 or more")
+        least, most = RANGES.get(key, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise UserError(f"{key} is {value!r}; give {f'{least} or more' if value < least else f'{most} or less'}")
 
 
 def check_choices(config: DictConfig) -> None:
@@ -76,17 +84,6 @@ def check_choices(config: DictConfig) -> None:
     for name, choices in CHOICES.items():
         if config[name] not in choices:
             raise UserError(f"unknown {name} '{config[name]}'; use {', '.join(choices)}")
-    if config.chain < 1:
-        raise UserError(f"chain is {config.chain}; give 1 or more")
-
-
-def find_prompts(config: DictConfig) -> Prompts | None:
-    """What ``--prompt-file`` holds."""
-    if config.prompt_file is None:
-        return None
-    if config.prompt is not None:
-        raise UserError("give either --prompt or --prompt-file, and not both")
-    return read_prompts(Path(config.prompt_file), config.prompt_blend)
 
 
 def _quoted(text: str) -> str:

@@ -6,14 +6,27 @@ import re
 
 from ldm_video.core.errors import UserError
 
+LARGEST = 65500
+"""Pixels a side that any output can have: JPEG's. A video's encoder takes less."""
+
 
 def output_size(size: tuple[int, int], scale: float | None, height: int | None) -> tuple[int, int]:
     """(height, width) of the output: ``scale`` times the input, or ``height`` with the aspect ratio kept, even."""
+    result = _output_size(size, scale, height)
+    if max(result) > LARGEST:
+        option = "--scale" if height is None else "--height"
+        raise UserError(f"the output would be {result[1]}x{result[0]}, at most {LARGEST} is possible; lower {option}")
+    return result
+
+
+def _output_size(size: tuple[int, int], scale: float | None, height: int | None) -> tuple[int, int]:
     if (scale is None) == (height is None):
         raise UserError("give either scale or height, and not both")
     if height is not None:
         if height < 2 or height % 2:
             raise UserError(f"--height {height} is not a positive even number; video needs even sizes")
+        if height > LARGEST:
+            raise UserError(f"--height {height} is above {LARGEST}; choose a smaller one")
         return height, 2 * max(1, round(size[1] * height / size[0] / 2))
     assert scale is not None
     if not 1 <= scale <= 8:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ldm_video.core.errors import UserError
 from ldm_video.diffusion.windows import Window, ramp
 from ldm_video.pipeline.plan import PlanRules, Segment
 
@@ -135,3 +136,17 @@ class WriteBehind:
                 self._wait()
         finally:
             self._pool.shutdown(wait=True)
+
+
+def explain_memory(run: Callable[[], Tensor]) -> Tensor:
+    """``run``; memory that is full is a ``UserError`` that says what needs less."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU's memory is full; use --tile 512x512, segment=16 or a smaller --window") from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise UserError(
+                "the machine's memory is full; use --tile 512x512, segment=16 or a smaller --window"
+            ) from error
+        raise

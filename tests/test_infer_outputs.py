@@ -1,0 +1,236 @@
+"""Outputs of ``infer.py`` that are there already, and whose they are: nothing is replaced unless it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import infer
+from ldm_video.pipeline import job
+from ldm_video.pipeline.journal import Journal, Survey
+from ldm_video.pipeline.parts import Parts
+from ldm_video.pipeline.workers import Share
+from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
+from tests.film_support import FRAMES, SEGMENTS, SIZE, finished_parts, parts_folder
+from tests.video_io_support import pan, write_clip
+
+Restore = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def bundle(place: Path) -> Path:
+    return write_tiny_bundle(place / "tiny")
+
+
+@pytest.fixture(scope="module")
+def clip(place: Path) -> Path:
+    return write_clip(place / "sd.mkv", pan(FRAMES, *SIZE), codec="ffv1")
+
+
+@pytest.fixture
+def restore(bundle: Path, clip: Path, tmp_path: Path) -> Restore:
+    """``restore("hd.mkv", *options)``: infer.py on the clip of several segments; returns the exit code."""
+
+    def run(name: str, *options: object, source: Path = clip, segments: tuple[str, ...] = SEGMENTS) -> int:
+        given = ("--input", source, "--output", tmp_path / name, "--model", bundle, "--scale", 1, "--codec", "ffv1")
+        return call(infer, *given, *segments, *options)
+
+    return run
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A clip of one segment, of which the output could be made at once."""
+    (tmp_path / "archive").mkdir()
+    return write_clip(tmp_path / "archive" / "hd.mkv", pan(3, *SIZE), codec="ffv1")
+
+
+def left_while_joining(restore: Restore, output: Path) -> None:
+    """A journal as a process leaves it that is killed once the output has its name; the output says what it is."""
+    assert restore(output.name, "--share", "1/2") == 0
+    assert finished_parts(output)
+    (parts_folder(output) / "joining").touch()
+    output.write_text("finished")
+
+
+# Whose work is kept.
+
+
+@pytest.mark.parametrize("command", ["another clip", "another seed"])
+def test_an_output_that_another_command_was_putting_together_is_not_replaced(
+    restore: Restore, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    output = tmp_path / "hd.mkv"
+    left_while_joining(restore, output)
+    before = files_below(tmp_path)
+    capsys.readouterr()
+    assert restore("hd.mkv", source=other) == 2 if command == "another clip" else restore("hd.mkv", "--seed", 9) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {output} exists already, and what is kept in {parts_folder(output)} is another")
+    assert output.read_text() == "finished"
+    assert files_below(tmp_path) == before
+
+
+def test_the_same_command_ends_what_it_was_putting_together(restore: Restore, tmp_path: Path) -> None:
+    output = tmp_path / "hd.mkv"
+    left_while_joining(restore, output)
+    assert restore("hd.mkv") == 0
+    assert len(read_pixels(output)) == FRAMES
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
+def test_of_an_archive_it_is_skipped(restore: Restore, other: Path, tmp_path: Path) -> None:
+    hd = tmp_path / "archive_hd"
+    hd.mkdir()
+    left_while_joining(lambda name, *options: restore(f"archive_hd/{name}", *options), hd / "hd.mkv")
+    assert restore("archive_hd", source=other.parent) == 0
+    assert (hd / "hd.mkv").read_text() == "finished"
+    assert json.loads((hd / "report.json").read_text())["clips"]["hd.mkv"]["state"] == "skipped"
+
+
+# Two processes.
+
+
+@pytest.mark.parametrize(("name", "options"), [("hd.mkv", ()), ("hd", ()), ("hd.mkv", ("--overwrite",))])
+def test_a_second_process_is_refused_while_the_first_works_on_one_segment(
+    restore: Restore, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, options: tuple[str]
+) -> None:
+    """And leaves the first one's lock as it is; the first leaves nothing but its output."""
+    with Journal(tmp_path / name).hold(None, None, Share()):
+        before = files_below(tmp_path)
+        for source in (other, None):  # one segment and many
+            assert restore(name, *options, **({} if source is None else {"source": source})) == 2
+            lines = capsys.readouterr().err.splitlines()
+            assert lines == [
+                f"error: another process is at work on {tmp_path / f'.{name}.parts'}; wait for it or stop it"
+            ]
+        assert restore(name, "--share", "2/2", *options) == 2
+        assert "another process is at work in" in capsys.readouterr().err
+        assert files_below(tmp_path) == before
+    assert restore(name, *options, source=other) == 0
+    assert not parts_folder(tmp_path / name).exists()
+
+
+def test_a_segment_is_restored_under_the_lock(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, real = [], job.restore_segment
+
+    def meanwhile(*given: object) -> object:
+        monkeypatch.setattr(job, "restore_segment", real)
+        codes.append(restore("hd.mkv", source=other))
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "restore_segment", meanwhile)
+    assert restore("hd.mkv", source=other) == 0
+    assert codes == [2]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("name", ["hd.mkv", "hd", "hd.png"])
+def test_an_output_that_appears_meanwhile_stays(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    name: str, links: bool,
+) -> None:  # fmt: skip
+    output, real = tmp_path / name, job.restore_segment
+    theirs = output / "000000.png" if name == "hd" else output
+
+    def appears(*given: object) -> object:
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_text("theirs")
+        return real(*given)  # type: ignore[arg-type]
+
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+        monkeypatch.setattr("os.rename", refuse)
+    monkeypatch.setattr(job, "restore_segment", appears)
+    source = write_clip(tmp_path / "one.mkv", pan(1, *SIZE), codec="ffv1") if name == "hd.png" else other
+    before = files_below(tmp_path)
+    assert restore(name, source=source) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {output} was put there while this was at work; pass --overwrite or choose another output"
+    assert files_below(tmp_path) - before == {str(path.relative_to(tmp_path)) for path in (output, theirs)}
+    assert theirs.read_text() == "theirs"
+    assert restore(name, "--overwrite", source=source) == 0
+
+
+def refuse(*_: object) -> None:
+    """A file system without links."""
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_the_work_is_kept_where_the_output_of_many_segments_has_appeared(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it does not take the output for its own from then on."""
+    output, join = tmp_path / "hd.mkv", Parts._in_order
+
+    def appears(parts: Parts, name: str) -> list[Path]:
+        output.write_text("theirs")
+        return join(parts, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "_in_order", appears)
+        assert restore("hd.mkv") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "was put there while this was at work" in line and f"{FRAMES} of {FRAMES} frames are kept" in line
+    assert restore("hd.mkv") == 2
+    assert output.read_text() == "theirs"
+    capsys.readouterr()
+    assert restore("hd.mkv", "--overwrite") == 0
+    assert capsys.readouterr().out.startswith(f"{output}: 0 frames")
+    assert len(read_pixels(output)) == FRAMES
+
+
+def test_a_join_that_was_cut_off_is_ended_by_whoever_waited(tmp_path: Path, restore: Restore) -> None:
+    """A share that has ended its work waits while another puts the outputs together, and is killed half way."""
+    output = tmp_path / "hd.mkv"
+    assert restore("hd.mkv", "--share", "1/2", "--compare") == 0
+    join = Parts.join
+
+    def half_way(parts: Parts) -> None:
+        (parts.journal.folder / "joining").touch()
+        output.write_text("of the other share")
+        join(parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "join", half_way)
+        assert restore("hd.mkv", "--share", "2/2", "--compare") == 0
+    assert len(read_pixels(output)) == len(read_pixels(tmp_path / "hd_compare.mkv")) == FRAMES
+    assert files_below(tmp_path) == {"hd.mkv", "hd_compare.mkv"}
+
+
+# Kept work that is not used.
+
+
+def test_one_segment_says_that_another_commands_work_is_not_used(
+    restore: Restore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "hd.mkv"
+    assert restore("hd.mkv", "--share", "1/2") == 0
+    assert finished_parts(output)
+    capsys.readouterr()
+    assert restore("hd.mkv", "segment=64") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"the work kept in {parts_folder(output)} is another command's (segments: segment differs): beginning anew"
+    ]
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
+def test_one_segment_takes_nothing_from_a_process_at_work(
+    restore: Restore, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity = {"seed": 5}
+    with Journal(tmp_path / "hd.mkv").hold(identity, Survey(9), Share(1, 2)):
+        before = files_below(tmp_path)
+        assert restore("hd.mkv", source=other) == 2
+        assert "another process is at work in" in capsys.readouterr().err
+        assert files_below(tmp_path) == before
