@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm_video.core.checks import number
 from ldm_video.diffusion.process import Process
-from ldm_video.diffusion.sampler import sampling_timesteps
+from ldm_video.diffusion.sampler import from_the_last, sampling_timesteps
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws
 from ldm_video.training.losses import PixelLoss, psnr
@@ -27,7 +27,8 @@ from ldm_video.training.stage import MakeOptimizer
 
 class FewStepTask(ModelStage):
     """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together; of a denoiser with adapters,
-    these alone.
+    these alone. The model's steps begin at the last timestep from here on, see
+    :func:`~ldm_video.diffusion.sampler.from_the_last`; with adapters they stay as they are.
 
     Args:
         pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
@@ -61,6 +62,8 @@ class FewStepTask(ModelStage):
             raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)
+        if not self.adapted:  # adapters are saved alone, and used with the scheduler of their base
+            model.scheduler = from_the_last(model.scheduler)
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
@@ -112,8 +115,7 @@ class FewStepTask(ModelStage):
         if step > 0:
             with torch.no_grad():
                 own = self._predict_clean(noisy, self.timesteps[0], condition)
-            # A deterministic sampler that comes from this noise by one jump stands exactly here.
-            noisy = self.process.noisy(own, noisy, self.timesteps[step])
+                noisy = self.process.moved(noisy, own, self.timesteps[0], self.timesteps[step])
         return self._predict_clean(noisy, self.timesteps[step], condition)
 
     def _predict_clean(self, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
