@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, SchedulerMixin
+from omegaconf import OmegaConf
 
+import train
 from ldm_video.diffusion.sampler import sample, sampling_timesteps
 from ldm_video.models.lora import LoRA, add_adapters
 from ldm_video.models.video_model import VideoModel
@@ -67,3 +70,34 @@ def test_the_second_jump_starts_where_the_sampler_stands(prediction: str) -> Non
     with torch.no_grad():
         expected = sample(lambda x, t: task.predict(x, t, condition), task.model.scheduler, noise, 2)
         torch.testing.assert_close(task._jump(noise, 1, condition), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_people_see_is_sampled_as_it_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(published())
+    model.sampling = replace(model.sampling, steps=75, guidance=9.0, strength=0.8)
+    task, seen = few_step_task(model, step_shares=[0.5, 0.25, 0.25]), []
+    predict = task.predict
+    monkeypatch.setattr(task, "predict", lambda x, t, condition: (seen.append(int(t)), predict(x, t, condition))[1])
+    task.restore(make_batch())
+    assert seen == task.timesteps.tolist() and len(seen) == 3
+    assert model.sampling == replace(tiny_model().sampling, steps=3, guidance=1.0, strength=1.0)
+
+
+def test_a_model_without_steps_stays_one() -> None:
+    model = tiny_model()
+    model.sampling = replace(model.sampling, steps=0)
+    assert few_step_task(model).model.sampling.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "expected"),
+    [
+        ({"scales": [4], "weights": [1]}, 1, 4),
+        ({"scales": [2, 3, 1.5], "weights": [0.2, 0.5, 0.3]}, 4, 3),
+        ({"scales": [4, 2], "weights": [0.2, 0.8]}, 4, 4),
+        ({"scale": 1.5}, 4, 1.5),
+        ({}, 2, 2),
+    ],
+)
+def test_the_enlargement_that_is_saved_is_one_of_the_clips(data: dict[str, Any], own: int, expected: float) -> None:
+    assert train.trained_scale(OmegaConf.create(data), own) == expected

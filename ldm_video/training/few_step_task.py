@@ -8,6 +8,7 @@ jump (as the sampler will make them), not from the truth.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,8 +28,11 @@ from ldm_video.training.stage import MakeOptimizer
 
 class FewStepTask(ModelStage):
     """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together; of a denoiser with adapters,
-    these alone. The model's steps begin at the last timestep from here on, see
-    :func:`~ldm_video.diffusion.sampler.from_the_last`; with adapters they stay as they are.
+    these alone.
+
+    From here on the model is sampled as it is trained, and saved so: where it takes steps, in as many as there are
+    shares, from pure noise and without guidance; and they begin at the last timestep, see
+    :func:`~ldm_video.diffusion.sampler.from_the_last`, but with adapters, which are saved without a scheduler.
 
     Args:
         pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
@@ -64,6 +68,8 @@ class FewStepTask(ModelStage):
             parameter.requires_grad_(not self.adapted)
         if not self.adapted:  # adapters are saved alone, and used with the scheduler of their base
             model.scheduler = from_the_last(model.scheduler)
+        if model.sampling.steps > 0:  # a model that takes no step stays one, whatever its denoiser learns
+            model.sampling = replace(model.sampling, steps=len(step_shares), guidance=1.0, strength=1.0)
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
