@@ -22,8 +22,11 @@ INDEX = "model_index.json"
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
-def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated."""
+def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None, prefix: str = "") -> None:
+    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated.
+
+    ``prefix`` goes before each name. The header says ``pt``, without which older transformers read no file.
+    """
     written: set[int] = set()
 
     def cast(tensor: Tensor) -> Tensor:
@@ -36,7 +39,8 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
 
     with atomic_path(path) as temporary:
         try:
-            save_file({key: cast(value) for key, value in module.state_dict().items()}, temporary)
+            state = {f"{prefix}{key}": cast(value) for key, value in module.state_dict().items()}
+            save_file(state, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # it wraps the operating system's error and drops its number
             raise UserError(f"cannot write {path} ({error}); free some space or choose another folder") from error
 
