@@ -63,8 +63,11 @@ def refuse_pickle(path: Path) -> None:
     """``UserError``, with the line that makes it a safetensors file, for what its name says is a pickle."""
     if path.suffix not in _PICKLES:
         return
+    # In original Stable Diffusion files Lightning's class is among the callbacks: an empty one stands for it.
     script = (
         "import sys, torch; from safetensors.torch import save_file; "
+        "c = type('ModelCheckpoint', (), {'__module__': 'pytorch_lightning.callbacks.model_checkpoint'}); "
+        "torch.serialization.add_safe_globals([c]); "
         "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
         "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
     )
