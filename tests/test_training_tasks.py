@@ -23,6 +23,7 @@ from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss, colour_difference, lattice, psnr
 from ldm_video.training.schedule import warmup_cosine
+from ldm_video.training.stage import Stage
 from tests.cli_support import tiny_model
 from tests.train_support import conditioned
 
@@ -187,6 +188,27 @@ def test_the_first_batches_make_a_plain_mean_of_the_scale(accumulate: int, batch
     assert len(raw) == batches
     deviations = torch.stack([x.square().mean(dim=(0, 1, 3, 4)).sqrt() for x in raw])
     torch.testing.assert_close(codec.latent_std.flatten(), deviations.mean(dim=0).detach().flatten())
+
+
+class _Numbers(Stage):
+    """Remembers what is drawn for each clip in validation."""
+
+    def __init__(self) -> None:
+        super().__init__(ADAMW)
+        self.drawn: list[float] = []
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.drawn += self.draws(batch, index, "val").rand().tolist()
+
+
+def test_a_clip_has_its_numbers_in_validation_whatever_the_batch() -> None:
+    drawn = {}
+    for size in (1, 4, 5):  # the last batch of four has two
+        task, clips = _Numbers(), [{"hr": torch.zeros(1)}] * 10
+        quiet_trainer().validate(task, DataLoader(clips, batch_size=size), verbose=False)
+        drawn[size] = task.drawn
+    assert len(set(drawn[1])) == 10
+    assert drawn[1] == drawn[4] == drawn[5]
 
 
 # Losses.
