@@ -6,6 +6,7 @@ import argparse
 import atexit
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +190,22 @@ def share_scales(loaders: Iterable[DataLoader[Any]], clips: int) -> None:
 
 
 def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """The model bundle; of a model with adapters, these alone."""
+    """The model bundle, which enlarges as it was trained to; of a model with adapters, these alone."""
     if adapter_parameters(model.denoiser):
         save_adapter(model.denoiser, folder, config.init_from, dtype)
     else:
+        model.sampling = replace(model.sampling, scale=trained_scale(config.data.train, model.sampling.scale))
         save_bundle(model, folder, dtype)
+
+
+def trained_scale(data: DictConfig, own: int) -> Any:
+    """The model's ``own`` enlargement, if it was trained on clips of it; else the one that most of the clips had.
+
+    A number as the config has it, which need not be whole.
+    """
+    scales = data.get("scales", [data.get("scale", own)])
+    weights = data.get("weights", [1.0])
+    return own if own in scales else max(zip(weights, scales, strict=True))[1]
 
 
 def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:

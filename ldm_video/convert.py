@@ -24,6 +24,7 @@ from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, is_bundle, o
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.real_esrgan import load_published, published_sizes
 from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.text import save_text_model
 from ldm_video.models.video_model import VideoModel
 
 _OF_CHECKPOINTS = ("head_dim", "heads", "variant")  # options of to-bundle that change nothing of a bundle
@@ -151,6 +152,7 @@ def to_diffusers(arguments: argparse.Namespace) -> list[str]:
     pipeline, left_out = to_pipeline(open_model(arguments.model, temporal=FRAME_BY_FRAME))
     with atomic_path(arguments.result) as temporary:
         pipeline.save_pretrained(temporary)
+        save_text_model(pipeline.text_encoder, temporary / "text_encoder")
     return [f"a {type(pipeline).__name__} of diffusers", *(f"left out: {line}" for line in left_out)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,6 +96,26 @@ def test_round_trip_with_text_and_an_image_codec(text_bundle: Path, tmp_path: Pa
     for before, after in zip(outputs(model, text[:1]), outputs(loaded, text[:1]), strict=True):
         assert torch.equal(before, after)
     assert (outputs(model, text[1:2])[0] - outputs(model, text[:1])[0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_text_weights_have_the_published_names_and_both_are_read(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    """Built in code, and read from a file of either kind."""
+    encoder = small_text_encoder(tmp_path / "vocabulary")
+    encoder.save(tmp_path / "built", dtype)
+    published = load_file(tmp_path / "built" / "model.safetensors")
+    assert {key.partition(".")[0] for key in published} == {"text_model"}
+    with safe_open(tmp_path / "built" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # which older transformers ask for
+    shutil.copytree(tmp_path / "built", tmp_path / "bare")
+    bare = {key.removeprefix("text_model."): value for key, value in published.items()}
+    save_file(bare, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    for name in ("built", "bare"):
+        loaded = TextEncoder.load(tmp_path / name)
+        loaded.save(tmp_path / f"{name}_again", dtype)
+        again = load_file(tmp_path / f"{name}_again" / "model.safetensors")
+        assert again.keys() == published.keys()
+        assert all(torch.equal(value, again[key]) for key, value in published.items())
 
 
 def test_text_is_padded_as_stable_diffusion_does(tmp_path: Path) -> None:
@@ -210,13 +231,13 @@ def test_damage_is_named(bundle: Path, damage: str) -> None:
 TEXT = "text/model.safetensors"
 TEXT_KEY = "final_layer_norm.bias"
 TEXT_DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "missing key": (lambda f: edit_weights(f / TEXT, lambda s: s.pop(TEXT_KEY)), [TEXT_KEY, "missing"]),
+    "missing key": (lambda f: edit_weights(f / TEXT, lambda s: s.pop(f"text_model.{TEXT_KEY}")), [TEXT_KEY, "missing"]),
     "unexpected key": (
         lambda f: edit_weights(f / TEXT, lambda s: s.update(ghost=torch.zeros(1))),
         ["ghost", "unexpected"],
     ),
     "shape mismatch": (
-        lambda f: edit_weights(f / TEXT, lambda s: s.update({TEXT_KEY: torch.zeros(5)})),
+        lambda f: edit_weights(f / TEXT, lambda s: s.update({f"text_model.{TEXT_KEY}": torch.zeros(5)})),
         [TEXT_KEY, "another shape"],
     ),
     "pickle": (lambda f: (f / TEXT).rename(f / "text/pytorch_model.bin"), ["text"]),

@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,24 @@ def assert_same_parts(one: Any, two: Any) -> None:
         first, second = (getattr(pipeline, name).state_dict() for pipeline in (one, two))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_text_encoder_of_a_single_file_goes_out_under_the_published_names(
+    root: Path, tmp_path: Path, dtype: str
+) -> None:
+    file = write_single_file(tmp_path / "sd.safetensors", root / "sd15", "sd15")
+    shutil.copytree(root / "sd15" / "tokenizer", tmp_path / "tokenizer")
+    expected = load_file(root / "sd15" / "text_encoder" / "model.safetensors")
+    assert call(convert, "to-bundle", file, tmp_path / "bundle", "--head-dim", 0, "--dtype", dtype) == 0
+    assert call(convert, "to-diffusers", tmp_path / "bundle", tmp_path / "back") == 0
+    assert call(convert, "to-diffusers", file, tmp_path / "straight") == 0
+    for folder in ("bundle/text", "back/text_encoder", "straight/text_encoder"):
+        written = load_file(tmp_path / folder / "model.safetensors")
+        assert written.keys() == expected.keys()
+        for key, value in written.items():
+            exact = dtype == "fp32" or folder.startswith("straight")
+            torch.testing.assert_close(value.float(), expected[key] if exact else expected[key].half().float())
 
 
 @pytest.mark.parametrize("kind", KINDS)

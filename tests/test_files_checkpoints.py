@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -296,6 +298,29 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"renamed\.safetensors is not a whole safetensors file"):
         read_weights(tmp_path / "renamed.safetensors")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["published", "foreign"])
+def test_the_line_that_converts_a_pickle_opens_lightnings_class_and_no_other(tmp_path: Path, foreign: bool) -> None:
+    """Run as it is printed, in a process of its own."""
+    marker = tmp_path / "opened"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (marker,)
+
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    callbacks = {ModelCheckpoint: Trap() if foreign else {"monitor": "val/loss", "best_model_path": "a.ckpt"}}
+    torch.save({"epoch": 3, "callbacks": callbacks, "state_dict": state}, tmp_path / "sd v1.ckpt")
+    with pytest.raises(UserError) as caught:
+        read_weights(tmp_path / "sd v1.ckpt")
+    command = shlex.split(str(caught.value).partition("with: ")[2])
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == foreign, done.stderr
+    assert not marker.exists()
+    if not foreign:
+        written = read_weights(tmp_path / "sd v1.safetensors")
+        assert written.keys() == state.keys() and all(torch.equal(written[key], state[key]) for key in state)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1])

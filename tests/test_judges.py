@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm_video.config import build, load_config
 from ldm_video.training.judges import Judges
+from ldm_video.training.losses import PixelLoss
 from tests.cli_support import ROOT
 
 
@@ -31,6 +32,51 @@ def test_the_first_sees_all_frames_and_the_others_every_second(frames: int, expe
     distances = judges(torch.zeros(frames, 3, 4, 4) + errors, torch.zeros(frames, 3, 4, 4))
     torch.testing.assert_close(distances, torch.tensor(expected))
     assert [judge.seen for judge in judges.networks] == [[frames], [(frames + 1) // 2]]
+
+
+class Recorder(Judge):
+    """Remembers which frames it was shown, each of which has its number in all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.numbers: list[list[int]] = []
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.numbers.append([round(float(frame.mean() * 100)) for frame in output])
+        return super().forward(output, target)
+
+
+def numbered(clips: int, frames: int) -> Tensor:
+    """``b t 3 H W``, whose frames are 0.00, 0.01, ... throughout."""
+    return (torch.arange(clips * frames) / 100).view(clips, frames, 1, 1, 1).expand(clips, frames, 3, 8, 8).clone()
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_clips_are_seen_on_alternating_frames(frames: int, start: int) -> None:
+    judges = Judges([Judge(1.0), Recorder()])
+    output = numbered(4, frames).flatten(0, 1)
+    distances = judges(output, torch.zeros_like(output), frames, start)
+    (seen,) = judges.networks[1].numbers
+    board = [clip * frames + frame for clip in range(4) for frame in range(frames) if (clip + frame) % 2 == start]
+    assert seen == board
+    # Each counts twice, as itself and for its neighbour.
+    squares = output.square().mean(dim=(1, 2, 3))
+    assert float(distances.mean()) == pytest.approx(float(squares.mean() + squares[board].mean()) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("clips", [1, 4])
+@pytest.mark.parametrize("frames", [2, 3])
+def test_no_frame_is_hidden_from_a_network_for_ever(frames: int, clips: int) -> None:
+    judges = Judges([Judge(1.0), Recorder()])
+    loss, generator = PixelLoss(judges, motion_weight=0.0, shift=0), torch.Generator().manual_seed(0)
+    output = numbered(clips, frames)
+    for _ in range(12):
+        loss(output, torch.zeros_like(output), generator)
+    shown = judges.networks[1].numbers
+    assert set().union(*shown) == set(range(clips * frames))
+    if clips > 1:  # in each batch
+        assert all({number % frames for number in numbers} == set(range(frames)) for numbers in shown)
 
 
 def test_one_network_is_itself_and_gradients_reach_the_output() -> None:

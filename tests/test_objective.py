@@ -88,6 +88,21 @@ def test_terminal_step_is_learned_at_zero_snr(prediction: str, expected: float) 
     assert weight.item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("prediction", [*PREDICTIONS, "flow"])
+def test_the_floor_lifts_the_noisy_end_alone(prediction: str) -> None:
+    """At the clean end v and flow vanish as the paper has it: there the x4-upscaler's weight is 5 / 10000."""
+    x4 = DDIMScheduler(beta_schedule="scaled_linear", beta_start=1e-4, beta_end=0.02, prediction_type=prediction)
+    forward = process("flow") if prediction == "flow" else Process.from_scheduler(x4)
+    levels = torch.arange(1000)
+    paper = Objective(forward, "min_snr", floor=1e-9).weight(levels)
+    weight = Objective(forward, "min_snr").weight(levels)
+    noisy = forward.snr(levels) < 1
+    assert torch.equal(weight[~noisy], paper[~noisy])
+    assert torch.equal(weight[noisy], paper[noisy].clamp(min=0.1))
+    if prediction == "v_prediction":
+        assert weight[0].item() == pytest.approx(5e-4, rel=1e-3)
+
+
 def test_a_weight_that_would_vanish_is_refused() -> None:
     for prediction in ("v_prediction", "sample", "flow"):
         with pytest.raises(ValueError, match="never trains the first sampling step"):

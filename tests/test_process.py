@@ -115,6 +115,30 @@ def test_the_inverse_recovers_the_sample(scheduler: SchedulerMixin) -> None:
     assert torch.allclose(process.to_x0(xt, output, levels), x0, atol=1e-4)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_move_between_levels_is_the_step_of_ddim(prediction: str, spacing: str) -> None:
+    scheduler = DDIMScheduler(
+        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, clip_sample=False
+    )
+    scheduler.set_timesteps(4)
+    process, (x0, xt) = Process.from_scheduler(scheduler), pair()
+    for t, to in zip(scheduler.timesteps[:-1], scheduler.timesteps[1:], strict=True):
+        alpha, sigma = process.coefficients(t, xt.ndim)
+        output = process.target(x0, (xt - alpha * x0) / sigma, t)
+        expected = scheduler.step(output, int(t), xt).prev_sample
+        torch.testing.assert_close(process.moved(xt, x0, t, to), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_move_between_levels_is_the_step_of_a_flow() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    process, (x0, xt) = Process.from_scheduler(scheduler), pair()
+    for t, to in zip(scheduler.timesteps[:-1], scheduler.timesteps[1:], strict=True):
+        expected = scheduler.step((xt - x0) / (t / 1000), t, xt).prev_sample
+        torch.testing.assert_close(process.moved(xt, x0, t, to), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_config_alone_decides() -> None:
     """Neither the steps that a scheduler is set to nor the solver that carries the config change the process."""
     options: dict[str, Any] = STABLE_DIFFUSION | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}

@@ -23,6 +23,7 @@ from ldm_video.diffusion.process import Process
 from ldm_video.diffusion.sampler import (
     DETERMINISTIC,
     STOCHASTIC,
+    from_the_last,
     known_options,
     make_scheduler,
     sample,
@@ -350,3 +351,16 @@ def test_latents_are_not_clipped_unless_asked() -> None:
 def test_make_scheduler_refuses_what_cannot_work(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_scheduler(name, **options)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_few_steps_begin_at_the_last_timestep(name: str, steps: int) -> None:
+    published = make(name) if name.startswith("FlowMatch") else make(name, timestep_spacing="leading")
+    before = dict(published.config)
+    scheduler = from_the_last(published)
+    assert type(scheduler) is type(published) and dict(published.config) == before
+    last = 1000 if name.startswith("FlowMatch") else 999
+    assert sampling_timesteps(scheduler, steps)[0] == last
+    changed = {key for key, value in scheduler.config.items() if value != before[key]}
+    assert changed - {"_use_default_values"} == {"timestep_spacing"} & before.keys()

@@ -340,8 +340,8 @@ def test_a_model_that_begins_from_the_guess_is_restored_so(
     make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch, seen = tiny_model(), make_batch(), []
-    model.sampling = replace(model.sampling, steps=4, strength=0.5)
     task = make_task(model)
+    model.sampling = replace(model.sampling, steps=4, strength=0.5)
     predict = task.predict
     monkeypatch.setattr(task, "predict", lambda x, t, condition: (seen.append((x, t)), predict(x, t, condition))[1])
     task.restore(batch)

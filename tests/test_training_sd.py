@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from ldm_video.diffusion.sampler import sampling_timesteps
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.open_model import open_model
 from tests.cli_support import ROOT, call
@@ -38,7 +40,8 @@ def test_a_published_checkpoint_is_trained_and_saved(name: str, clips: Path, tmp
     data = [f"data.root={clips / 'clips'}", f"data.cache={clips / 'cache'}", f"init_from={checkpoint}"]
     assert call(train, "--config", CONFIGS / f"{name}.yaml", *HERE, *data, f"output={tmp_path / 'run'}") == 0
     before, after = open_model(checkpoint), load_bundle(tmp_path / "run" / "bundle")
-    assert after.sees_canvas == before.sees_canvas and after.sampling == before.sampling
+    assert after.sees_canvas == before.sees_canvas
+    assert after.sampling == replace(before.sampling, scale=4)  # as its clips were; the inpainting checkpoint's is 1
     assert (after.lowres_scheduler is None) == (before.lowres_scheduler is None)
     old, new = before.state_dict(), after.state_dict()
     changed = {key for key, value in new.items() if not torch.equal(value, old[key])}
@@ -57,7 +60,11 @@ def test_few_steps_with_an_adversary(clips: Path, tmp_path: Path) -> None:
     small = ["task.pixel_from_step=1", "task.pixel_loss.perceptual=null", "task.pixel_loss.adversary.channels=8"]
     run = tmp_path / "run"
     assert call(train, "--config", CONFIGS / "x4_few_step.yaml", *HERE, *data, *small, f"output={run}") == 0
-    old, new = open_model(checkpoint).state_dict(), load_bundle(run / "bundle").state_dict()
+    before, after = open_model(checkpoint), load_bundle(run / "bundle")
+    assert (before.sampling.steps, before.sampling.guidance) == (75, 9.0)
+    assert after.sampling == replace(before.sampling, steps=4, guidance=1.0)
+    assert sampling_timesteps(after.scheduler, 4).tolist() == [999, 749, 499, 249]
+    old, new = before.state_dict(), after.state_dict()
     changed = {key.split(".")[0] for key, value in new.items() if not torch.equal(value, old[key])}
     encoder = {key for key in new if ".encoder." in key or ".quant_conv." in key}
     assert changed == {"denoiser", "codec"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -22,6 +23,7 @@ from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss, colour_difference, lattice, psnr
 from ldm_video.training.schedule import warmup_cosine
+from ldm_video.training.stage import Stage
 from tests.cli_support import tiny_model
 from tests.train_support import conditioned
 
@@ -83,10 +85,10 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(name: str) -> None
     assert [n for n, yes in got.items() if yes != n.startswith(TRAINED[name])] == []
 
 
-def quiet_trainer() -> pl.Trainer:
+def quiet_trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(
-        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **{"max_steps": 1, **options},
     )  # fmt: skip
 
 
@@ -169,6 +171,44 @@ def test_the_codec_stage_trains_no_restorer_that_its_loss_does_not_see() -> None
     trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in task.named_parameters() if parameter.grad is not None}
     assert trained and all(name.startswith("codec.decoder.") for name in trained)
+
+
+@pytest.mark.parametrize(("accumulate", "batches"), [(1, 6), (3, 6), (4, 4)])
+def test_the_first_batches_make_a_plain_mean_of_the_scale(accumulate: int, batches: int) -> None:
+    model, seen = tiny_model().requires_grad_(True), []
+    codec = model.codec
+    project = codec.project
+    codec.project = lambda *args: seen.append(project(*args)) or seen[-1]
+    clips = [make_batch(seed=seed) for seed in range(batches)]
+    for batch, size in zip(clips, range(1, batches + 1), strict=True):  # of another scale each
+        batch["hr"] = batch["hr"] * size / batches
+    trainer = quiet_trainer(max_steps=-(-batches // accumulate), accumulate_grad_batches=accumulate)
+    trainer.fit(codec_task(model, known_share=0.0), DataLoader(clips, batch_size=None))
+    raw = seen[:: len(seen) // batches]  # encoding projects as well
+    assert len(raw) == batches
+    deviations = torch.stack([x.square().mean(dim=(0, 1, 3, 4)).sqrt() for x in raw])
+    torch.testing.assert_close(codec.latent_std.flatten(), deviations.mean(dim=0).detach().flatten())
+
+
+class _Numbers(Stage):
+    """Remembers what is drawn for each clip in validation."""
+
+    def __init__(self) -> None:
+        super().__init__(ADAMW)
+        self.drawn: list[float] = []
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.drawn += self.draws(batch, index, "val").rand().tolist()
+
+
+def test_a_clip_has_its_numbers_in_validation_whatever_the_batch() -> None:
+    drawn = {}
+    for size in (1, 4, 5):  # the last batch of four has two
+        task, clips = _Numbers(), [{"hr": torch.zeros(1)}] * 10
+        quiet_trainer().validate(task, DataLoader(clips, batch_size=size), verbose=False)
+        drawn[size] = task.drawn
+    assert len(set(drawn[1])) == 10
+    assert drawn[1] == drawn[4] == drawn[5]
 
 
 # Losses.

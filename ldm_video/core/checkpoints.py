@@ -22,8 +22,11 @@ INDEX = "model_index.json"
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
-def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated."""
+def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None, prefix: str = "") -> None:
+    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated.
+
+    ``prefix`` goes before each name. The header says ``pt``, without which older transformers read no file.
+    """
     written: set[int] = set()
 
     def cast(tensor: Tensor) -> Tensor:
@@ -36,7 +39,8 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
 
     with atomic_path(path) as temporary:
         try:
-            save_file({key: cast(value) for key, value in module.state_dict().items()}, temporary)
+            state = {f"{prefix}{key}": cast(value) for key, value in module.state_dict().items()}
+            save_file(state, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # it wraps the operating system's error and drops its number
             raise UserError(f"cannot write {path} ({error}); free some space or choose another folder") from error
 
@@ -59,8 +63,11 @@ def refuse_pickle(path: Path) -> None:
     """``UserError``, with the line that makes it a safetensors file, for what its name says is a pickle."""
     if path.suffix not in _PICKLES:
         return
+    # In original Stable Diffusion files Lightning's class is among the callbacks: an empty one stands for it.
     script = (
         "import sys, torch; from safetensors.torch import save_file; "
+        "c = type('ModelCheckpoint', (), {'__module__': 'pytorch_lightning.callbacks.model_checkpoint'}); "
+        "torch.serialization.add_safe_globals([c]); "
         "s = torch.load(sys.argv[1], map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
         "save_file({k: v.clone().contiguous() for k, v in s.items() if torch.is_tensor(v)}, sys.argv[2])"
     )

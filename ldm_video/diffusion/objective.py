@@ -23,9 +23,10 @@ class Objective:
         process: forward process and prediction type.
         weighting: ``uniform``, or ``min_snr`` (Hang et al., arXiv:2303.09556).
         gamma: where min-SNR clips the signal-to-noise ratio.
-        floor: smallest min-SNR weight. As the SNR goes to 0 the weights of v, sample and flow vanish, and the step
-            that sampling starts from would not be learned at all where the terminal SNR is zero: 0 is refused there.
-            The default is an eighth of the largest v weight, ``gamma / (gamma + 1)``.
+        floor: smallest min-SNR weight where there is more noise than signal, SNR below 1. As the SNR goes to 0 the
+            weights of v, sample and flow vanish, and the step that sampling starts from would not be learned at all
+            where the terminal SNR is zero: 0 is refused there. The default is an eighth of the largest v weight,
+            ``gamma / (gamma + 1)``. At the clean end, where v and flow vanish as well, the weight is the paper's.
         draw: how training noise levels are drawn: ``uniform`` over the table, or ``logit_normal`` (SD3,
             arXiv:2403.03206; before the table's shift), for flows.
         logit_mean, logit_std: of ``logit_normal``; a positive mean favours noisier levels.
@@ -75,7 +76,7 @@ class Objective:
 
         ``min_snr`` weighs the squared error of the clean sample that the output claims by ``min(SNR, gamma)``. With
         ``m = min(SNR, gamma)``: sample ``m``; v ``m / (SNR + 1)``; flow ``m sigma^2`` (either is off by ``sigma`` where
-        its output is off by 1); epsilon ``m / SNR``; never below ``floor``.
+        its output is off by 1); epsilon ``m / SNR``; below an SNR of 1 never less than ``floor``.
 
         At zero SNR the epsilon weight is its limit, 1, and not 0 / 0. It teaches the denoiser nothing there (the noise
         is what it is shown), which is why the sampler refuses epsilon with zero terminal SNR.
@@ -93,7 +94,7 @@ class Objective:
                 weight = clipped * self.process.coefficients(t)[1].square()
             case _:
                 weight = clipped
-        return weight.clamp(min=self.floor)
+        return torch.where(snr < 1.0, weight.clamp(min=self.floor), weight)
 
     def sample_timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
         """Draw table indices, ``(batch,)`` int64 in 0..N-1, on the generator's device."""

@@ -151,6 +151,15 @@ class Process:
         alpha, sigma = self._like(x0, t)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
+    def moved(self, xt: Tensor, x0: Tensor, t: Tensor | float, to: Tensor | float) -> Tensor:
+        """Where a deterministic sampler that stands at ``x_t`` goes: to level ``to`` with the clean sample ``x0``.
+
+        ``alpha_to x_0 + sigma_to (x_t - alpha_t x_0) / sigma_t``: DDIM's step (arXiv:2010.02502, eq. 12 without new
+        noise) and, for flows, Euler's. In the type of ``xt``.
+        """
+        alpha, sigma = self._like(xt, t)
+        return self.noisy(x0, (xt - alpha * x0) / sigma, to).to(xt.dtype)
+
     def target(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """What a perfect denoiser outputs, in the type of ``x0``.
 

@@ -81,6 +81,17 @@ def known_options(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stored.items() if key.startswith("_") or key in _options()}
 
 
+def from_the_last(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler with steps that begin at the last trained timestep: ``trailing``, where it has a spacing.
+
+    With ``leading``, as Stable Diffusion's checkpoints store it, the first of four steps is 751 of 999, where the clean
+    sample should be seen and pure noise is given (arXiv:2305.08891, section 3.3). With many steps it hardly matters.
+    """
+    if "timestep_spacing" not in scheduler.config:
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+
+
 def sampling_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
     """The timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
 

@@ -10,10 +10,12 @@ import transformers
 from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ldm_video.core.checkpoints import read_json, refuse_keys, save_weights
 from ldm_video.core.errors import UserError
+
+_CLIP_LEVEL = "text_model."
 
 
 class TextEncoder(nn.Module):
@@ -70,9 +72,7 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model, with weights cast to ``dtype``, and tokenizer to one folder, in transformers' layout."""
-        self.model.save_pretrained(folder)
-        if dtype is not None:
-            save_weights(self.model, Path(folder) / "model.safetensors", dtype)
+        save_text_model(self.model, Path(folder), dtype)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -101,6 +101,18 @@ class TextEncoder(nn.Module):
         misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
         refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
         return cls(model, read_tokenizer(Path(tokenizer_folder or folder)))
+
+
+def save_text_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a text model in transformers' layout, its weights cast to ``dtype`` under the names of the published files.
+
+    Those of CLIP have a level ``text_model``. Newer transformers have none, read both and write what they have read; to
+    older ones and to other tools, names without it are no weights of CLIP's.
+    """
+    model.save_pretrained(folder)
+    lacks = isinstance(model, CLIPTextModel) and not any(key.startswith(_CLIP_LEVEL) for key in model.state_dict())
+    if lacks or dtype is not None:
+        save_weights(model, folder / "model.safetensors", dtype, _CLIP_LEVEL if lacks else "")
 
 
 def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:

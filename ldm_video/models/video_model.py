@@ -21,6 +21,8 @@ from ldm_video.models.text import TextEncoder
 class SamplingDefaults:
     """How a model is meant to be sampled; the command line overrides it.
 
+    A stage that trains the model for another use sets it there, and so does who saves what was trained on other clips.
+
     Attributes:
         steps: number of denoiser evaluations; 0 leaves all to a decoder that sees the evidence.
         guidance: classifier-free guidance scale; 1 is none.

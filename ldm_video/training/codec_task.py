@@ -52,8 +52,10 @@ class CodecTask(Stage):
         hr = batch["hr"]
         evidence = batch_evidence(batch, self.known_share, draws, colour_shift=self.codec.colour_shift)
         raw = self.codec.project(hr, evidence)
-        # The first batches make a plain mean, which is near the truth at once.
-        self.codec.track_scale(joint(raw), momentum=max(0.02, 1 / (self.global_step + 1)))
+        # The first batches make a plain mean, which is near the truth at once. A step may gather several; and under
+        # `overfit_batches` each is the first one.
+        seen = max(index, self.global_step)
+        self.codec.track_scale(joint(raw), momentum=max(0.02, 1 / (seen + 1)))
         latents = self.codec.encode(hr, evidence).to(hr)  # float32 under autocast too
         worse = draws.rand(1, 1, 1, 1).to(hr)
         latents = torch.lerp(latents, self.latent_noise * draws.randn(*latents.shape[1:]).to(hr), worse)

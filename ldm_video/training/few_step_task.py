@@ -8,6 +8,7 @@ jump (as the sampler will make them), not from the truth.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm_video.core.checks import number
 from ldm_video.diffusion.process import Process
-from ldm_video.diffusion.sampler import sampling_timesteps
+from ldm_video.diffusion.sampler import from_the_last, sampling_timesteps
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws
 from ldm_video.training.losses import PixelLoss, psnr
@@ -28,6 +29,10 @@ from ldm_video.training.stage import MakeOptimizer
 class FewStepTask(ModelStage):
     """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together; of a denoiser with adapters,
     these alone.
+
+    From here on the model is sampled as it is trained, and saved so: where it takes steps, in as many as there are
+    shares, from pure noise and without guidance; and they begin at the last timestep, see
+    :func:`~ldm_video.diffusion.sampler.from_the_last`, but with adapters, which are saved without a scheduler.
 
     Args:
         pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
@@ -61,6 +66,10 @@ class FewStepTask(ModelStage):
             raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)
+        if not self.adapted:  # adapters are saved alone, and used with the scheduler of their base
+            model.scheduler = from_the_last(model.scheduler)
+        if model.sampling.steps > 0:  # a model that takes no step stays one, whatever its denoiser learns
+            model.sampling = replace(model.sampling, steps=len(step_shares), guidance=1.0, strength=1.0)
         self.process = Process.from_scheduler(model.scheduler)
         self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
         self.pixel_loss = pixel_loss
@@ -112,8 +121,7 @@ class FewStepTask(ModelStage):
         if step > 0:
             with torch.no_grad():
                 own = self._predict_clean(noisy, self.timesteps[0], condition)
-            # A deterministic sampler that comes from this noise by one jump stands exactly here.
-            noisy = self.process.noisy(own, noisy, self.timesteps[step])
+                noisy = self.process.moved(noisy, own, self.timesteps[0], self.timesteps[step])
         return self._predict_clean(noisy, self.timesteps[step], condition)
 
     def _predict_clean(self, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic
+from ldm_video.training.judges import Judges
 from ldm_video.video_io.colour import LUMA_WEIGHTS
 
 # Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
@@ -111,7 +112,10 @@ class PixelLoss(nn.Module):
         if self.perceptual is not None:
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
-            terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b).mean()
+            options: dict[str, int] = {}
+            if isinstance(self.perceptual, Judges):  # in a batch of one clip the other frames have their turn as well
+                options = {"frames": output.shape[1], "start": int(torch.randint(2, (), generator=generator))}
+            terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b, **options).mean()
         if self.adversary is not None:
             terms |= self.adversary(output, target, generator, seen)
         return terms

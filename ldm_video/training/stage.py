@@ -51,11 +51,17 @@ class Stage(pl.LightningModule):
         """The random numbers of the ``index``-th batch: a pure function of (seed, index, clips' numbers, purpose)."""
         size = len(batch["hr"])
         if purpose != "train":  # all processes look at the same clips
-            return make_draws(self.seed, index, range(index * size, (index + 1) * size), purpose)
+            first = index * self._whole_batch(size)
+            return make_draws(self.seed, index, range(first, first + size), purpose)
         # A run is one epoch, in which no step is ahead of its batch. Only under `overfit_batches` is every batch the
         # first one, which must not meet the same noise for ever.
         index = max(index, self.global_step)
         return make_draws(self.seed, index, clip_numbers(index * size, size), purpose)
+
+    def _whole_batch(self, size: int) -> int:
+        """Clips of every validation batch but the last, which has ``size`` and may be short."""
+        loader = None if self._trainer is None else self._trainer.val_dataloaders
+        return getattr(loader, "batch_size", None) or size
 
     def restore(self, batch: Mapping[str, Any]) -> Tensor:
         """What the model makes of a batch now, ``b t 3 H W``, about [-1, 1]: for people to look at."""
