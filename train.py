@@ -6,6 +6,7 @@ import argparse
 import atexit
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from ldm_video.models.bundle import save_bundle
 from ldm_video.models.lora import LoRA, adapter_parameters, add_adapters, save_adapter
 from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.checkpoints import begin_anew, full_disk_explained, last_good, read_checkpoint
+from ldm_video.training.alone import alone
+from ldm_video.training.checkpoints import begin_anew, changes, full_disk_explained, last_good, read_checkpoint
 from ldm_video.training.estimate import Plan, estimate, parameter_table
 from ldm_video.training.loggers import keep_wandb_id, log_bundle
 from ldm_video.training.order import ClipOrder
 from ldm_video.training.preemption import end_workers, ignore_signals
-from ldm_video.training.same_run import check_fits, check_same_run
+from ldm_video.training.same_run import RUN, check_fits, check_same_run
 from ldm_video.training.settings import check_settings
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import build_trainer
@@ -57,37 +59,50 @@ def main() -> None:
         print(describe(config, model, task))
         return
     output = Path(config.output)
+    found = changes(output / "checkpoints")
     last, done = (None, 0) if arguments.restart else find_state(config, output, task)
     loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
     trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
     if isinstance(trainer.strategy, FSDPStrategy):
         check_fsdp(config)
     share_scales(loaders.values(), config.data.batch * trainer.world_size)
-    if arguments.restart and trainer.is_global_zero:
-        begin_anew(output / "checkpoints")
-    save_config(config, output / "config.yaml")
-    if trainer.is_global_zero:
-        keep_wandb_id(trainer.loggers, output)
+    with alone(output, found) if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            if arguments.restart:
+                begin_anew(output / "checkpoints")
+            save_config(config, output / "config.yaml")
+            keep_wandb_id(trainer.loggers, output)
+        fit(trainer, task, loaders, last, done)
+        if trainer.is_global_zero:
+            save_results(config, model, task, trainer)
+
+
+def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | None, done: int) -> None:
+    """Train from the checkpoint ``last`` of step ``done`` on; afterwards ``task`` has the averaged weights."""
     if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
-    with full_disk_explained(output):
+    with full_disk_explained(trainer.default_root_dir):
         trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
     if last is not None and trainer.global_step == done:
         # Nothing was left to do: Lightning did not put the average in place.
         task.load_state_dict(read_checkpoint(last)["state_dict"])
-    if trainer.is_global_zero:
-        if task.gathered:  # FSDP left a piece of the weights in this model
-            model = build_model(config)
-            build_task(config, model).load_state_dict(task.gathered)
-        kind, result = "model bundle", output / "bundle"
-        if adapter_parameters(model.denoiser):
-            kind, result = f"LoRA of {config.init_from}, for infer.py --lora", output / "lora"
-        save_result(config, model, result)
-        log.info("%s: %s", kind, result)
-        log_bundle(trainer.loggers, result, config.name)
-        if config.publish is not None:
-            save_result(config, model, config.publish, torch.float16)
-            log.info("published in half precision: %s", config.publish)
+
+
+def save_results(config: DictConfig, model: VideoModel, task: Stage, trainer: pl.Trainer) -> None:
+    """What a run ends with, in its output folder and, where ``publish`` says so, in half precision elsewhere."""
+    output = Path(config.output)
+    if task.gathered:  # FSDP left a piece of the weights in this model
+        model = build_model(config)
+        build_task(config, model).load_state_dict(task.gathered)
+    kind, result = "model bundle", output / "bundle"
+    if adapter_parameters(model.denoiser):
+        kind, result = f"LoRA of {config.init_from}, for infer.py --lora", output / "lora"
+    save_result(config, model, result)
+    log.info("%s: %s", kind, result)
+    log_bundle(trainer.loggers, result, config.name)
+    if config.publish is not None:
+        save_result(config, model, config.publish, torch.float16)
+        log.info("published in half precision: %s", config.publish)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,7 +119,7 @@ def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | No
     last, state = last_good(output / "checkpoints")
     if last is None:
         return None, 0
-    check_same_run(output / "config.yaml", config)
+    check_same_run(output / "config.yaml", config, state.get(RUN))
     check_fits(state["state_dict"], task, last)
     return last, state["global_step"]
 

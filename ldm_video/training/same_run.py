@@ -1,4 +1,5 @@
-"""Does a checkpoint belong to the run that is asked for? Told by the configuration that was saved beside it."""
+"""Does a checkpoint belong to the run that is asked for? Told by the configuration that is in it, or that of before
+beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -19,14 +21,33 @@ FREE = (
     "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val", "trainer",
 )  # fmt: skip
 FIXED_IN_TRAINER = ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+RUN = "run"  # the configuration in a checkpoint
 _ABSENT = "absent"
 
 
-def check_same_run(saved: Path, config: DictConfig, free: tuple[str, ...] = FREE) -> None:
-    """Raise ``UserError`` naming the first key that differs between the file ``saved`` and ``config`` and may not."""
+class KeepsConfig(pl.Callback):
+    """Keeps ``config``, resolved and with no object of ours in it, in each checkpoint."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RUN] = self.config
+
+
+def check_same_run(
+    saved: Path, config: DictConfig, kept: Mapping[str, Any] | None = None, free: tuple[str, ...] = FREE
+) -> None:
+    """Raise ``UserError`` naming the first key that differs from the checkpoint's configuration and may not.
+
+    That is ``kept``, which the checkpoint has in it, and of an old one, which has none, the file ``saved``. Without
+    that file nothing is compared: it is removed to go on with a change.
+    """
     if not saved.is_file():
         return
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True)))
+    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True) if kept is None else kept))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
