@@ -3,6 +3,7 @@ beside it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,20 @@ from ldm_video.core.errors import UserError
 # one, is in the checkpoint.
 FREE = (
     "name", "output", "logger", "watch", "publish", "checkpoint_every", "compile", "attention",
-    "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val", "trainer",
+    "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val",
 )  # fmt: skip
-FIXED_IN_TRAINER = ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+FREE_IN_TRAINER = (
+    "max_steps", "max_time", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler",
+    "val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps", "inference_mode",
+    "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams", "benchmark", "deterministic",
+    "detect_anomaly",
+)  # fmt: skip
 RUN = "run"  # the configuration in a checkpoint
 _ABSENT = "absent"
+# What Lightning takes where the section does not have a key, or has null.
+_DEFAULTS = {
+    f"trainer.{name}": parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()
+} | {"trainer.precision": "32-true", "trainer.gradient_clip_algorithm": "norm", "trainer.limit_train_batches": 1.0}
 
 
 class KeepsConfig(pl.Callback):
@@ -50,8 +60,8 @@ def check_same_run(
     before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True) if kept is None else kept))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old != new and not _is_free(key, free):
+        old, new = _value(before, key), _value(now, key)
+        if not (_is_free(key, free) or _same(key, old, new)):
             raise UserError(
                 f"the checkpoint in {saved.parent} was trained with {key}={old}, and now it is {new}; give the old "
                 f"value, another output=FOLDER, or --restart (remove {saved} to go on with the change nevertheless)"
@@ -71,7 +81,19 @@ def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> N
 
 
 def _is_free(key: str, free: tuple[str, ...]) -> bool:
-    return key not in FIXED_IN_TRAINER and any(key == name or key.startswith(f"{name}.") for name in free)
+    names = (*free, *(f"trainer.{name}" for name in FREE_IN_TRAINER))
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(leaves: Mapping[str, Any], key: str) -> Any:
+    value = leaves.get(key, _ABSENT)
+    return _DEFAULTS.get(key, value) if value is None or value is _ABSENT else value
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """To Lightning ``limit_train_batches=1`` is one batch, and 1.0 is all of them."""
+    batches = key.startswith("trainer.") and key.endswith("_batches") and 1 in (old, new)
+    return bool(old == new and (not batches or isinstance(old, int) == isinstance(new, int)))
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
