@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import FSDPStrategy
 from torch.utils.data import DataLoader
 
+from data.cache import headers_only
 from data.scales import SeveralScales
 from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
@@ -54,18 +55,20 @@ def main() -> None:
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)
+    output = Path(config.output)
+    found = changes(output / "checkpoints")
+    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
+    # All that can be refused is, before anything is written: a wrong folder must leave nothing behind.
+    with headers_only() if arguments.dry_run else nullcontext():
+        loaders = build_loaders(config, done)
+        trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
+    if isinstance(trainer.strategy, FSDPStrategy):
+        check_fsdp(config)
+    share_scales(loaders.values(), config.data.batch * trainer.world_size)
     if arguments.dry_run:
         print(OmegaConf.to_yaml(config, resolve=True))
         print(describe(config, model, task))
         return
-    output = Path(config.output)
-    found = changes(output / "checkpoints")
-    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
-    loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
-    trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
-    if isinstance(trainer.strategy, FSDPStrategy):
-        check_fsdp(config)
-    share_scales(loaders.values(), config.data.batch * trainer.world_size)
     with alone(output, found) if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             if arguments.restart:

@@ -167,7 +167,8 @@ def test_a_restart_that_fails_leaves_nothing_to_go_on_from(
 def test_dry_run_prints_config_and_size_and_writes_nothing(
     codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "--dry-run") == 0
+    cache = f"data.cache={tmp_path / 'cache'}"
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", cache, "--dry-run", "logger=[csv,wandb]") == 0
     printed = capsys.readouterr().out
     assert "max_steps: 2" in printed
     assert "codec: 0." in printed and "M parameters" in printed
@@ -216,15 +217,29 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("logger=true", "unknown logger 'True'"),
         ("task.target=ldm_video.training.codec_task.Codex", "unknown model part"),
         ("--turbo", "unrecognized arguments: --turbo"),
+        ("data.degrade=sdd", "unknown degradation 'sdd'"),
+        ("+trainer.acumulate=4", "does not take 'acumulate'"),
+        ("trainer.precision=foo", "cannot build pytorch_lightning.Trainer"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
-    assert call(train, *codec_options, f"output={tmp_path / 'run'}", option) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ") and message in line
-    assert files_below(tmp_path) == set()
+    """Of the run and of its ``--dry-run``, which has no cache yet."""
+    for more in ([], [f"data.cache={tmp_path / 'cache'}", "--dry-run"]):
+        assert call(train, *codec_options, f"output={tmp_path / 'run'}", *more, option) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ") and message in line
+        assert files_below(tmp_path) == set()
+
+
+def test_a_dry_run_refuses_to_go_on_from_another_run(
+    codec_options: list[str], codec_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_below(codec_run)
+    assert call(train, *codec_options, f"output={codec_run}", "seed=1", "--dry-run") == 2
+    assert "seed=0, and now it is 1" in capsys.readouterr().err
+    assert files_below(codec_run) == before
 
 
 @pytest.mark.parametrize("key", ["ema", "watch"])

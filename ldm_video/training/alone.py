@@ -13,9 +13,7 @@ from ldm_video.core.locks import locked
 from ldm_video.training.checkpoints import changes
 
 LOCK = ".run.lock"
-PATIENCE = (
-    180.0  # seconds: a job has as many to give way (slurm/train.sbatch); a file server takes some for a dead node
-)
+PATIENCE = 180.0  # seconds: as many as a job has to give way, see slurm/train.sbatch
 
 
 @contextmanager
