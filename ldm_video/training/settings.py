@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm_video.core.checks import number, whole
+from ldm_video.core.checks import number, sides, whole
 from ldm_video.core.errors import UserError
 
 LARGEST_SEED = 2**32 - 1  # numpy's
@@ -30,6 +30,8 @@ def check_settings(config: DictConfig) -> None:
             "\"trainer.max_time='DD:HH:MM:SS'\""
         )
     whole("seed", config.seed, 0, LARGEST_SEED)
+    sides("data.size", config.data.size)
+    whole("data.frames", config.data.frames, 1)
     whole("data.batch", config.data.batch, 1)
     whole("trainer.accumulate_grad_batches", config.trainer.get("accumulate_grad_batches", 1), 1)
     whole("checkpoint_every", config.checkpoint_every, 1)
