@@ -20,6 +20,7 @@ from data.cache import headers_only
 from data.scales import SeveralScales
 from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
+from ldm_video.core.checks import sides
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import save_bundle
 from ldm_video.models.lora import LoRA, adapter_parameters, add_adapters, save_adapter
@@ -33,8 +34,10 @@ from ldm_video.training.order import ClipOrder
 from ldm_video.training.preemption import end_workers, ignore_signals
 from ldm_video.training.same_run import RUN, check_fits, check_same_run
 from ldm_video.training.settings import check_settings
+from ldm_video.training.sizes import check_clips, check_size
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import build_trainer
+from ldm_video.training.watch import Pictures
 
 log = logging.getLogger("train")
 
@@ -55,15 +58,21 @@ def main() -> None:
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)
+    check_size(task, sides("data.size", config.data.size), "data")  # before clips are decoded, which takes minutes
     output = Path(config.output)
     found = changes(output / "checkpoints")
     last, done = (None, 0) if arguments.restart else find_state(config, output, task)
     # All that can be refused is, before anything is written: a wrong folder must leave nothing behind.
     with headers_only() if arguments.dry_run else nullcontext():
         loaders = build_loaders(config, done)
-        trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
+        watchers = build_watchers(config, output)
+        trainer = build_trainer(config, output, watchers, anew=arguments.restart)
     if isinstance(trainer.strategy, FSDPStrategy):
         check_fsdp(config)
+    for name, loader in loaders.items():
+        check_clips(task, loader.dataset, f"data.{name.partition('_')[0]}")
+    for pictures in watchers:
+        check_clips(task, pictures.clips, "watch", judged=False)
     share_scales(loaders.values(), config.data.batch * trainer.world_size)
     if arguments.dry_run:
         print(OmegaConf.to_yaml(config, resolve=True))
@@ -214,7 +223,7 @@ def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype
         save_bundle(model, folder, dtype)
 
 
-def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:
+def build_watchers(config: DictConfig, output: Path) -> list[Pictures]:
     """Pictures and metrics of fixed clips, where the config has a ``watch``."""
     if config.get("watch") is None:
         return []
@@ -227,11 +236,10 @@ def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:
 def describe(config: DictConfig, model: VideoModel, task: Stage) -> str:
     """Parameters of each part, and the memory and hours of one process, measured on synthetic clips."""
     data, trainer = config.data, config.trainer
-    size = (data.size, data.size) if isinstance(data.size, int) else tuple(data.size)
     plan = Plan(
         batch=data.batch,
         frames=data.frames,
-        size=size,
+        size=sides("data.size", data.size),
         scale=data.train.get("scale", model.sampling.scale),
         steps=trainer.max_steps,
         accumulate=trainer.get("accumulate_grad_batches", 1),

@@ -183,7 +183,8 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("+turbo=1", "unknown key 'turbo'"),
         ("data.root=/no/such/folder", "data folder /no/such/folder does not exist"),
         ("data.root=???", "the value of 'data.root'"),
-        ("data.size=62", "no multiple of 4"),
+        ("data.size=62", "data has clips of 62x62, no multiple of 8"),
+        ("+data.train.clips.size=62", "no multiple of 4"),
         ("data.batch=0", "data.batch is 0; give a whole number, 1 or more"),
         ("data.workers=auto", "data.workers cannot be used"),
         ("checkpoint_every=-1", "checkpoint_every is -1"),
@@ -221,6 +222,10 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("data.size=[64,96,3]", "data.size is [64, 96, 3]; give one side or [height, width]"),
         ("data.size=30", "no multiple of"),
         ("data.frames=2.5", "data.frames is 2.5"),
+        ("data.size=36", "data has clips of 36x36, no multiple of 8 as the model's codec needs"),
+        ("data.size=[64,44]", "data has clips of 64x44, no multiple of 8"),
+        ("+data.train.clips.size=52", "data.train has clips of 52x52, no multiple of 8"),
+        ("+watch.clips.size=52", "watch has clips of 52x52, no multiple of 8"),
         ("data.degrade=sdd", "unknown degradation 'sdd'"),
         ("+trainer.acumulate=4", "does not take 'acumulate'"),
         ("trainer.precision=foo", "cannot build pytorch_lightning.Trainer"),
@@ -235,6 +240,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith("error: ") and message in line
         assert files_below(tmp_path) == set()
+
+
+def test_clips_too_small_for_the_perceptual_network(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After its shift of up to 8 pixels."""
+    judge = "task.pixel_loss.perceptual={target: eval.metrics.backbones.lpips_network, net: alex, shared: false}"
+    assert call(train, *codec_options, judge, f"output={tmp_path / 'run'}", "data.size=32") == 2
+    assert "clips of 32x32 cannot be judged" in capsys.readouterr().err.splitlines()[-1]
+    assert files_below(tmp_path) == set()
 
 
 def test_a_dry_run_refuses_to_go_on_from_another_run(

@@ -78,10 +78,10 @@ class FeatureCritic(nn.Module):
         picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
         rows = torch.arange(len(output), device=output.device)
         dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
-        made = self._features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
+        made = self.features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
         with torch.no_grad():
-            real = self._features(target[rows, picked, :, dy:, dx:])
-            given = None if seen is None or not self.conditional else self._features(seen[rows, picked, :, dy:, dx:])
+            real = self.features(target[rows, picked, :, dy:, dx:])
+            given = None if seen is None or not self.conditional else self.features(seen[rows, picked, :, dy:, dx:])
         scales = [_rms(r) for r in real]  # one number for each tap, the same for both
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
@@ -100,7 +100,7 @@ class FeatureCritic(nn.Module):
         terms["discriminator"] = torch.stack(own).mean()
         return terms
 
-    def _features(self, frames: Tensor) -> list[Tensor]:
+    def features(self, frames: Tensor) -> list[Tensor]:
         """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``."""
         x = ((frames + 1) / 2 - self.mean) / self.std
         found = []
@@ -112,7 +112,7 @@ class FeatureCritic(nn.Module):
 
     @torch.no_grad()
     def _widths(self) -> list[int]:
-        return [features.shape[1] for features in self._features(torch.zeros(1, 3, 32, 32))]
+        return [features.shape[1] for features in self.features(torch.zeros(1, 3, 32, 32))]
 
 
 class SpectralNorm(nn.Module):

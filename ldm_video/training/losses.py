@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic
@@ -16,6 +17,7 @@ from ldm_video.video_io.colour import LUMA_WEIGHTS
 # Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
 # diagonal). What repeats every 2 pixels repeats every 4.
 _LATTICES = ((4, 8), (8, 4))
+_CORNER = 96  # pixels to a side
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
@@ -86,6 +88,34 @@ class PixelLoss(nn.Module):
         self.colour_weight = colour_weight
         self.shift = shift
         self.adversary = adversary
+
+    @torch.no_grad()
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ``UserError`` where frames of ``size`` (height, width) are too small for a term, at its largest shift.
+
+        Networks are shown no more than a corner: what is large enough for them stays so.
+        """
+        height, width = size
+
+        def corner(shift: int) -> Tensor:
+            return torch.zeros(1, 3, *(max(0, min(side - shift, _CORNER)) for side in size))
+
+        try:
+            if self.lattice_weight:
+                for scale in _LATTICES:
+                    lattice(torch.zeros(1, 3, height, width), *scale)
+            if self.perceptual is not None:
+                self.perceptual(corner(self.shift), corner(self.shift))
+            if isinstance(self.adversary, FeatureCritic):
+                self.adversary.features(corner(self.adversary.shift))
+            elif self.adversary is not None:
+                self.adversary(corner(0)[None], corner(0)[None])
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"clips of {height}x{width} cannot be judged by task.pixel_loss ({why}); give a larger data.size, one "
+                f"that is a multiple of {max(period for period, _ in _LATTICES)}"
+            ) from error
 
     def train(self, mode: bool = True) -> PixelLoss:
         """Stay in evaluation mode."""
