@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
@@ -66,6 +68,8 @@ class PixelLoss(nn.Module):
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
         adversary: a discriminator that is trained beside the model, ``(output, target, generator) -> terms``;
             None leaves it out.
+
+    Raises ``UserError`` for a weight or shift that is none.
     """
 
     def __init__(
@@ -82,11 +86,11 @@ class PixelLoss(nn.Module):
         self.perceptual = perceptual
         if perceptual is not None:
             perceptual.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.perceptual_weight = perceptual_weight
-        self.motion_weight = motion_weight
-        self.lattice_weight = lattice_weight
-        self.colour_weight = colour_weight
-        self.shift = shift
+        self.perceptual_weight = number("perceptual_weight", perceptual_weight, 0, math.inf)
+        self.motion_weight = number("motion_weight", motion_weight, 0, math.inf)
+        self.lattice_weight = number("lattice_weight", lattice_weight, 0, math.inf)
+        self.colour_weight = number("colour_weight", colour_weight, 0, math.inf)
+        self.shift = whole("shift", shift, 0)
         self.adversary = adversary
 
     @torch.no_grad()
