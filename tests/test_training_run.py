@@ -169,6 +169,15 @@ def test_the_cache_of_a_shipped_stage_may_move(tmp_path: Path) -> None:
     check_same_run(tmp_path / "config.yaml", load_config(stage, [*given, "data.cache=elsewhere"]))
 
 
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"- 1", b"a: ${b}", b"a: 0x_"])
+def test_a_damaged_configuration_is_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    saved = tmp_path / "config.yaml"
+    saved.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{saved}.*; .*remove it to go on nevertheless, or give --restart"):
+        check_same_run(saved, OmegaConf.create(CONFIG))
+    check_same_run(saved, OmegaConf.create(CONFIG), CONFIG)  # the checkpoint knows it itself
+
+
 def test_no_saved_configuration_is_nothing_to_compare(tmp_path: Path) -> None:
     check_same_run(tmp_path / "config.yaml", OmegaConf.create(CONFIG))
 

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
 
 # What may change between two starts of a run: where it runs, how long, how fast and what is looked at. A prefix covers
@@ -57,7 +58,7 @@ def check_same_run(
     """
     if not saved.is_file():
         return
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True) if kept is None else kept))
+    before = dict(_leaves(_read(saved) if kept is None else kept))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     for key in sorted(before.keys() | now.keys()):
         old, new = _value(before, key), _value(now, key)
@@ -66,6 +67,16 @@ def check_same_run(
                 f"the checkpoint in {saved.parent} was trained with {key}={old}, and now it is {new}; give the old "
                 f"value, another output=FOLDER, or --restart (remove {saved} to go on with the change nevertheless)"
             )
+
+
+def _read(saved: Path) -> Any:
+    try:
+        return OmegaConf.to_container(load_config(saved), resolve=True)
+    except UserError as error:
+        raise UserError(
+            f"{error}; it says what the checkpoint beside it was trained with: write it anew, remove it to go on "
+            "nevertheless, or give --restart"
+        ) from error
 
 
 def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> None:
