@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import logging
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -93,7 +94,9 @@ def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | 
     """Train from the checkpoint ``last`` of step ``done`` on; afterwards ``task`` has the averaged weights."""
     if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
-    with full_disk_explained(trainer.default_root_dir):
+    with full_disk_explained(trainer.default_root_dir), warnings.catch_warnings():
+        # Ours is: ClipOrder goes on at the very clip.
+        warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended")
         trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
     if last is not None and trainer.global_step == done:
         # Nothing was left to do: Lightning did not put the average in place.

@@ -107,7 +107,7 @@ def test_the_stages_follow_one_another(codec_run: Path, base: list[str], tmp_pat
 
 
 def test_a_run_continues_where_it_stopped(
-    codec_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    codec_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     options = [*codec_options, f"output={tmp_path / 'run'}"]
     assert call(train, *options) == 0
@@ -115,6 +115,7 @@ def test_a_run_continues_where_it_stopped(
     with caplog.at_level("INFO", logger="train"):
         assert call(train, *options, "trainer.max_steps=4") == 0
     assert "resuming from" in caplog.text
+    assert not [w for w in recwarn if "not resumable" in str(w.message)]  # the clips do go on
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
     assert (first["global_step"], last["global_step"]) == (2, 4)
     moments = next(iter(last["optimizer_states"][0]["state"].values()))
@@ -122,6 +123,13 @@ def test_a_run_continues_where_it_stopped(
     # The same clips, holes and noise as without the stop (the warm-up does not depend on where a run ends).
     assert call(train, *codec_options, f"output={tmp_path / 'straight'}", "trainer.max_steps=4") == 0
     assert changed(weights(tmp_path / "run"), weights(tmp_path / "straight")) == set()
+
+
+def test_a_run_without_a_progress_bar(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "+trainer.enable_progress_bar=false") == 0
+    assert "it/s" not in "".join(capsys.readouterr())
 
 
 def test_a_finished_run_that_is_started_again_gives_the_same_bundle(codec_options: list[str], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def build_trainer(
     facts: Any = OmegaConf.to_container(config, resolve=True)
     callbacks: list[pl.Callback] = [
         BetweenSteps(output / "checkpoints", every_n_train_steps=every, save_last=True, enable_version_counter=False),
-        TQDMProgressBar(refresh_rate=10),
+        *([] if config.trainer.get("enable_progress_bar") is False else [TQDMProgressBar(refresh_rate=10)]),
         KeepsConfig(facts),
         Facts({**facts, "git": git_revision()}),
         LearningRateMonitor("step"),
