@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import atexit
 import logging
+import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,28 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import FSDPStrategy
 from torch.utils.data import DataLoader
 
+from data.cache import headers_only
 from data.scales import SeveralScales
 from eval.metrics.backbones import MetricUnavailable
 from ldm_video.config import build, load_config, missing_arguments, save_config
+from ldm_video.core.checks import sides
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.models.bundle import save_bundle
 from ldm_video.models.lora import LoRA, adapter_parameters, add_adapters, save_adapter
 from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
-from ldm_video.training.checkpoints import begin_anew, full_disk_explained, last_good, read_checkpoint
+from ldm_video.training.alone import alone
+from ldm_video.training.checkpoints import begin_anew, changes, full_disk_explained, last_good, read_checkpoint
 from ldm_video.training.estimate import Plan, estimate, parameter_table
 from ldm_video.training.loggers import keep_wandb_id, log_bundle
 from ldm_video.training.order import ClipOrder
 from ldm_video.training.preemption import end_workers, ignore_signals
-from ldm_video.training.same_run import check_fits, check_same_run
+from ldm_video.training.same_run import RUN, check_fits, check_same_run
 from ldm_video.training.settings import check_settings
+from ldm_video.training.sizes import check_clips, check_size
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import build_trainer
+from ldm_video.training.watch import Pictures
 
 log = logging.getLogger("train")
 
@@ -53,42 +60,65 @@ def main() -> None:
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config)
     task = build_task(config, model)
+    check_size(task, sides("data.size", config.data.size), "data")  # before clips are decoded, which takes minutes
+    output = Path(config.output)
+    found = changes(output / "checkpoints")
+    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
+    # All that can be refused is, before anything is written: a wrong folder must leave nothing behind.
+    with headers_only() if arguments.dry_run else nullcontext():
+        loaders = build_loaders(config, done)
+        watchers = build_watchers(config, output)
+        trainer = build_trainer(config, output, watchers, anew=arguments.restart)
+    if isinstance(trainer.strategy, FSDPStrategy):
+        check_fsdp(config)
+    for name, loader in loaders.items():
+        check_clips(task, loader.dataset, f"data.{name.partition('_')[0]}")
+    for pictures in watchers:
+        check_clips(task, pictures.clips, "watch", judged=False)
+    share_scales(loaders.values(), config.data.batch * trainer.world_size)
     if arguments.dry_run:
         print(OmegaConf.to_yaml(config, resolve=True))
         print(describe(config, model, task))
         return
-    output = Path(config.output)
-    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
-    loaders = build_loaders(config, done)  # before anything is written: a wrong folder must leave nothing behind
-    trainer = build_trainer(config, output, build_watchers(config, output), anew=arguments.restart)
-    if isinstance(trainer.strategy, FSDPStrategy):
-        check_fsdp(config)
-    share_scales(loaders.values(), config.data.batch * trainer.world_size)
-    if arguments.restart and trainer.is_global_zero:
-        begin_anew(output / "checkpoints")
-    save_config(config, output / "config.yaml")
-    if trainer.is_global_zero:
-        keep_wandb_id(trainer.loggers, output)
+    with alone(output, found) if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            if arguments.restart:
+                begin_anew(output / "checkpoints")
+            save_config(config, output / "config.yaml")
+            keep_wandb_id(trainer.loggers, output)
+        fit(trainer, task, loaders, last, done)
+        if trainer.is_global_zero:
+            save_results(config, model, task, trainer)
+
+
+def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | None, done: int) -> None:
+    """Train from the checkpoint ``last`` of step ``done`` on; afterwards ``task`` has the averaged weights."""
     if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
-    with full_disk_explained(output):
+    with full_disk_explained(trainer.default_root_dir), warnings.catch_warnings():
+        # Ours is: ClipOrder goes on at the very clip.
+        warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended")
         trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
     if last is not None and trainer.global_step == done:
         # Nothing was left to do: Lightning did not put the average in place.
         task.load_state_dict(read_checkpoint(last)["state_dict"])
-    if trainer.is_global_zero:
-        if task.gathered:  # FSDP left a piece of the weights in this model
-            model = build_model(config)
-            build_task(config, model).load_state_dict(task.gathered)
-        kind, result = "model bundle", output / "bundle"
-        if adapter_parameters(model.denoiser):
-            kind, result = f"LoRA of {config.init_from}, for infer.py --lora", output / "lora"
-        save_result(config, model, result)
-        log.info("%s: %s", kind, result)
-        log_bundle(trainer.loggers, result, config.name)
-        if config.publish is not None:
-            save_result(config, model, config.publish, torch.float16)
-            log.info("published in half precision: %s", config.publish)
+
+
+def save_results(config: DictConfig, model: VideoModel, task: Stage, trainer: pl.Trainer) -> None:
+    """What a run ends with, in its output folder and, where ``publish`` says so, in half precision elsewhere."""
+    output = Path(config.output)
+    if task.gathered:  # FSDP left a piece of the weights in this model
+        model = build_model(config)
+        build_task(config, model).load_state_dict(task.gathered)
+    kind, result = "model bundle", output / "bundle"
+    if adapter_parameters(model.denoiser):
+        kind, result = f"LoRA of {config.init_from}, for infer.py --lora", output / "lora"
+    save_result(config, model, result)
+    log.info("%s: %s", kind, result)
+    log_bundle(trainer.loggers, result, config.name)
+    if config.publish is not None:
+        save_result(config, model, config.publish, torch.float16)
+        log.info("published in half precision: %s", config.publish)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -105,7 +135,7 @@ def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | No
     last, state = last_good(output / "checkpoints")
     if last is None:
         return None, 0
-    check_same_run(output / "config.yaml", config)
+    check_same_run(output / "config.yaml", config, state.get(RUN))
     check_fits(state["state_dict"], task, last)
     return last, state["global_step"]
 
@@ -208,7 +238,7 @@ def trained_scale(data: DictConfig, own: int) -> Any:
     return own if own in scales else max(zip(weights, scales, strict=True))[1]
 
 
-def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:
+def build_watchers(config: DictConfig, output: Path) -> list[Pictures]:
     """Pictures and metrics of fixed clips, where the config has a ``watch``."""
     if config.get("watch") is None:
         return []
@@ -221,12 +251,11 @@ def build_watchers(config: DictConfig, output: Path) -> list[pl.Callback]:
 def describe(config: DictConfig, model: VideoModel, task: Stage) -> str:
     """Parameters of each part, and the memory and hours of one process, measured on synthetic clips."""
     data, trainer = config.data, config.trainer
-    size = (data.size, data.size) if isinstance(data.size, int) else tuple(data.size)
     plan = Plan(
         batch=data.batch,
         frames=data.frames,
-        size=size,
-        scale=data.train.get("scale", model.sampling.scale),
+        size=sides("data.size", data.size),
+        scale=trained_scale(data.train, model.sampling.scale),
         steps=trainer.max_steps,
         accumulate=trainer.get("accumulate_grad_batches", 1),
         precision=str(trainer.get("precision", "32-true")),

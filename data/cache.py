@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,27 @@ from ldm_video.core.tensors import to_bytes
 from ldm_video.video_io import FrameReader
 from ldm_video.video_io.container import VIDEO_SUFFIXES
 from ldm_video.video_io.convert import image_to_pixels
+from ldm_video.video_io.probe import probe
 from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image, read_image
 
 _FORMAT = "4"  # raised when the same file would be decoded to other pixels
+_looking = ContextVar("looking", default=False)
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Is there anything to train on? Data sets that are built meanwhile look for one source that can be used, at its
+    header's word; they decode, fetch and write nothing, and have no items."""
+    token = _looking.set(True)
+    try:
+        yield
+    finally:
+        _looking.reset(token)
+
+
+def looking() -> bool:
+    """Whether this is within :func:`headers_only`."""
+    return _looking.get()
 
 
 class CacheError(UserError):
@@ -45,11 +66,13 @@ class FrameCache:
         """The RGB frames of a video or a photo, read-only ``t h w c`` uint8 (``t`` = 1 for a photo).
 
         Raises ``UserError`` when the file is missing or holds no frame that can be decoded, and ``CacheError``, one of
-        these, when the entry cannot be written or read.
+        these, when the entry cannot be written or read. Within :func:`headers_only` those that are not there are black.
         """
         path = Path(path)
         entry = self.entry(path)
         if not self._holds(entry):
+            if looking():
+                return np.broadcast_to(np.uint8(0), (*_announced(path, entry, self.max_frames), 3))
             self._make(entry, path)
         try:
             return np.load(entry, mmap_mode="r")
@@ -96,6 +119,14 @@ class FrameCache:
         return CacheError(
             f"the cache of decoded frames {self.root} cannot be used ({_why(error)}); make room or set data.cache"
         )
+
+
+@cache
+def _announced(path: Path, entry: Path, max_frames: int) -> tuple[int, int, int]:
+    """Frames, height and width as the header has them; as many frames as are kept where it does not say."""
+    info = probe(path)
+    frames = info.frames or int((info.duration or 0) * (info.rate or 0)) or max_frames or 1
+    return min(frames, max_frames or frames), info.height, info.width
 
 
 def _why(error: Exception) -> str:

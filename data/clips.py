@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch.utils.data import Dataset
 
-from data.cache import CacheError, FrameCache, find_sources, read_caption
+from data.cache import CacheError, FrameCache, find_sources, looking, read_caption
 from data.degrade import PRESETS, Degradation, degrade, exact_scale
 from data.drawings import draw_over
 from data.masks import FAMILIES, Family, check_weights, sample_mask
@@ -230,8 +230,11 @@ class ClipDataset(ClipStream):
             if not folder.is_dir():
                 raise UserError(f"data folder {folder} does not exist; set data.root to a folder of videos or photos")
             paths += find_sources(folder)
-        usable, left_out = [], []
+        usable: list[Path] = []
+        left_out = []
         for path in dict.fromkeys(paths):
+            if usable and looking():
+                break
             try:
                 length, height, width = self.cache.frames(path).shape[:3]
             except CacheError:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 
-from data.cache import CacheError, FrameCache, read_caption
+from data.cache import CacheError, FrameCache, looking, read_caption
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.degrade import exact_scale
 from data.masks import sample_mask
@@ -115,8 +115,11 @@ class PairDataset(ClipStream):
             if not (root / part).is_dir():
                 raise UserError(f"there is no folder {root / part}; pairs are {root}/hr/NAME and {root}/lr/NAME")
         highs, lows, holes = (_entries(root / part) for part in ("hr", "lr", "mask"))
-        usable, left_out = [], [f"{paths[0]} has no partner in hr" for stem, paths in lows.items() if stem not in highs]
+        usable: list[Pair] = []
+        left_out = [f"{paths[0]} has no partner in hr" for stem, paths in lows.items() if stem not in highs]
         for stem, (path, *_) in highs.items():
+            if usable and looking():
+                break
             if stem not in lows:
                 left_out.append(f"{path} has no partner in lr")
                 continue

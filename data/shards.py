@@ -25,7 +25,7 @@ import torch
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from data.cache import decode_caption
+from data.cache import decode_caption, looking
 from data.clips import DEFAULT_CACHE, ClipStream, Item
 from data.encoded import EncodedVideo
 from ldm_video.core.checks import places
@@ -82,14 +82,17 @@ class ShardDataset(ClipStream):
         roots = places("root", root)
         self.samples: list[Sample] = []
         faults = []
-        for shard in (local_copy(url, folder) for pattern in roots for url in expand(str(pattern))):
+        shards = [local_copy(url, folder) for pattern in roots for url in expand(str(pattern))]
+        for shard in shards:
+            if self.samples and looking():
+                break
             samples, fault = index_shard(shard, folder)
             self.samples += samples
             faults += [f"{shard} ({fault})"] if fault else []
         self.damaged = len(faults)
         if faults:
             log.warning("%d damaged shards, of which the whole clips are used: %s", self.damaged, "; ".join(faults))
-        if not self.samples:
+        if not self.samples and all(shard.is_file() for shard in shards):
             raise UserError(f"no clip in {', '.join(map(str, roots))}; shards hold KEY.mp4 and, if wanted, KEY.txt")
         self._epoch, self._order = -1, np.empty(0, np.int64)
         self._skipped = torch.zeros(1, dtype=torch.int64).share_memory_()  # one count for all workers
@@ -149,6 +152,7 @@ def local_copy(url: str, folder: Path) -> Path:
     """The file of a shard, fetched into ``folder`` if it is remote and not there yet.
 
     A copy is known by its URL alone, so that a run needs no network once it has them: what a URL names must not change.
+    Within :func:`data.cache.headers_only` nothing is fetched, and there may be no such file.
     """
     path = Path(url.removeprefix("file://")).expanduser()
     if "://" not in str(url).removeprefix("file://"):
@@ -157,7 +161,7 @@ def local_copy(url: str, folder: Path) -> Path:
         return path
     name = url.split("?")[0].rsplit("/", 1)[-1]
     copy = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
-    if copy.is_file():
+    if copy.is_file() or looking():
         return copy
     try:
         with first_to_make(copy) as missing:  # the processes of one machine start together
@@ -171,11 +175,15 @@ def local_copy(url: str, folder: Path) -> Path:
 
 def index_shard(path: Path, folder: Path) -> tuple[list[Sample], str]:
     """The clips of a tar file and what is wrong with it, if anything; remembered in ``folder``."""
+    if looking() and not path.is_file():
+        return [], ""
     state = path.stat()
     key = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{_FORMAT}"
     entry = folder / f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not entry.is_file():
         samples, fault = _scan(path)
+        if looking():
+            return samples, fault
         with atomic_path(entry) as temporary:
             temporary.write_text(json.dumps({"fault": fault, "samples": [sample[1:] for sample in samples]}))
     content = json.loads(entry.read_text())

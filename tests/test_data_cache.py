@@ -8,7 +8,7 @@ import resource
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 
 import data.cache
 import data.clips
-from data.cache import CacheError, FrameCache, find_sources, read_caption
+from data.cache import CacheError, FrameCache, find_sources, headers_only, read_caption
 from data.clips import ClipDataset
 from data.pairs import PairDataset
 from ldm_video.core.errors import UserError
@@ -206,3 +206,21 @@ def test_a_missing_source_is_no_fault_of_the_cache(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.mp4") as caught:
         FrameCache(tmp_path).frames(tmp_path / "gone.mp4")
     assert not isinstance(caught.value, CacheError)
+
+
+def test_a_look_at_the_headers_decodes_and_writes_nothing(tmp_path: Path, write_video: Callable[..., Path]) -> None:
+    video = write_video(tmp_path / "clips" / "a.mp4", frames=6, size=(112, 128))
+    photo = tmp_path / "clips" / "b.png"
+    cv2.imwrite(str(photo), np.zeros((80, 60, 3), np.uint8))
+    cache = FrameCache(tmp_path / "cache", max_frames=4)
+    with headers_only():
+        assert cache.frames(video).shape == (4, 112, 128, 3)
+        assert cache.frames(photo).shape == (1, 80, 60, 3)
+        options = {"root": tmp_path / "clips", "cache": tmp_path / "cache", "size": 64}
+        assert [path.name for path in ClipDataset(**options, frames=5).sources] == ["a.mp4"]
+        with pytest.raises(UserError, match="no usable video"):
+            ClipDataset(**options, frames=7)
+        with pytest.raises(UserError, match="no usable video"):
+            ClipDataset(**options | {"size": 96})
+    assert not (tmp_path / "cache").exists()
+    assert cache.frames(video).any() and cache.entry(video).is_file()

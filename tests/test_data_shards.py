@@ -23,7 +23,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
-from data.cache import read_video
+from data.cache import headers_only, read_video
 from data.encoded import EncodedVideo
 from data.shards import ShardDataset, expand, index_shard, local_copy
 from ldm_video.core.errors import UserError
@@ -346,6 +346,18 @@ def test_remote_shards_are_fetched_once(server: tuple[str, list[str]], shards: P
     with pytest.raises(UserError, match=r"clips-009\.tar"):
         dataset(url + "/clips-009.tar", tmp_path)
     assert not list((tmp_path / "cache" / "shards").glob("*clips-009.tar"))
+
+
+def test_a_look_fetches_and_writes_nothing(server: tuple[str, list[str]], shards: Path, tmp_path: Path) -> None:
+    address, asked = server
+    folder = tmp_path / "cache"
+    with headers_only():
+        local = dataset(shards, folder)
+        dataset(f"{address}/clips-{{000..001}}.tar", folder)
+        with pytest.raises(UserError, match="does not exist"):
+            dataset(tmp_path / "none.tar", folder)
+    assert 0 < len(local.samples) <= len(dataset(shards, tmp_path / "other").samples)
+    assert asked == [] and not folder.exists()
 
 
 def test_copies_are_made_without_locks_and_read_without_writing(

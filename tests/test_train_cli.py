@@ -107,7 +107,7 @@ def test_the_stages_follow_one_another(codec_run: Path, base: list[str], tmp_pat
 
 
 def test_a_run_continues_where_it_stopped(
-    codec_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    codec_options: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     options = [*codec_options, f"output={tmp_path / 'run'}"]
     assert call(train, *options) == 0
@@ -115,6 +115,7 @@ def test_a_run_continues_where_it_stopped(
     with caplog.at_level("INFO", logger="train"):
         assert call(train, *options, "trainer.max_steps=4") == 0
     assert "resuming from" in caplog.text
+    assert not [w for w in recwarn if "not resumable" in str(w.message)]  # the clips do go on
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
     assert (first["global_step"], last["global_step"]) == (2, 4)
     moments = next(iter(last["optimizer_states"][0]["state"].values()))
@@ -122,6 +123,13 @@ def test_a_run_continues_where_it_stopped(
     # The same clips, holes and noise as without the stop (the warm-up does not depend on where a run ends).
     assert call(train, *codec_options, f"output={tmp_path / 'straight'}", "trainer.max_steps=4") == 0
     assert changed(weights(tmp_path / "run"), weights(tmp_path / "straight")) == set()
+
+
+def test_a_run_without_a_progress_bar(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "+trainer.enable_progress_bar=false") == 0
+    assert "it/s" not in "".join(capsys.readouterr())
 
 
 def test_a_finished_run_that_is_started_again_gives_the_same_bundle(codec_options: list[str], tmp_path: Path) -> None:
@@ -167,7 +175,8 @@ def test_a_restart_that_fails_leaves_nothing_to_go_on_from(
 def test_dry_run_prints_config_and_size_and_writes_nothing(
     codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(train, *codec_options, f"output={tmp_path / 'run'}", "--dry-run") == 0
+    cache = f"data.cache={tmp_path / 'cache'}"
+    assert call(train, *codec_options, f"output={tmp_path / 'run'}", cache, "--dry-run", "logger=[csv,wandb]") == 0
     printed = capsys.readouterr().out
     assert "max_steps: 2" in printed
     assert "codec: 0." in printed and "M parameters" in printed
@@ -182,9 +191,10 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("+turbo=1", "unknown key 'turbo'"),
         ("data.root=/no/such/folder", "data folder /no/such/folder does not exist"),
         ("data.root=???", "the value of 'data.root'"),
-        ("data.size=62", "no multiple of 4"),
+        ("data.size=62", "data has clips of 62x62, no multiple of 8"),
+        ("+data.train.clips.size=62", "no multiple of 4"),
         ("data.batch=0", "data.batch is 0; give a whole number, 1 or more"),
-        ("data.workers=auto", "data.workers cannot be used"),
+        ("data.workers=auto", "data.workers is 'auto'; give a whole number, 0 or more"),
         ("checkpoint_every=-1", "checkpoint_every is -1"),
         ("checkpoint_every=true", "checkpoint_every is True"),
         ("+task.warmup=true", "warmup is True; give a whole number, 0 or more"),
@@ -216,15 +226,63 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("logger=true", "unknown logger 'True'"),
         ("task.target=ldm_video.training.codec_task.Codex", "unknown model part"),
         ("--turbo", "unrecognized arguments: --turbo"),
+        ("data.size=abc", "data.size is 'abc'; give a whole number, 1 or more"),
+        ("data.size=[64,96,3]", "data.size is [64, 96, 3]; give one side or [height, width]"),
+        ("data.size=30", "no multiple of"),
+        ("data.frames=2.5", "data.frames is 2.5"),
+        ("data.size=36", "data has clips of 36x36, no multiple of 8 as the model's codec needs"),
+        ("data.size=[64,44]", "data has clips of 64x44, no multiple of 8"),
+        ("+data.train.clips.size=52", "data.train has clips of 52x52, no multiple of 8"),
+        ("+watch.clips.size=52", "watch has clips of 52x52, no multiple of 8"),
+        ("task.known_share=2", "known_share is 2; give a finite number, from 0 to 1"),
+        ("task.known_share=abc", "known_share is 'abc'"),
+        ("task.pixel_loss.perceptual_weight=-1", "perceptual_weight is -1; give a finite number, 0 or more"),
+        ("task.pixel_loss.perceptual_weight=abc", "perceptual_weight is 'abc'"),
+        ("+task.pixel_loss.shift=-1", "shift is -1"),
+        ("+task.latent_noise=-1", "latent_noise is -1"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val is -1; give a finite number, 0 or more"),
+        ("trainer.log_every_n_steps=-5", "trainer.log_every_n_steps is -5; give a whole number, 0 or more"),
+        ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps is 'abc'"),
+        ("compile=maybe", "compile is 'maybe'; give true or false"),
+        ("gradient_checkpointing=abc", "gradient_checkpointing is 'abc'; give true or false"),
+        ("data.workers=1.5", "data.workers is 1.5; give a whole number, 0 or more"),
+        ("init_from=123", "init_from is 123, which YAML does not read as text"),
+        ("trainer=3", "'trainer' is 3; it must be a section of keys"),
+        ("trainer=null", "'trainer' is None; it must be a section of keys"),
+        ("task=3", "'task' is 3; it must be a section of keys"),
+        ("data.degrade=sdd", "unknown degradation 'sdd'"),
+        ("+trainer.acumulate=4", "does not take 'acumulate'"),
+        ("trainer.precision=foo", "cannot build pytorch_lightning.Trainer"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
-    assert call(train, *codec_options, f"output={tmp_path / 'run'}", option) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: ") and message in line
+    """Of the run and of its ``--dry-run``, which has no cache yet."""
+    for more in ([], [f"data.cache={tmp_path / 'cache'}", "--dry-run"]):
+        assert call(train, *codec_options, f"output={tmp_path / 'run'}", *more, option) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("error: ") and message in line
+        assert files_below(tmp_path) == set()
+
+
+def test_clips_too_small_for_the_perceptual_network(
+    codec_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After its shift of up to 8 pixels."""
+    judge = "task.pixel_loss.perceptual={target: eval.metrics.backbones.lpips_network, net: alex, shared: false}"
+    assert call(train, *codec_options, judge, f"output={tmp_path / 'run'}", "data.size=32") == 2
+    assert "clips of 32x32 cannot be judged" in capsys.readouterr().err.splitlines()[-1]
     assert files_below(tmp_path) == set()
+
+
+def test_a_dry_run_refuses_to_go_on_from_another_run(
+    codec_options: list[str], codec_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files_below(codec_run)
+    assert call(train, *codec_options, f"output={codec_run}", "seed=1", "--dry-run") == 2
+    assert "seed=0, and now it is 1" in capsys.readouterr().err
+    assert files_below(codec_run) == before
 
 
 @pytest.mark.parametrize("key", ["ema", "watch"])

@@ -116,7 +116,8 @@ def same(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     check_same_run(tmp_path / "config.yaml", OmegaConf.create(now))
 
 
-CONFIG = {"seed": 0, "model": {"a": [1, 2], "b": {"c": 1}}, "trainer": {"max_time": None, "gradient_clip_val": 1.0}}
+TRAINER = {"max_time": None, "gradient_clip_val": 1.0}
+CONFIG = {"seed": 0, "model": {"a": [1, 2], "b": {"c": 1}}, "trainer": TRAINER}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,12 @@ CONFIG = {"seed": 0, "model": {"a": [1, 2], "b": {"c": 1}}, "trainer": {"max_tim
         ({"model": {"a": [1, 2], "b": {"c": 1, "d": None}}}, "model.b.d=absent, and now it is None"),
         ({"trainer": {"max_time": None, "gradient_clip_val": 2.0}}, "trainer.gradient_clip_val=1.0"),
         ({"optimizer": {"lr": 1}}, "optimizer.lr=absent"),
+        ({"trainer": TRAINER | {"precision": "bf16-true"}}, "trainer.precision=32-true, and now it is bf16-true"),
+        ({"trainer": TRAINER | {"overfit_batches": 1}}, "trainer.overfit_batches=0.0, and now it is 1"),
+        ({"trainer": TRAINER | {"limit_train_batches": 1}}, "trainer.limit_train_batches=1.0, and now it is 1"),
+        ({"trainer": TRAINER | {"max_epochs": 1}}, "trainer.max_epochs=None, and now it is 1"),
+        ({"trainer": TRAINER | {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches=1, and now it is 2"),
+        ({"trainer": TRAINER | {"sync_batchnorm": True}}, "trainer.sync_batchnorm=False"),
     ],
 )
 def test_a_key_that_decides_the_weights_must_not_change(tmp_path: Path, now: dict[str, Any], message: str) -> None:
@@ -140,16 +147,35 @@ def test_a_key_that_decides_the_weights_must_not_change(tmp_path: Path, now: dic
         {"trainer": {"max_time": "00:01:00:00", "gradient_clip_val": 1.0, "max_steps": 9, "devices": 4}},
         {"logger": "csv", "publish": "x", "checkpoint_every": 3, "watch": {"every": 1}, "compile": True},
         {"data": {"workers": 4}},
+        {"trainer": TRAINER | {"strategy": "ddp", "accelerator": "cpu", "num_nodes": 2, "val_check_interval": 5}},
+        {"trainer": TRAINER | {"enable_progress_bar": False, "log_every_n_steps": 3, "profiler": "simple"}},
     ],
 )
 def test_where_how_long_and_how_fast_may_change(tmp_path: Path, now: dict[str, Any]) -> None:
     same(tmp_path, CONFIG, CONFIG | now)
 
 
+@pytest.mark.parametrize(
+    "default", [{"accumulate_grad_batches": 1}, {"precision": "32-true"}, {"overfit_batches": 0}, {"max_epochs": None}]
+)
+def test_a_default_that_is_spelled_out_is_no_change(tmp_path: Path, default: dict[str, Any]) -> None:
+    same(tmp_path, CONFIG, CONFIG | {"trainer": TRAINER | default})
+    same(tmp_path, CONFIG | {"trainer": TRAINER | default}, CONFIG)
+
+
 def test_the_cache_of_a_shipped_stage_may_move(tmp_path: Path) -> None:
     stage, given = ROOT / "configs" / "train" / "tiny" / "codec.yaml", ["data.root=clips"]
     save_config(load_config(stage, [*given, "data.cache=here"]), tmp_path / "config.yaml")
     check_same_run(tmp_path / "config.yaml", load_config(stage, [*given, "data.cache=elsewhere"]))
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"- 1", b"a: ${b}", b"a: 0x_"])
+def test_a_damaged_configuration_is_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    saved = tmp_path / "config.yaml"
+    saved.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{saved}.*; .*remove it to go on nevertheless, or give --restart"):
+        check_same_run(saved, OmegaConf.create(CONFIG))
+    check_same_run(saved, OmegaConf.create(CONFIG), CONFIG)  # the checkpoint knows it itself
 
 
 def test_no_saved_configuration_is_nothing_to_compare(tmp_path: Path) -> None:

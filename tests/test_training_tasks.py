@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import build_evidence
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.video_model import VideoModel
+from ldm_video.training.adversary import Adversary
 from ldm_video.training.batches import batch_evidence, make_draws
 from ldm_video.training.codec_task import CodecTask
+from ldm_video.training.critic import FeatureCritic
 from ldm_video.training.denoiser_task import DenoiserTask
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss, colour_difference, lattice, psnr
@@ -356,3 +359,27 @@ def test_psnr_by_hand() -> None:
     target = torch.zeros(2, 1, 3, 4, 4)
     output = torch.stack([target[0] + 0.2, target[1] + 0.02])  # 0.1 and 0.01 of the range: 20 and 40 dB
     assert psnr(output, target).item() == pytest.approx(30.0, abs=1e-4)
+
+
+def test_frames_that_are_too_small_for_a_judge_are_refused_at_its_largest_shift() -> None:
+    class Judge(nn.Module):
+        """Needs 24 pixels to a side."""
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return torch.nn.functional.avg_pool2d(output - target, 24).flatten(1).mean(dim=1)
+
+    loss = PixelLoss(Judge(), shift=8)
+    loss.check_size((32, 200))
+    with pytest.raises(UserError, match=r"clips of 64x31 cannot be judged by task\.pixel_loss \(.*\); give a larger"):
+        loss.check_size((64, 31))
+    loss = PixelLoss(None, lattice_weight=1.0)
+    loss.check_size((64, 72))
+    for size in ((64, 68), (24, 64)):
+        with pytest.raises(UserError, match="cannot be judged"):
+            loss.check_size(size)
+    critic = FeatureCritic(nn.Sequential(nn.Conv2d(3, 4, 20)), taps=(0,))
+    for adversary, least in ((Adversary(channels=8), 8), (critic, 28)):
+        loss = PixelLoss(None, adversary=adversary)
+        loss.check_size((least, least))
+        with pytest.raises(UserError, match="cannot be judged"):
+            loss.check_size((64, least - 1))

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows: one process there, and no lock
 if HAS_LOCKS:
     import fcntl
+
+_open: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    for file in _open:
+        file.close()
+    _open.clear()
+
+
+# A fork's copy of an open file has the lock too and would keep it when its owner is killed; to close it frees nothing.
+if HAS_LOCKS:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -30,7 +45,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             return
         except OSError:
             pass
-        yield True
+        _open.add(file)
+        try:
+            yield True
+        finally:
+            _open.discard(file)
 
 
 @contextmanager

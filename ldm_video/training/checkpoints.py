@@ -20,7 +20,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,6 +112,15 @@ def begin_anew(folder: Path) -> None:
     """Remove the checkpoints of the run before: one that stops before its own first must not go on from them."""
     for path in _checkpoints(folder):
         path.unlink()
+
+
+def changes(folder: Path) -> dict[Path, int]:
+    """The checkpoints of ``folder`` and when each was written: equal where nobody has written in between."""
+    times = {}
+    for path in _checkpoints(folder):
+        with suppress(FileNotFoundError):  # a run that is at work has just removed it
+            times[path] = path.stat().st_mtime_ns
+    return times
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ldm_video.core.checks import number
 from ldm_video.models.codec import BasisCodec
 from ldm_video.training.batches import batch_evidence
 from ldm_video.training.losses import PixelLoss, psnr
@@ -44,8 +45,8 @@ class CodecTask(Stage):
             parameter.requires_grad_(True)
         self.codec = codec
         self.pixel_loss = pixel_loss
-        self.latent_noise = latent_noise
-        self.known_share = known_share
+        self.latent_noise = number("latent_noise", latent_noise, 0, float("inf"))
+        self.known_share = number("known_share", known_share, 0, 1)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         draws = self.draws(batch, index)

@@ -10,6 +10,7 @@ distance how strong an edge or a texture is: blur is then hardly seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import register_parametrization
+
+from ldm_video.core.checks import number, whole
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -58,7 +61,9 @@ class FeatureCritic(nn.Module):
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # a tap may stand before it
-        self.taps, self.weight, self.distance_weight, self.shift = tuple(taps), weight, distance_weight, shift
+        self.taps, self.shift = tuple(taps), whole("shift", shift, 0)
+        self.weight = number("weight", weight, 0, math.inf)
+        self.distance_weight = number("distance_weight", distance_weight, 0, math.inf)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         widths = self._widths()
@@ -78,10 +83,10 @@ class FeatureCritic(nn.Module):
         picked = torch.randint(output.shape[1], (len(output),), generator=generator).to(output.device)  # b
         rows = torch.arange(len(output), device=output.device)
         dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
-        made = self._features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
+        made = self.features(output[rows, picked, :, dy:, dx:])  # taps of b c h w
         with torch.no_grad():
-            real = self._features(target[rows, picked, :, dy:, dx:])
-            given = None if seen is None or not self.conditional else self._features(seen[rows, picked, :, dy:, dx:])
+            real = self.features(target[rows, picked, :, dy:, dx:])
+            given = None if seen is None or not self.conditional else self.features(seen[rows, picked, :, dy:, dx:])
         scales = [_rms(r) for r in real]  # one number for each tap, the same for both
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
@@ -100,19 +105,19 @@ class FeatureCritic(nn.Module):
         terms["discriminator"] = torch.stack(own).mean()
         return terms
 
-    def _features(self, frames: Tensor) -> list[Tensor]:
+    def features(self, frames: Tensor) -> list[Tensor]:
         """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``."""
         x = ((frames + 1) / 2 - self.mean) / self.std
         found = []
-        for number, layer in enumerate(self.backbone):
+        for index, layer in enumerate(self.backbone):
             x = layer(x)
-            if number in self.taps:
+            if index in self.taps:
                 found.append(x)
         return found
 
     @torch.no_grad()
     def _widths(self) -> list[int]:
-        return [features.shape[1] for features in self._features(torch.zeros(1, 3, 32, 32))]
+        return [features.shape[1] for features in self.features(torch.zeros(1, 3, 32, 32))]
 
 
 class SpectralNorm(nn.Module):

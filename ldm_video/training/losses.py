@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_video.core.checks import number, whole
+from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import fold_time
 from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic
@@ -17,6 +20,7 @@ from ldm_video.video_io.colour import LUMA_WEIGHTS
 # Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
 # diagonal). What repeats every 2 pixels repeats every 4.
 _LATTICES = ((4, 8), (8, 4))
+_CORNER = 96  # pixels to a side
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
@@ -65,6 +69,8 @@ class PixelLoss(nn.Module):
             at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
         adversary: a discriminator that is trained beside the model, ``(output, target, generator) -> terms``;
             None leaves it out.
+
+    Raises ``UserError`` for a weight or shift that is none.
     """
 
     def __init__(
@@ -81,12 +87,40 @@ class PixelLoss(nn.Module):
         self.perceptual = perceptual
         if perceptual is not None:
             perceptual.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self.perceptual_weight = perceptual_weight
-        self.motion_weight = motion_weight
-        self.lattice_weight = lattice_weight
-        self.colour_weight = colour_weight
-        self.shift = shift
+        self.perceptual_weight = number("perceptual_weight", perceptual_weight, 0, math.inf)
+        self.motion_weight = number("motion_weight", motion_weight, 0, math.inf)
+        self.lattice_weight = number("lattice_weight", lattice_weight, 0, math.inf)
+        self.colour_weight = number("colour_weight", colour_weight, 0, math.inf)
+        self.shift = whole("shift", shift, 0)
         self.adversary = adversary
+
+    @torch.no_grad()
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ``UserError`` where frames of ``size`` (height, width) are too small for a term, at its largest shift.
+
+        Networks are shown no more than a corner: what is large enough for them stays so.
+        """
+        height, width = size
+
+        def corner(shift: int) -> Tensor:
+            return torch.zeros(1, 3, *(max(0, min(side - shift, _CORNER)) for side in size))
+
+        try:
+            if self.lattice_weight:
+                for scale in _LATTICES:
+                    lattice(torch.zeros(1, 3, height, width), *scale)
+            if self.perceptual is not None:
+                self.perceptual(corner(self.shift), corner(self.shift))
+            if isinstance(self.adversary, FeatureCritic):
+                self.adversary.features(corner(self.adversary.shift))
+            elif self.adversary is not None:
+                self.adversary(corner(0)[None], corner(0)[None])
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(
+                f"clips of {height}x{width} cannot be judged by task.pixel_loss ({why}); give a larger data.size, one "
+                f"that is a multiple of {max(period for period, _ in _LATTICES)}"
+            ) from error
 
     def train(self, mode: bool = True) -> PixelLoss:
         """Stay in evaluation mode."""

@@ -1,14 +1,18 @@
-"""Does a checkpoint belong to the run that is asked for? Told by the configuration that was saved beside it."""
+"""Does a checkpoint belong to the run that is asked for? Told by the configuration that is in it, or that of before
+beside it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
 
 # What may change between two starts of a run: where it runs, how long, how fast and what is looked at. A prefix covers
@@ -16,25 +20,63 @@ from ldm_video.core.errors import UserError
 # one, is in the checkpoint.
 FREE = (
     "name", "output", "logger", "watch", "publish", "checkpoint_every", "compile", "attention",
-    "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val", "trainer",
+    "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val",
 )  # fmt: skip
-FIXED_IN_TRAINER = ("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm")
+FREE_IN_TRAINER = (
+    "max_steps", "max_time", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler",
+    "val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "num_sanity_val_steps", "inference_mode",
+    "enable_progress_bar", "enable_model_summary", "enable_autolog_hparams", "benchmark", "deterministic",
+    "detect_anomaly",
+)  # fmt: skip
+RUN = "run"  # the configuration in a checkpoint
 _ABSENT = "absent"
+# What Lightning takes where the section does not have a key, or has null.
+_DEFAULTS = {
+    f"trainer.{name}": parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()
+} | {"trainer.precision": "32-true", "trainer.gradient_clip_algorithm": "norm", "trainer.limit_train_batches": 1.0}
 
 
-def check_same_run(saved: Path, config: DictConfig, free: tuple[str, ...] = FREE) -> None:
-    """Raise ``UserError`` naming the first key that differs between the file ``saved`` and ``config`` and may not."""
+class KeepsConfig(pl.Callback):
+    """Keeps ``config``, resolved and with no object of ours in it, in each checkpoint."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[RUN] = self.config
+
+
+def check_same_run(
+    saved: Path, config: DictConfig, kept: Mapping[str, Any] | None = None, free: tuple[str, ...] = FREE
+) -> None:
+    """Raise ``UserError`` naming the first key that differs from the checkpoint's configuration and may not.
+
+    That is ``kept``, which the checkpoint has in it, and of an old one, which has none, the file ``saved``. Without
+    that file nothing is compared: it is removed to go on with a change.
+    """
     if not saved.is_file():
         return
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(saved), resolve=True)))
+    before = dict(_leaves(_read(saved) if kept is None else kept))
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old != new and not _is_free(key, free):
+        old, new = _value(before, key), _value(now, key)
+        if not (_is_free(key, free) or _same(key, old, new)):
             raise UserError(
                 f"the checkpoint in {saved.parent} was trained with {key}={old}, and now it is {new}; give the old "
                 f"value, another output=FOLDER, or --restart (remove {saved} to go on with the change nevertheless)"
             )
+
+
+def _read(saved: Path) -> Any:
+    try:
+        return OmegaConf.to_container(load_config(saved), resolve=True)
+    except UserError as error:
+        raise UserError(
+            f"{error}; it says what the checkpoint beside it was trained with: write it anew, remove it to go on "
+            "nevertheless, or give --restart"
+        ) from error
 
 
 def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> None:
@@ -50,7 +92,19 @@ def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> N
 
 
 def _is_free(key: str, free: tuple[str, ...]) -> bool:
-    return key not in FIXED_IN_TRAINER and any(key == name or key.startswith(f"{name}.") for name in free)
+    names = (*free, *(f"trainer.{name}" for name in FREE_IN_TRAINER))
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _value(leaves: Mapping[str, Any], key: str) -> Any:
+    value = leaves.get(key, _ABSENT)
+    return _DEFAULTS.get(key, value) if value is None or value is _ABSENT else value
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """To Lightning ``limit_train_batches=1`` is one batch, and 1.0 is all of them."""
+    batches = key.startswith("trainer.") and key.endswith("_batches") and 1 in (old, new)
+    return bool(old == new and (not batches or isinstance(old, int) == isinstance(new, int)))
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from ldm_video.training.average import WarmAverage
 from ldm_video.training.checkpoints import AtomicCheckpointIO, BetweenSteps
 from ldm_video.training.loggers import build_loggers
 from ldm_video.training.preemption import Preemption
+from ldm_video.training.same_run import KeepsConfig
 from ldm_video.training.watch import Facts, GradientNorms, LastRow, Speed
 
 
@@ -32,7 +33,8 @@ def build_trainer(
     facts: Any = OmegaConf.to_container(config, resolve=True)
     callbacks: list[pl.Callback] = [
         BetweenSteps(output / "checkpoints", every_n_train_steps=every, save_last=True, enable_version_counter=False),
-        TQDMProgressBar(refresh_rate=10),
+        *([] if config.trainer.get("enable_progress_bar") is False else [TQDMProgressBar(refresh_rate=10)]),
+        KeepsConfig(facts),
         Facts({**facts, "git": git_revision()}),
         LearningRateMonitor("step"),
         GradientNorms(),

@@ -1,0 +1,33 @@
+"""Do clips fit a model and what judges it? Asked before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ldm_video.core.errors import UserError
+from ldm_video.training.losses import PixelLoss
+from ldm_video.training.stage import Stage
+
+
+def check_size(stage: Stage, size: tuple[int, int], what: str, judged: bool = True) -> None:
+    """Raise ``UserError``, naming ``what``, where ``stage`` cannot take clips of ``size`` (height, width).
+
+    ``judged``: whether the stage's pixel loss looks at them, too.
+    """
+    model: Any = getattr(stage, "model", stage)  # some stages have the codec alone
+    factor, loss = model.codec.factor, getattr(stage, "pixel_loss", None)
+    if size[0] % factor or size[1] % factor:
+        raise UserError(
+            f"{what} has clips of {size[0]}x{size[1]}, no multiple of {factor} as the model's codec needs; change "
+            "data.size"
+        )
+    if judged and isinstance(loss, PixelLoss):
+        loss.check_size(size)
+
+
+def check_clips(stage: Stage, clips: Dataset[Any], what: str, judged: bool = True) -> None:
+    """:func:`check_size` of a data set that tells its ``size``, in itself or in the ``sets`` that it is made of."""
+    for size in {tuple(part.size) for part in getattr(clips, "sets", [clips]) if hasattr(part, "size")}:
+        check_size(stage, size, what, judged)
