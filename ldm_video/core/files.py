@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 
 from ldm_video.core.errors import UserError
@@ -44,36 +43,23 @@ os.umask(_umask)
 _USUAL = 0o666 & ~_umask  # rights of a new file
 
 
-_sparing: ContextVar[frozenset[Path]] = ContextVar("_sparing", default=frozenset())
-
-
 class Taken(UserError):
     """Something has an output's name already, and is not to be replaced."""
 
 
 @contextmanager
-def sparing(*paths: Path) -> Iterator[None]:
-    """While this lasts, :func:`atomic_path` replaces nothing that has come to be at ``paths``: it raises ``Taken``.
-
-    Of two processes one is first, and what it has put there stays: the name is given by a link, which fails where there
-    is one; where the file system has no links, after a look at the name. An empty folder is nothing.
-    """
-    token = _sparing.set(_sparing.get().union(paths))
-    try:
-        yield
-    finally:
-        _sparing.reset(token)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.
 
-    The sibling may be written as a file or as a folder. What exists at ``path`` is replaced, a folder too, but by
-    :func:`sparing`. What was written
-    is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read by
-    whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
+    The sibling may be written as a file or as a folder. What exists at ``path`` is replaced, a folder too. What was
+    written is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read
+    by whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
     processes left of the same path is removed first, as far as it was seen when the folder was last looked through.
+
+    Without ``replace``, ``Taken`` is raised for what has come to be at ``path``, and it stays; an empty folder is
+    nothing. Of two processes one is first: the name is given by a link, which fails where there is one. Where the file
+    system has no links, a look at the name comes before.
+
     Raises ``UserError`` when the place cannot be written or the disk is full.
     """
     path = Path(path)
@@ -86,7 +72,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with _claimed(path) as temporary:
             yield temporary
             _finish(temporary)
-            if path not in _sparing.get() or not _place(temporary, path):
+            if replace or not _place(temporary, path):
                 _replace(temporary, path)
             _sync(path.parent)  # the name itself
     except OSError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
-from ldm_video.core.files import Taken, sparing
+from ldm_video.core.files import Taken
 from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
 from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
 from ldm_video.pipeline.parts import Parts
@@ -139,7 +139,7 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
         if whole:
             frames, pending = _restore_whole(job, restorer, watch, plan[0], writers), ""
         else:
-            parts = Parts(journal, plan, job.rules, part_writers(job, writers), job.overwrite)
+            parts = Parts(journal, plan, job.rules, part_writers(job, writers))
             frames, pending = _restore_share(job, restorer, watch, part.share, parts)
     return Outcome(frames, time.monotonic() - started, [*survey.warnings, *writers[0].warnings], pending)
 
@@ -171,8 +171,6 @@ def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
 def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment, writers: Sequence[VideoWriter]) -> int:
     """A clip of one segment, straight into its outputs."""
     with ExitStack() as stack:
-        if not job.overwrite:
-            stack.enter_context(sparing(*(writer.path for writer in writers)))
         # The last to be opened is the first to be closed: no comparison without a result.
         for opened in reversed(writers):
             stack.enter_context(opened)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import Taken, sparing
+from ldm_video.core.files import Taken
 from ldm_video.pipeline.journal import Journal, in_levels
 from ldm_video.pipeline.plan import PlanRules, Segment
 from ldm_video.pipeline.stream import cross_fade
@@ -28,7 +28,6 @@ class Parts:
 
     Args:
         writers: part name -> writer and the columns of the canvas that are its own; the result first.
-        overwrite: replace outputs that appear in the meantime.
     """
 
     def __init__(
@@ -37,11 +36,10 @@ class Parts:
         plan: Sequence[Segment],
         rules: PlanRules,
         writers: dict[str, tuple[VideoWriter, slice]],
-        overwrite: bool = False,
     ) -> None:
         self.journal, self.plan, self.rules = journal, plan, rules
         self.stopped = False  # set from another thread: what is being written is no longer wanted
-        self._writers, self._overwrite = writers, overwrite
+        self._writers = writers
 
     def done(self, segment: Segment) -> bool:
         return all(self._part(segment.number, name).exists() for name in self._writers)
@@ -121,11 +119,12 @@ class Parts:
     def join(self) -> None:
         """Put the outputs together, without encoding anything again."""
         joining = self.journal.folder / "joining"
-        own = joining.exists()  # a process was ended while it did the same: outputs that exist are of these parts
+        if joining.exists():  # a process was ended while it did the same: outputs that exist are of these parts
+            for writer, _ in self._writers.values():
+                writer.overwrite = True
         joining.touch()
-        spared = () if own or self._overwrite else (writer.path for writer, _ in self._writers.values())
         try:
-            with sparing(*spared), ExitStack() as stack:
+            with ExitStack() as stack:
                 # The last to be opened is the first to be closed: no comparison without a result.
                 for name, (writer, _) in reversed(self._writers.items()):
                     stack.enter_context(writer).join(list(self._in_order(name)))

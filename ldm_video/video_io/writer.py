@@ -34,10 +34,13 @@ from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image
 
 
 class _Writer(ABC):
-    """Frames into a sink; the file or folder ``path`` appears after a clean end only."""
+    """Frames into a sink; the file or folder ``path`` appears after a clean end only.
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction) -> None:
-        self.path, self.size, self.rate = path, size, rate
+    ``overwrite``: replace what is there then.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, overwrite: bool = True) -> None:
+        self.path, self.size, self.rate, self.overwrite = path, size, rate, overwrite
         self.frames = 0
         self._last: Fraction | None = None
         self._session: AbstractContextManager[Sink] | None = None
@@ -73,7 +76,7 @@ class _Writer(ABC):
 
     @contextmanager
     def _open(self) -> Iterator[Sink]:
-        with atomic_path(self.path) as temporary:
+        with atomic_path(self.path, self.overwrite) as temporary:
             with _explained(self.path):
                 sink = self._make_sink(temporary)
             try:
@@ -97,7 +100,8 @@ class VideoWriter(_Writer):
     ``size``: (height, width), exactly what is written: a size that 4:2:0 cannot hold is refused, never padded.
     ``source``: where sound, subtitles and the clock's resolution come from. MP4 and MOV keep time stamps exactly;
     Matroska counts milliseconds. ``warnings`` names each stream that could not be copied.
-    Raises ``UserError``: the path exists, cannot be written, no space left, unknown codec, unsupported size.
+    Raises ``UserError``: the path exists, at the end too; cannot be written, no space left, unknown codec, unsupported
+    size. With ``overwrite`` what exists is replaced.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class VideoWriter(_Writer):
         preset: str = "medium",
         overwrite: bool = False,
     ) -> None:
-        super().__init__(Path(path), size, Fraction(rate))
+        super().__init__(Path(path), size, Fraction(rate), overwrite)
         self.warnings: list[str] = []
         self._source = source
         self._encoder = find_encoder(codec)
