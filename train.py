@@ -228,7 +228,7 @@ def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype
         save_bundle(model, folder, dtype)
 
 
-def trained_scale(data: DictConfig, own: int) -> Any:
+def trained_scale(data: DictConfig, own: float) -> float:
     """The model's ``own`` enlargement, if it was trained on clips of it; else the one that most of the clips had.
 
     A number as the config has it, which need not be whole.

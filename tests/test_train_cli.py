@@ -236,6 +236,7 @@ def test_dry_run_prints_config_and_size_and_writes_nothing(
         ("+watch.clips.size=52", "watch has clips of 52x52, no multiple of 8"),
         ("task.known_share=2", "known_share is 2; give a finite number, from 0 to 1"),
         ("task.known_share=abc", "known_share is 'abc'"),
+        ("task.seed=abc", "seed is 'abc'"),
         ("task.pixel_loss.perceptual_weight=-1", "perceptual_weight is -1; give a finite number, 0 or more"),
         ("task.pixel_loss.perceptual_weight=abc", "perceptual_weight is 'abc'"),
         ("+task.pixel_loss.shift=-1", "shift is -1"),

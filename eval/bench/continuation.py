@@ -73,7 +73,7 @@ def there_and_back(clip: np.ndarray, frames: int) -> np.ndarray:
 def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
     """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment."""
     own = model.sampling
-    scale, settings = own.scale, replace(_own_settings(own), window=own.window, overlap=rules.overlap)
+    scale, settings = round(own.scale), replace(_own_settings(own), window=own.window, overlap=rules.overlap)
     restorer = Restorer(model, settings)
     rng = np.random.default_rng(0)
     lowres = np.stack([shrink(frame, scale, 1.0, 2.0, rng) for frame in truth])  # t h w 3
@@ -94,7 +94,7 @@ def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
 
 def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int) -> tuple[float, float]:
     """Seam error in space where tiles of ``tile`` x ``tile`` pixels meet, and at the same places without tiles."""
-    scale = model.sampling.scale
+    scale = round(model.sampling.scale)
     lowres = torch.stack([_pixels(shrink(frame, scale, 1.0, 2.0, np.random.default_rng(0))) for frame in truth])
     height, width = truth.shape[1], truth.shape[2]
     hole = torch.zeros(len(truth), 1, height, width)

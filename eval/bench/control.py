@@ -65,7 +65,7 @@ def build_diffusion(config: DictConfig) -> VideoModel:
 @torch.no_grad()
 def operations(model: VideoModel, side: int = 128, frames: int = 2) -> float:
     """Floating-point operations of one step and of decoding, for one output pixel of one frame."""
-    scale, factor = model.sampling.scale, model.codec.factor
+    scale, factor = round(model.sampling.scale), model.codec.factor
     lowres = torch.zeros(1, frames, 3, side // scale, side // scale)
     evidence = build_evidence(lowres, torch.zeros(1, frames, 1, side, side))
     noise = torch.zeros(1, frames, model.codec.latent_channels, side // factor, side // factor)

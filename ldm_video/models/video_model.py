@@ -40,7 +40,7 @@ class SamplingDefaults:
 
     steps: int = 20
     guidance: float = 1.0
-    scale: int = 4
+    scale: float = 4
     window: int = 16
     overlap: int = 4
     strength: float = 1.0

@@ -33,7 +33,7 @@ class Plan:
     batch: int
     frames: int
     size: tuple[int, int]
-    scale: int
+    scale: float
     steps: int
     accumulate: int = 1
     precision: str = "32-true"
@@ -117,7 +117,7 @@ def synthetic_batch(plan: Plan, device: torch.device, dtype: torch.dtype = torch
     hole[..., height // 3 : height // 2, width // 3 : width // 2] = 1
     return {
         "hr": pixels(height, width),
-        "lr": pixels(height // plan.scale, width // plan.scale),
+        "lr": pixels(round(height / plan.scale), round(width / plan.scale)),
         "hole": hole,
         "caption": ["a street"] * plan.batch,
     }

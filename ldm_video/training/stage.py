@@ -43,7 +43,7 @@ class Stage(pl.LightningModule):
             raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
         self.warmup = whole("warmup", warmup, 0)
-        self.seed = seed
+        self.seed = whole("seed", seed, 0)
         self.gathered: dict[str, Tensor] = {}  # after FSDP: the state that lay in pieces on all processes
         self._batch: Mapping[str, Any] = {}  # the last one, to be saved if its gradient is not finite
 
