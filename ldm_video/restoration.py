@@ -170,7 +170,7 @@ def prepare_clip(
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, own: SamplingDefaults) -> Job:
     output, size = Path(arguments.output), make_size(config, info.size, own)
     if output.suffix and not output.is_dir() and not is_image(output):
-        check_size(find_encoder(config.codec), size)  # before a mask is laid out on it
+        check_size(find_encoder(config.codec), size, info.size)  # before a mask is laid out on it
     window = own.window if config.window is None else config.window
     overlap = own.overlap if config.overlap is None else config.overlap
     return Job(
