@@ -14,6 +14,7 @@ from ldm_video.config import build, load_config
 from ldm_video.core.checkpoints import INDEX
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
+from ldm_video.models.alike import difference
 from ldm_video.models.bundle import save_bundle
 from ldm_video.models.codec import VideoCodec
 from ldm_video.models.device import DTYPES
@@ -225,12 +226,15 @@ def larger(arguments: argparse.Namespace) -> list[str]:
 def mix(arguments: argparse.Namespace) -> list[str]:
     """Write the weighted mean of two models' weights (arXiv:2109.01903)."""
     model, other = open_model(arguments.model), open_model(arguments.other)
+    if unlike := difference(model, other):
+        raise UserError(
+            f"{arguments.model} and {arguments.other} are different models: {unlike} differs; "
+            "mix two that were trained from the same start"
+        )
     weights, others = model.state_dict(), other.state_dict()
-    if unlike := _shapes(weights) ^ _shapes(others):
-        name, _ = min(unlike)
+    if misfits := _shapes(weights) ^ _shapes(others):
+        name, _ = min(misfits)
         raise UserError(f"{arguments.model} and {arguments.other} are different models: {name} differs in shape")
-    if model.codec.colour_shift != other.codec.colour_shift:
-        raise UserError(f"{arguments.model} and {arguments.other} have another colour_shift: no mean of them fits")
     for name, value in weights.items():
         if value.is_floating_point():
             value.lerp_(others[name].to(value), arguments.share)

@@ -29,6 +29,21 @@ _DIFFUSERS_PREDICTION: dict[str, Prediction] = {
 }
 
 
+# What decides a process in the configs of both families, the first to be named first.
+_OPTIONS = (
+    "prediction_type",
+    "num_train_timesteps",
+    "rescale_betas_zero_snr",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "use_dynamic_shifting",
+    "shift",
+    "flow_shift",
+)
+
+
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether a scheduler is of the second family; UniPC and DPM-Solver may be of either.
 
@@ -218,3 +233,18 @@ class Process:
             return torch.lerp(table[right - 1], table[right], part) ** (1.0 / power)
 
         return between(alphas), between(sigmas)
+
+
+def unlike_option(one: SchedulerMixin, other: SchedulerMixin) -> str | None:
+    """The first option in which two schedulers of different processes differ; None where the process is the same.
+
+    Solver, spacing and offset of the steps are not of the process. Raises ``ValueError`` as
+    :meth:`Process.from_scheduler` does.
+    """
+    first, second = Process.from_scheduler(one), Process.from_scheduler(other)
+    if first.prediction == second.prediction and all(
+        torch.equal(getattr(first, table), getattr(second, table)) for table in ("alphas", "sigmas", "timesteps")
+    ):
+        return None
+    unlike = (key for key in _OPTIONS if one.config.get(key) != other.config.get(key))
+    return next(unlike, "_class_name")
