@@ -15,8 +15,9 @@ sampling defaults are those of the diffusers pipeline that runs it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,8 +78,12 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
         unet=_read_part(UNet2DConditionModel, folder / "unet", variant),
         autoencoder=autoencoder,
         text=TextEncoder.load(folder / "text_encoder", folder / "tokenizer", variant),
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-        lowres_scheduler=read_json(folder / "low_res_scheduler" / "scheduler_config.json") if has_noise else None,
+        scheduler=_read_scheduler(
+            folder / "scheduler" / "scheduler_config.json", partial(deterministic, upscales=has_noise)
+        ),
+        lowres_scheduler=_read_scheduler(folder / "low_res_scheduler" / "scheduler_config.json", _lowres_scheduler)
+        if has_noise
+        else None,
         noise_limit=index.get("max_noise_level"),
     )
 
@@ -106,6 +111,16 @@ def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
     return part
 
 
+def _read_scheduler(path: Path, make: Callable[[Mapping[str, Any]], SchedulerMixin]) -> dict[str, Any]:
+    """A stored config that ``make`` takes; what it refuses is named with the file, which it does not know."""
+    config = read_json(path)
+    try:
+        make(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
 def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     """A video model that equals the checkpoint on every frame: new layers and input channels start at zero.
 
@@ -118,7 +133,7 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     layout = EvidenceLayout("space_to_depth", codec.factor)
     if checkpoint.lowres_scheduler is not None and taken == latents + 3:
         layout = EvidenceLayout("pixels", codec.factor)
-        lowres_scheduler = make_scheduler(known_options(checkpoint.lowres_scheduler))
+        lowres_scheduler = _lowres_scheduler(checkpoint.lowres_scheduler)
     elif taken not in (latents, 1 + 2 * latents):
         raise UserError(
             f"a UNet with {taken} input channels and latents of {latents}: neither text to image, inpainting "
@@ -154,6 +169,10 @@ def deterministic(config: Mapping[str, Any], *, upscales: bool) -> SchedulerMixi
         if not draws_noise(scheduler):  # DPM-Solver may: an option says so
             return scheduler
     return make_scheduler(options, _class_name="DDIMScheduler", **forced)
+
+
+def _lowres_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
+    return make_scheduler(known_options(config))
 
 
 def _check_unet(unet: UNet2DConditionModel, latents: int) -> None:
