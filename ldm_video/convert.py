@@ -84,7 +84,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     alone.add_argument("model", help="the bundle")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
-    new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
+    new.add_argument("--seed", type=seed, default=0, help="of the new weights (default %(default)s)")
     large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
     large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
@@ -115,6 +115,13 @@ def frames(word: str) -> int:
     """A whole number from 1 on."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
+    return int(word)
+
+
+def seed(word: str) -> int:
+    """A whole number that torch takes for a seed, and none below 0."""
+    if not word.isdecimal() or int(word) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{word} is no seed; give a whole number from 0 to 2^63 - 1")
     return int(word)
 
 
