@@ -122,6 +122,11 @@ def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
 
     Raises ``UserError`` where files are missing or damaged.
     """
+    if not folder.is_dir():  # transformers would take the path for a repository's name
+        raise UserError(
+            f"{folder.parent} has no {folder.name}, which its text encoder needs; the model is not whole, copy or "
+            "download it again"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # the tokenizers library raises no narrower class for a vocabulary that is cut off
