@@ -23,6 +23,7 @@ from ldm_video.core.tensors import to_bytes, to_signed
 from ldm_video.video_io.subsample import RgbToYuv
 
 SCALE = 4
+MULTIPLE = 2 * SCALE  # of the sides: 4:2:0 halves what is left of them
 TELEVISION = DegradeConfig(blur_sigma=(1.2, 1.2), noise_sigma=(3.0, 3.0))
 CRF = "20"
 
@@ -30,12 +31,14 @@ CRF = "20"
 def main() -> None:
     """Read the command line and write ``city_sd.mp4``, ``city_mask.png`` and ``city_reference.mp4``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the clean clip; its sides must be multiples of 4")
+    parser.add_argument("source", type=Path, help=f"the clean clip; its sides must be multiples of {MULTIPLE}")
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     clip = read_video(arguments.source)  # t h w c
-    if any(side % SCALE for side in clip.shape[1:3]):
-        raise UserError(f"{arguments.source} is {clip.shape[2]}x{clip.shape[1]}; both sides must be multiples of 4")
+    if any(side % MULTIPLE for side in clip.shape[1:3]):
+        raise UserError(
+            f"{arguments.source} is {clip.shape[2]}x{clip.shape[1]}; both sides must be multiples of {MULTIPLE}"
+        )
     arguments.folder.mkdir(parents=True, exist_ok=True)
     mask, paint = logo_and_scratch(clip.shape[1] // SCALE, clip.shape[2] // SCALE)
     lowres = damage(clip, mask, paint)

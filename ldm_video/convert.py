@@ -14,6 +14,7 @@ from ldm_video.config import build, load_config
 from ldm_video.core.checkpoints import INDEX
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
+from ldm_video.models.alike import difference
 from ldm_video.models.bundle import save_bundle
 from ldm_video.models.codec import VideoCodec
 from ldm_video.models.device import DTYPES
@@ -83,7 +84,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     alone.add_argument("model", help="the bundle")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
-    new.add_argument("--seed", type=int, default=0, help="of the new weights (default %(default)s)")
+    new.add_argument("--seed", type=seed, default=0, help="of the new weights (default %(default)s)")
     large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
     large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
@@ -114,6 +115,13 @@ def frames(word: str) -> int:
     """A whole number from 1 on."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
+    return int(word)
+
+
+def seed(word: str) -> int:
+    """A whole number that torch takes for a seed, and none below 0."""
+    if not word.isdecimal() or int(word) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{word} is no seed; give a whole number from 0 to 2^63 - 1")
     return int(word)
 
 
@@ -225,12 +233,15 @@ def larger(arguments: argparse.Namespace) -> list[str]:
 def mix(arguments: argparse.Namespace) -> list[str]:
     """Write the weighted mean of two models' weights (arXiv:2109.01903)."""
     model, other = open_model(arguments.model), open_model(arguments.other)
+    if unlike := difference(model, other):
+        raise UserError(
+            f"{arguments.model} and {arguments.other} are different models: {unlike} differs; "
+            "mix two that were trained from the same start"
+        )
     weights, others = model.state_dict(), other.state_dict()
-    if unlike := _shapes(weights) ^ _shapes(others):
-        name, _ = min(unlike)
+    if misfits := _shapes(weights) ^ _shapes(others):
+        name, _ = min(misfits)
         raise UserError(f"{arguments.model} and {arguments.other} are different models: {name} differs in shape")
-    if model.codec.colour_shift != other.codec.colour_shift:
-        raise UserError(f"{arguments.model} and {arguments.other} have another colour_shift: no mean of them fits")
     for name, value in weights.items():
         if value.is_floating_point():
             value.lerp_(others[name].to(value), arguments.share)

@@ -201,6 +201,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["scheduler_config.json"]),
     "unknown scheduler": (lambda f: edit_parts(f, scheduler="MagicScheduler"), [INDEX, "MagicScheduler"]),
     "scheduler that is none": (lambda f: edit_parts(f, scheduler="AutoencoderKL"), [INDEX, "AutoencoderKL"]),
+    "unknown prediction": (
+        lambda f: (
+            edit_parts(f, scheduler="DDIMScheduler"),
+            (f / "scheduler/scheduler_config.json").write_text('{"prediction_type": "velocity"}'),
+        ),
+        ["scheduler/scheduler_config.json", "prediction_type 'velocity'", "v_prediction"],
+    ),
+    "time that runs backwards": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", invert_sigmas=True),
+        ["scheduler/scheduler_config.json", "invert_sigmas"],
+    ),
     "unknown part": (lambda f: edit_parts(f, codec="MagicCodec"), [INDEX, "MagicCodec"]),
     "part too many": (lambda f: edit_parts(f, refiner="VideoUNet"), [INDEX, "refiner"]),
     "part too few": (lambda f: edit_parts(f, denoiser=None), [INDEX, "denoiser"]),

@@ -27,7 +27,7 @@ from ldm_video.models.inflate import VideoUNet, WithTemporal
 from ldm_video.models.motion_adapter import fold, load_motion, read_motion_adapter
 from ldm_video.models.open_model import FRAME_BY_FRAME, open_model
 from ldm_video.models.temporal import TemporalConfig
-from tests.cli_support import call, files_below, write_tiny_bundle
+from tests.cli_support import TINY_MODEL, call, files_below, write_tiny_bundle
 from tests.model_support import perturb, rand_pixels, randn, small_text_model
 from tests.sd_checkpoints import KINDS, pipeline_of, write_pipeline, write_single_file
 
@@ -446,3 +446,14 @@ def test_overwriting_a_model(root: Path, tmp_path: Path) -> None:
     assert call(convert, "to-diffusers", tmp_path / "out", tmp_path / "out", "--overwrite") == 0
     assert_same_parts(pipeline_of(tmp_path / "out"), pipeline_of(root / "sd15"))
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("word", ["99999999999999999999999", str(2**63), "-1", "1.5"])
+def test_a_seed_that_torch_does_not_take(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(convert, "fresh", TINY_MODEL, tmp_path / "fresh", "--seed", word) == 2
+    assert f"{word} is no seed" in capsys.readouterr().err
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_the_largest_seed(tmp_path: Path) -> None:
+    assert call(convert, "fresh", TINY_MODEL, tmp_path / "fresh", "--seed", 2**63 - 1) == 0

@@ -231,7 +231,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-9]), ["unet", "cannot be read"]),
     "no config": (lambda f: (f / "vae/config.json").unlink(), ["vae", "config.json"]),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), ["has no scheduler_config.json"]),
-    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), ["text encoder"]),
+    "unknown prediction": (
+        lambda f: edit_json(f / "scheduler/scheduler_config.json", prediction_type="velocity"),
+        ["scheduler/scheduler_config.json", "prediction_type 'velocity'", "v_prediction"],
+    ),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), ["has no tokenizer", "text encoder", "not whole"]),
     "cut vocabulary": (lambda f: cut(f / "tokenizer/vocab.json"), ["tokenizer", "copy it again"]),
     "cut merges": (lambda f: cut(f / "tokenizer/merges.txt"), ["tokenizer", "copy it again"]),
     "damaged index": (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json", "not valid JSON"]),

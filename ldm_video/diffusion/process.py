@@ -29,6 +29,21 @@ _DIFFUSERS_PREDICTION: dict[str, Prediction] = {
 }
 
 
+# What decides a process in the configs of both families, the first to be named first.
+_OPTIONS = (
+    "prediction_type",
+    "num_train_timesteps",
+    "rescale_betas_zero_snr",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "use_dynamic_shifting",
+    "shift",
+    "flow_shift",
+)
+
+
 def is_flow(scheduler: SchedulerMixin) -> bool:
     """Whether a scheduler is of the second family; UniPC and DPM-Solver may be of either.
 
@@ -44,13 +59,19 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
 
 
 def check_process(scheduler: SchedulerMixin) -> None:
-    """Raises ``ValueError`` for what :func:`is_flow` refuses, and for timesteps that are logarithms of the noise level.
-
-    Euler has such, for v alone.
-    """
+    """Raises ``ValueError`` for what :meth:`Process.from_scheduler` does not describe, as that itself does."""
     config = scheduler.config
-    logarithms = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
-    if not is_flow(scheduler) and logarithms:
+    if is_flow(scheduler):
+        if config.get("invert_sigmas"):
+            raise ValueError("invert_sigmas (time running from data to noise) is not supported")
+        return
+    prediction = config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in config or prediction not in _DIFFUSERS_PREDICTION:
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction_type {prediction!r} is neither a variance-preserving "
+            f"process nor a flow; known prediction types: {', '.join(_DIFFUSERS_PREDICTION)}"
+        )
+    if config.get("timestep_type") == "continuous" and prediction == "v_prediction":  # Euler has such, for v alone
         raise ValueError("timestep_type continuous (the logarithm of the noise level) is not supported; use discrete")
 
 
@@ -95,26 +116,20 @@ class Process:
 
         Raises:
             ValueError: the scheduler is of neither family (EDM, consistency and other variance-exploding schedulers),
-                or partly of one and partly of the other (:func:`is_flow`).
+                or partly of one and partly of the other (:func:`is_flow`); its time runs from data to noise, or its
+                timesteps are logarithms of the noise level.
         """
         check_process(scheduler)
         config = scheduler.config
-        prediction = config.get("prediction_type", "epsilon")
         if is_flow(scheduler):
-            if config.get("invert_sigmas"):
-                raise ValueError("invert_sigmas (time running from data to noise) is not supported")
             # With dynamic shifting the shift belongs to a sampling resolution, not to the training table.
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
             flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config["num_train_timesteps"], shift=shift)
             return cls(1.0 - flow.sigmas.flip(0), flow.sigmas.flip(0), flow.timesteps.flip(0), "flow")
-        if "beta_schedule" not in config or prediction not in _DIFFUSERS_PREDICTION:
-            raise ValueError(
-                f"{type(scheduler).__name__} with prediction_type {prediction!r} is neither a variance-preserving "
-                "process nor a flow"
-            )
         alpha_bars = DDPMScheduler.from_config(config).alphas_cumprod
         timesteps = torch.arange(len(alpha_bars))
-        return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt(), timesteps, _DIFFUSERS_PREDICTION[prediction])
+        prediction = _DIFFUSERS_PREDICTION[config.get("prediction_type", "epsilon")]
+        return cls(alpha_bars.sqrt(), (1.0 - alpha_bars).sqrt(), timesteps, prediction)
 
     def __len__(self) -> int:
         """N, the number of noise levels."""
@@ -218,3 +233,18 @@ class Process:
             return torch.lerp(table[right - 1], table[right], part) ** (1.0 / power)
 
         return between(alphas), between(sigmas)
+
+
+def unlike_option(one: SchedulerMixin, other: SchedulerMixin) -> str | None:
+    """The first option in which two schedulers of different processes differ; None where the process is the same.
+
+    Solver, spacing and offset of the steps are not of the process. Raises ``ValueError`` as
+    :meth:`Process.from_scheduler` does.
+    """
+    first, second = Process.from_scheduler(one), Process.from_scheduler(other)
+    if first.prediction == second.prediction and all(
+        torch.equal(getattr(first, table), getattr(second, table)) for table in ("alphas", "sigmas", "timesteps")
+    ):
+        return None
+    unlike = (key for key in _OPTIONS if one.config.get(key) != other.config.get(key))
+    return next(unlike, "_class_name")

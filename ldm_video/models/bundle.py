@@ -21,7 +21,7 @@ from ldm_video.core.checkpoints import INDEX, load_strict, read_json, read_weigh
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.files import atomic_path
-from ldm_video.diffusion.sampler import draws_noise, make_scheduler
+from ldm_video.diffusion.sampler import SCHEDULERS, draws_noise, make_scheduler
 from ldm_video.models.codec import ImageCodec, VideoCodec
 from ldm_video.models.dense_restorer import read_former
 from ldm_video.models.inflate import VideoUNet
@@ -138,11 +138,13 @@ def _load_part(folder: Path, name: str, form: int) -> Any:
 
 
 def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
-    config = read_json(folder / "scheduler_config.json")
+    options = folder / "scheduler_config.json"
+    config = read_json(options)
     try:
         return make_scheduler({**config, "_class_name": name})
     except UserError as error:
-        raise UserError(f"{folder.parent / INDEX}: {error}") from error
+        where = options if name in SCHEDULERS else folder.parent / INDEX  # which names the class
+        raise UserError(f"{where}: {error}") from error
 
 
 def _load_sampler(folder: Path, name: str) -> SchedulerMixin:

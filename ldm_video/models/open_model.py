@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 
 from ldm_video.core.checkpoints import INDEX, read_json, refuse_pickle
 from ldm_video.core.errors import UserError
@@ -13,6 +14,7 @@ from ldm_video.models.bundle import load_bundle
 from ldm_video.models.single_file import read_single_file
 from ldm_video.models.stable_diffusion import read_pipeline, to_video
 from ldm_video.models.temporal import TemporalConfig
+from ldm_video.models.variants import PLAIN, WEIGHTS, stored_variants, variants_of, weight_patterns
 from ldm_video.models.video_model import VideoModel
 
 FRAME_BY_FRAME = TemporalConfig(attention_levels=(), conv_levels=())
@@ -20,7 +22,6 @@ FRAME_BY_FRAME = TemporalConfig(attention_levels=(), conv_levels=())
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _BUNDLE_FILES = ["denoiser/*.safetensors", "codec/*.safetensors", "text/*.safetensors"]
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 def open_model(
@@ -32,8 +33,8 @@ def open_model(
         name: a folder (a bundle of ours or a Stable Diffusion pipeline of diffusers), a single ``.safetensors`` file
             in the CompVis layout, or the hub's ``owner/name``, also ``owner/name@revision``.
         revision: branch, tag or commit on the hub.
-        variant: of a pipeline's weights, such as ``fp16``; None takes the plain ones or, where there are none, those
-            of the only variant.
+        variant: of a pipeline's weights, such as ``fp16``; None takes of each part the plain ones or, where there are
+            none, those of the only variant.
         temporal: the temporal layers that a Stable Diffusion checkpoint is given; they start as the identity.
 
     Raises ``UserError`` for a name that leads nowhere, a pickle, and weights that do not fit.
@@ -43,7 +44,6 @@ def open_model(
         return _ready(to_video(read_single_file(path), temporal or TemporalConfig()))
     if not _is_pipeline(path):
         return load_bundle(path)
-    variant = variant or _only_variant(path)
     return _ready(to_video(read_pipeline(path, variant), temporal or TemporalConfig()))
 
 
@@ -56,25 +56,40 @@ def find_model(name: str | Path, revision: str | None = None, variant: str | Non
     refuse_pickle(path)
     if path.exists() or not _HUB_ID.fullmatch(str(name)):
         return path
-    owner_and_name, _, pinned = str(name).partition("@")
-    tail = f".{variant}" if variant else ""
-    weights = [
-        f"{part}/{stem}{form}.safetensors"
-        for part, stem in _WEIGHTS.items()
-        for form in (tail, f"{tail}-*-of-*", f"-*-of-*{tail}" if tail else "-?????-of-?????")
-    ]
+    repository, _, pinned = str(name).partition("@")
     try:
-        # A pattern's star also matches a slash: the JSON and text files of all parts, tokenizers among them.
-        return Path(
-            snapshot_download(
-                owner_and_name,
-                revision=pinned or revision,
-                allow_patterns=["*.json", "*.txt", *weights, *_BUNDLE_FILES],
-            )
-        )
+        folder = _download(repository, pinned or revision, dict.fromkeys(WEIGHTS, variant or PLAIN))
+        if not variant and (others := _only_variants(repository, folder)):
+            _download(repository, folder.name, others)
+        return folder
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{name} is no model bundle or file here, nor can it be had from the hub: {reason}") from error
+
+
+def _download(repository: str, revision: str | None, variants: Mapping[str, str]) -> Path:
+    """The copy in the hub's cache, with the weights of these variants of the parts; its name is the commit."""
+    # A pattern's star also matches a slash: the JSON and text files of all parts, tokenizers among them.
+    patterns = ["*.json", "*.txt", *weight_patterns(variants), *_BUNDLE_FILES]
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+
+
+def _only_variants(repository: str, folder: Path) -> dict[str, str]:
+    """Of the parts of a download that have no weights, the variant, where the hub has one alone."""
+    bare = [
+        part for part in WEIGHTS if (folder / part / "config.json").is_file() and not stored_variants(folder / part)
+    ]
+    if not bare:
+        return {}
+    try:
+        files = list_repo_files(repository, revision=folder.name)
+    except (
+        Exception
+    ):  # no network, in the classes of the hub's own HTTP library; what is missing is named when it is read
+        return {}
+    names = {part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")] for part in bare}
+    found = {part: variants_of(part, names[part]) for part in bare}
+    return {part: variants.pop() for part, variants in found.items() if len(variants) == 1}
 
 
 def is_bundle(path: Path) -> bool:
@@ -89,11 +104,3 @@ def _ready(model: VideoModel) -> VideoModel:
 def _is_pipeline(folder: Path) -> bool:
     index = folder / INDEX
     return index.is_file() and str(read_json(index).get("_class_name")).startswith("StableDiffusion")
-
-
-def _only_variant(folder: Path) -> str | None:
-    """The variant of a folder whose UNet has no plain weights; None where it has, or where it has several variants."""
-    names = [path.name.split(".") for path in (folder / "unet").glob("*.safetensors")]
-    variants = {parts[1].split("-")[0] for parts in names if parts[1] != "safetensors"}
-    plain = any(parts[1] == "safetensors" for parts in names)
-    return None if plain or len(variants) != 1 else variants.pop()

@@ -15,8 +15,9 @@ sampling defaults are those of the diffusers pipeline that runs it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,8 +32,10 @@ from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.diffusion.sampler import DETERMINISTIC, draws_noise, known_options, make_scheduler
 from ldm_video.models.codec import ImageCodec
 from ldm_video.models.inflate import grow_conv_in, inflate
+from ldm_video.models.quiet import quiet
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.text import TextEncoder
+from ldm_video.models.variants import choose_variant
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 UPSCALER_SCALING = 0.08333  # of the x4-upscaler's latents, which early configs do not tell
@@ -58,7 +61,9 @@ class Checkpoint:
 
 
 def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
-    """Read a diffusers pipeline's folder. Strict, safetensors only, sharded or not; ``variant`` such as ``fp16``.
+    """Read a diffusers pipeline's folder. Strict, safetensors only, sharded or not.
+
+    ``variant``: of the weights of all parts, such as ``fp16``; None chooses for each part by the files that it has.
 
     Raises ``UserError`` for parts that are missing, damaged or of a kind that is not Stable Diffusion's.
     """
@@ -73,37 +78,53 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
     autoencoder = _read_part(AutoencoderKL, folder / "vae", variant)
     if has_noise and "scaling_factor" not in read_json(folder / "vae" / "config.json"):
         autoencoder.register_to_config(scaling_factor=UPSCALER_SCALING)  # AutoencoderKL's default is Stable Diffusion's
+    text = folder / "text_encoder"
+    read_json(text / "config.json")  # of a part that is not there at all, this is said
     return Checkpoint(
         unet=_read_part(UNet2DConditionModel, folder / "unet", variant),
         autoencoder=autoencoder,
-        text=TextEncoder.load(folder / "text_encoder", folder / "tokenizer", variant),
-        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-        lowres_scheduler=read_json(folder / "low_res_scheduler" / "scheduler_config.json") if has_noise else None,
+        text=TextEncoder.load(text, folder / "tokenizer", choose_variant(text, variant)),
+        scheduler=_read_scheduler(
+            folder / "scheduler" / "scheduler_config.json", partial(deterministic, upscales=has_noise)
+        ),
+        lowres_scheduler=_read_scheduler(folder / "low_res_scheduler" / "scheduler_config.json", _lowres_scheduler)
+        if has_noise
+        else None,
         noise_limit=index.get("max_noise_level"),
     )
 
 
 def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
     read_json(folder / "config.json")
+    chosen = choose_variant(folder, variant)
     try:
-        part, report = kind.from_pretrained(  # it also knows the older names of the autoencoder's attention
-            folder,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to name them below
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-        )
+        with quiet("diffusers"):
+            part, report = kind.from_pretrained(  # it also knows the older names of the autoencoder's attention
+                folder,
+                variant=chosen,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to name them below
+                low_cpu_mem_usage=False,
+                torch_dtype=torch.float32,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} cannot be read ({error}); it takes safetensors, of a variant (fp16) that must be named"
-        ) from error
+        raise UserError(f"{folder} cannot be read ({error}); copy or download it again") from error
     misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
     refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
     part.register_to_config(_name_or_path=None)  # where it lay here has no place in a bundle
     return part
+
+
+def _read_scheduler(path: Path, make: Callable[[Mapping[str, Any]], SchedulerMixin]) -> dict[str, Any]:
+    """A stored config that ``make`` takes; what it refuses is named with the file, which it does not know."""
+    config = read_json(path)
+    try:
+        make(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
 
 
 def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
@@ -118,7 +139,7 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
     layout = EvidenceLayout("space_to_depth", codec.factor)
     if checkpoint.lowres_scheduler is not None and taken == latents + 3:
         layout = EvidenceLayout("pixels", codec.factor)
-        lowres_scheduler = make_scheduler(known_options(checkpoint.lowres_scheduler))
+        lowres_scheduler = _lowres_scheduler(checkpoint.lowres_scheduler)
     elif taken not in (latents, 1 + 2 * latents):
         raise UserError(
             f"a UNet with {taken} input channels and latents of {latents}: neither text to image, inpainting "
@@ -154,6 +175,10 @@ def deterministic(config: Mapping[str, Any], *, upscales: bool) -> SchedulerMixi
         if not draws_noise(scheduler):  # DPM-Solver may: an option says so
             return scheduler
     return make_scheduler(options, _class_name="DDIMScheduler", **forced)
+
+
+def _lowres_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
+    return make_scheduler(known_options(config))
 
 
 def _check_unet(unet: UNet2DConditionModel, latents: int) -> None:

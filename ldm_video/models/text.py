@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrain
 
 from ldm_video.core.checkpoints import read_json, refuse_keys, save_weights
 from ldm_video.core.errors import UserError
+from ldm_video.models.quiet import quiet
 
 _CLIP_LEVEL = "text_model."
 
@@ -87,15 +88,16 @@ class TextEncoder(nn.Module):
         folder = Path(folder)
         architecture = _architecture(folder / "config.json")
         try:
-            model, report = architecture.from_pretrained(
-                folder,
-                use_safetensors=True,
-                variant=variant,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # to name them below
-                dtype=torch.float32,
-            )
+            with quiet("transformers"):
+                model, report = architecture.from_pretrained(
+                    folder,
+                    use_safetensors=True,
+                    variant=variant,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # to name them below
+                    dtype=torch.float32,
+                )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
         misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
@@ -120,6 +122,11 @@ def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
 
     Raises ``UserError`` where files are missing or damaged.
     """
+    if not folder.is_dir():  # transformers would take the path for a repository's name
+        raise UserError(
+            f"{folder.parent} has no {folder.name}, which its text encoder needs; the model is not whole, copy or "
+            "download it again"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # the tokenizers library raises no narrower class for a vocabulary that is cut off
