@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,44 @@ def test_of_an_archive_it_is_skipped(restore: Restore, other: Path, tmp_path: Pa
     assert restore("archive_hd", source=other.parent) == 0
     assert (hd / "hd.mkv").read_text() == "finished"
     assert json.loads((hd / "report.json").read_text())["clips"]["hd.mkv"]["state"] == "skipped"
+
+
+# Ended while the folder of a finished output is removed.
+
+
+def test_a_signal_while_the_journal_is_removed_promises_nothing_more(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the next command on that output removes the rest, though it is refused."""
+    output = tmp_path / "hd.mkv"
+    left_while_removing(restore, output, monkeypatch)
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert finished_parts(output)
+    assert restore("hd.mkv") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert len(read_pixels(output)) == FRAMES
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
+def test_of_an_archive_what_is_left_of_a_journal_is_removed(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hd = tmp_path / "archive_hd"
+    hd.mkdir()
+    left_while_removing(lambda name, *options: restore(f"archive_hd/{name}", *options), hd / "hd.mkv", monkeypatch)
+    assert restore("archive_hd", "--dry-run", source=other.parent) == 0
+    assert finished_parts(hd / "hd.mkv")
+    assert restore("archive_hd", source=other.parent) == 0
+    assert files_below(hd) == {"hd.mkv", "report.json"}
+
+
+def left_while_removing(restore: Restore, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(folder: Path, ignore_errors: bool) -> None:
+        raise KeyboardInterrupt(int(signal.SIGTERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm_video.pipeline.journal.shutil.rmtree", stopped)
+        assert restore(output.name) == 128 + signal.SIGTERM
 
 
 # Two processes.

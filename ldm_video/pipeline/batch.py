@@ -179,6 +179,7 @@ def run_batch(
     for clip in clips:
         state, facts = _skip(clip, complain) if clip.done and not redo else _attempt(clip, work, complain)
         if report is not None:
+            Journal(clip.output).clear()  # also of one that is skipped
             report.enter(clip, state, **facts)
         states[state] += 1
     return states

@@ -116,6 +116,7 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     started = time.monotonic()
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
+    journal.clear()
     identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
     for writer in open_writers(job, info, joining=_may_replace(job, journal, identity)):
         writer.rehearse()
