@@ -88,6 +88,22 @@ def test_the_same_command_ends_what_it_was_putting_together(restore: Restore, tm
     assert files_below(tmp_path) == {"hd.mkv"}
 
 
+def test_restart_refuses_such_an_output_before_it_discards_anything(
+    restore: Restore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "hd.mkv"
+    left_while_joining(restore, output)
+    before = files_below(tmp_path)
+    capsys.readouterr()
+    assert restore("hd.mkv", "--restart") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {output} exists already; pass --overwrite or choose another output"
+    assert files_below(tmp_path) == before
+    assert restore("hd.mkv", "--restart", "--overwrite") == 0
+    assert f"{FRAMES} frames" in capsys.readouterr().out
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
 def test_of_an_archive_it_is_skipped(restore: Restore, other: Path, tmp_path: Path) -> None:
     hd = tmp_path / "archive_hd"
     hd.mkdir()

@@ -118,7 +118,8 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     open_mask(job, info).close()
     journal.clear()
     identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
-    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity)):
+    # An output whose journal is discarded is no longer this job's own: refused while both are there.
+    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity) and not part.restart):
         writer.rehearse()
     if part.restart and journal.exists:
         journal.discard()
