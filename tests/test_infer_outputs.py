@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import infer
 from ldm_video.pipeline import job
 from ldm_video.pipeline.journal import Journal, Survey
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.workers import Share
+from ldm_video.video_io import VideoWriter
 from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
 from tests.film_support import FRAMES, SEGMENTS, SIZE, finished_parts, parts_folder
 from tests.video_io_support import pan, write_clip
@@ -243,6 +245,49 @@ def test_the_work_is_kept_where_the_output_of_many_segments_has_appeared(
     assert restore("hd.mkv", "--overwrite") == 0
     assert capsys.readouterr().out.startswith(f"{output}: 0 frames")
     assert len(read_pixels(output)) == FRAMES
+
+
+@pytest.mark.parametrize("segments", [1, 9])
+def test_a_comparison_that_appears_meanwhile_leaves_no_half_of_the_outputs(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    segments: int,
+) -> None:  # fmt: skip
+    output, theirs, write = tmp_path / "hd.mkv", tmp_path / "hd_compare.mkv", job.side_by_side
+    given = {"source": other} if segments == 1 else {}
+
+    def appears(*pixels: Tensor) -> Tensor:
+        theirs.write_text("theirs")
+        return write(*pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "side_by_side", appears)
+        assert restore("hd.mkv", "--compare", **given) == 2
+    assert f"{theirs} was put there while this was at work" in capsys.readouterr().err
+    assert theirs.read_text() == "theirs" and not output.exists()
+    theirs.unlink()
+    assert restore("hd.mkv", "--compare", **given) == 0
+    assert len(read_pixels(output)) == len(read_pixels(theirs)) == (3 if segments == 1 else FRAMES)
+    assert files_below(tmp_path) == {"archive", "archive/hd.mkv", output.name, theirs.name}
+
+
+def test_a_comparison_that_is_taken_after_the_result_has_its_name(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is known for this command's own from then on."""
+    output, theirs, given = tmp_path / "hd.mkv", tmp_path / "hd_compare.mkv", VideoWriter.__exit__
+
+    def appears(writer: VideoWriter, *error: BaseException | None) -> None:
+        given(writer, *error)  # type: ignore[arg-type]
+        if writer.path == output:
+            theirs.write_text("theirs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "__exit__", appears)
+        assert restore("hd.mkv", "--compare") == 2
+    assert theirs.read_text() == "theirs" and len(read_pixels(output)) == FRAMES
+    theirs.unlink()
+    assert restore("hd.mkv", "--compare") == 0
+    assert files_below(tmp_path) == {output.name, theirs.name}
 
 
 def test_a_join_that_was_cut_off_is_ended_by_whoever_waited(tmp_path: Path, restore: Restore) -> None:

@@ -187,6 +187,8 @@ def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment,
                 writers[0].write(pixels, piece.pts_seconds)
                 for compare in writers[1:]:
                     compare.write(side_by_side(piece.pixels, pixels), piece.pts_seconds)
+        for writer in writers:  # all outputs, or none
+            writer.check_free()
     return segment.stop
 
 
