@@ -32,7 +32,7 @@ from ldm_video.pipeline.colour import METHODS
 from ldm_video.pipeline.job import Job, Outcome, Part, open_mask, open_writers, run_job
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
-from ldm_video.pipeline.names import compare_path, preview_path
+from ldm_video.pipeline.names import compare_path, follow_link, preview_path
 from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, run_preview
 from ldm_video.pipeline.prompts import Prompts, find_prompts
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace, config: DictConfig) -> None:
         arguments.output = os.path.abspath(arguments.output)
     if is_archive(Path(arguments.input), Path(arguments.output), arguments.mask):
         return run_archive(arguments, config)
-    if arguments.preview:
-        arguments.output = preview_path(Path(arguments.output))
+    output = Path(arguments.output)
+    arguments.output = follow_link(preview_path(output) if arguments.preview else output)
     info, job, restorer, part = prepare(arguments, config)
     run_clip(arguments, info, job, restorer, part, shown=part.share.index == 0)
 
@@ -86,7 +86,7 @@ def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
     also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
     clips, pictures = list_clips(Path(arguments.input), target, config.codec, also, arguments.mask)
     if arguments.preview:
-        clips = [replace(clip, output=preview_path(clip.output)) for clip in clips]
+        clips = [replace(clip, output=follow_link(preview_path(clip.output))) for clip in clips]
     own = own_clips(clips, share)
     passed = f"; {pictures} pictures are passed over" if pictures else ""
     complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")

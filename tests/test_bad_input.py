@@ -164,6 +164,7 @@ def test_missing_mask(refused: Callable[..., str], tmp_path: Path) -> None:
         ("1,2,3", "is not x,y,w,h"),
         ("a,b,c,d", "is not x,y,w,h"),
         ("4,4,0,9", "is empty"),
+        ("-9,-9,5,5", "box -9,-9,5,5 lies outside"),
         ("48,0,5,5", "box 48,0,5,5 lies outside the 48x32 frame"),  # in the numbers that the user gave
     ],
 )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import infer
 from ldm_video.pipeline import job
 from ldm_video.pipeline.journal import Journal, Survey
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.workers import Share
+from ldm_video.video_io import VideoWriter
 from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
 from tests.film_support import FRAMES, SEGMENTS, SIZE, finished_parts, parts_folder
 from tests.video_io_support import pan, write_clip
@@ -87,6 +90,22 @@ def test_the_same_command_ends_what_it_was_putting_together(restore: Restore, tm
     assert files_below(tmp_path) == {"hd.mkv"}
 
 
+def test_restart_refuses_such_an_output_before_it_discards_anything(
+    restore: Restore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "hd.mkv"
+    left_while_joining(restore, output)
+    before = files_below(tmp_path)
+    capsys.readouterr()
+    assert restore("hd.mkv", "--restart") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {output} exists already; pass --overwrite or choose another output"
+    assert files_below(tmp_path) == before
+    assert restore("hd.mkv", "--restart", "--overwrite") == 0
+    assert f"{FRAMES} frames" in capsys.readouterr().out
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
 def test_of_an_archive_it_is_skipped(restore: Restore, other: Path, tmp_path: Path) -> None:
     hd = tmp_path / "archive_hd"
     hd.mkdir()
@@ -94,6 +113,44 @@ def test_of_an_archive_it_is_skipped(restore: Restore, other: Path, tmp_path: Pa
     assert restore("archive_hd", source=other.parent) == 0
     assert (hd / "hd.mkv").read_text() == "finished"
     assert json.loads((hd / "report.json").read_text())["clips"]["hd.mkv"]["state"] == "skipped"
+
+
+# Ended while the folder of a finished output is removed.
+
+
+def test_a_signal_while_the_journal_is_removed_promises_nothing_more(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the next command on that output removes the rest, though it is refused."""
+    output = tmp_path / "hd.mkv"
+    left_while_removing(restore, output, monkeypatch)
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert finished_parts(output)
+    assert restore("hd.mkv") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert len(read_pixels(output)) == FRAMES
+    assert files_below(tmp_path) == {"hd.mkv"}
+
+
+def test_of_an_archive_what_is_left_of_a_journal_is_removed(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hd = tmp_path / "archive_hd"
+    hd.mkdir()
+    left_while_removing(lambda name, *options: restore(f"archive_hd/{name}", *options), hd / "hd.mkv", monkeypatch)
+    assert restore("archive_hd", "--dry-run", source=other.parent) == 0
+    assert finished_parts(hd / "hd.mkv")
+    assert restore("archive_hd", source=other.parent) == 0
+    assert files_below(hd) == {"hd.mkv", "report.json"}
+
+
+def left_while_removing(restore: Restore, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(folder: Path, ignore_errors: bool) -> None:
+        raise KeyboardInterrupt(int(signal.SIGTERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm_video.pipeline.journal.shutil.rmtree", stopped)
+        assert restore(output.name) == 128 + signal.SIGTERM
 
 
 # Two processes.
@@ -188,6 +245,49 @@ def test_the_work_is_kept_where_the_output_of_many_segments_has_appeared(
     assert restore("hd.mkv", "--overwrite") == 0
     assert capsys.readouterr().out.startswith(f"{output}: 0 frames")
     assert len(read_pixels(output)) == FRAMES
+
+
+@pytest.mark.parametrize("segments", [1, 9])
+def test_a_comparison_that_appears_meanwhile_leaves_no_half_of_the_outputs(
+    restore: Restore, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    segments: int,
+) -> None:  # fmt: skip
+    output, theirs, write = tmp_path / "hd.mkv", tmp_path / "hd_compare.mkv", job.side_by_side
+    given = {"source": other} if segments == 1 else {}
+
+    def appears(*pixels: Tensor) -> Tensor:
+        theirs.write_text("theirs")
+        return write(*pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "side_by_side", appears)
+        assert restore("hd.mkv", "--compare", **given) == 2
+    assert f"{theirs} was put there while this was at work" in capsys.readouterr().err
+    assert theirs.read_text() == "theirs" and not output.exists()
+    theirs.unlink()
+    assert restore("hd.mkv", "--compare", **given) == 0
+    assert len(read_pixels(output)) == len(read_pixels(theirs)) == (3 if segments == 1 else FRAMES)
+    assert files_below(tmp_path) == {"archive", "archive/hd.mkv", output.name, theirs.name}
+
+
+def test_a_comparison_that_is_taken_after_the_result_has_its_name(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is known for this command's own from then on."""
+    output, theirs, given = tmp_path / "hd.mkv", tmp_path / "hd_compare.mkv", VideoWriter.__exit__
+
+    def appears(writer: VideoWriter, *error: BaseException | None) -> None:
+        given(writer, *error)  # type: ignore[arg-type]
+        if writer.path == output:
+            theirs.write_text("theirs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "__exit__", appears)
+        assert restore("hd.mkv", "--compare") == 2
+    assert theirs.read_text() == "theirs" and len(read_pixels(output)) == FRAMES
+    theirs.unlink()
+    assert restore("hd.mkv", "--compare") == 0
+    assert files_below(tmp_path) == {output.name, theirs.name}
 
 
 def test_a_join_that_was_cut_off_is_ended_by_whoever_waited(tmp_path: Path, restore: Restore) -> None:

@@ -283,3 +283,11 @@ def test_the_shipped_model_is_used_as_documented(shipped: VideoModel, settings: 
     assert SHIPPED.name.endswith(f"x{sampling.scale}")
     others = SamplingDefaults()
     assert (others.average, others.steady, others.fidelity) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("option", ["--box", "--bo"])
+def test_a_box_may_begin_outside_the_frame(option: str) -> None:
+    common = ("--input", "sd.mp4", "--output", "hd.mp4")
+    given = parse_arguments((*common, option, "-5,-5,10,10", "scale=2", option, "1,2,3,4", f"{option}=-1,2,3,4"))
+    assert given.box == ["-5,-5,10,10", "1,2,3,4", "-1,2,3,4"]
+    assert given.overrides == ["scale=2"]

@@ -162,6 +162,22 @@ def test_a_kill_while_the_folder_is_removed(tmp_path: Path, monkeypatch: pytest.
     assert files_below(tmp_path) == {"hd.mkv"}
 
 
+def test_what_is_left_of_a_journal_is_removed_unless_a_process_is_at_work(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "hd.mkv")
+    journal.clear()
+    assert not journal.folder.exists()
+    with journal.hold(None, None, ALL):  # of one segment nothing is kept
+        journal.clear()
+        assert is_held(journal.folder / "share-0")
+    with journal.hold(IDENTITY, SURVEY, ALL):
+        journal.file(0, "result").touch()
+    journal.clear()
+    assert journal.file(0, "result").exists()
+    (journal.folder / "journal.json").unlink()
+    journal.clear()
+    assert files_below(tmp_path) == set()
+
+
 def test_chains_of_a_shot_fade_and_nothing_bleeds_over_a_cut(tmp_path: Path) -> None:
     film = Film(tmp_path, PlanRules(segment=7, overlap=2, chain=1))
     film.work(restore=numbered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -88,9 +89,44 @@ def test_a_mask_may_go_on_where_the_clip_is_cut_short(tmp_path: Path) -> None:
     assert columns(clip, write_masks(tmp_path / "masks", FRAMES)) == list(range(FRAMES - len(LOST_LAST)))
 
 
+def test_a_mask_that_is_too_short_is_refused_with_the_true_lengths(tmp_path: Path) -> None:
+    """The container promises as many frames as the mask has, and there are more."""
+    clip = write_clip(tmp_path / "sd.mkv", pan(FRAMES, *SIZE), codec="ffv1")
+    info = replace(probe(clip), frames=12)
+    job = Job(clip, tmp_path / "hd.mkv", info.size, mask=write_masks(tmp_path / "masks", 12))
+    with open_mask(job, info) as mask, pytest.raises(UserError, match=f"has 12 frames but the clip has {FRAMES};"):
+        take_survey(info, mask, lambda frames: None)
+
+
 @pytest.mark.parametrize("count", [FRAMES - 4, FRAMES - 2, FRAMES + 1])
 def test_a_mask_of_any_other_length_is_refused_before_the_survey(tmp_path: Path, count: int) -> None:
     clip = damaged_mp4(tmp_path / "sd.mp4", LOST_INSIDE)
     masks, info = write_masks(tmp_path / "masks", count), probe(clip)
     with pytest.raises(UserError, match=f"has {count} frames but the clip has 17"):
         open_mask(Job(clip, tmp_path / "hd.mkv", info.size, mask=masks), info)
+
+
+def hiding(path: Path, hidden: Sequence[int]) -> Path:
+    """A clip whose left three quarters show another place from each of the frames ``hidden`` on."""
+    images = [image.copy() for image in pan(FRAMES, *SIZE)]
+    for i, image in enumerate(images):
+        place = sum(i >= start for start in hidden)
+        squares = np.random.default_rng(place).random((12, 12, 3)) ** (place + 1)
+        image[:, :48] = squares.repeat(4, axis=0).repeat(4, axis=1)
+    return write_clip(path, images, codec="ffv1")
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_what_a_mask_hides_begins_no_shot(tmp_path: Path, moving: bool) -> None:
+    picture = np.zeros(SIZE, np.uint8)
+    picture[:, :50] = 255  # chroma is half as fine
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i in range(FRAMES if moving else 1):
+        picture[:, 50 + i % 3] = 255
+        cv2.imwrite(str(masks / f"{i:03d}.png"), picture)
+    clip = hiding(tmp_path / "sd.mkv", [6, 11])
+    info = probe(clip)
+    for mask, cuts in ((None, (6, 11)), (masks, ())):
+        with open_mask(Job(clip, tmp_path / "hd.mkv", (96, 128), mask=mask), info) as opened:
+            assert take_survey(info, opened, lambda frames: None).cuts == cuts

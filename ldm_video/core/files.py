@@ -79,6 +79,12 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
         raise _explain(error, path) from error
 
 
+def check_free(path: Path) -> None:
+    """``Taken`` for what has come to be at ``path``; an empty folder is nothing."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise Taken(f"{path} was put there while this was at work; pass --overwrite or choose another output")
+
+
 def sweep(folder: Path, path: Path | None = None) -> None:
     """Remove what killed processes left in ``folder``: of ``path``, or of every file and folder.
 
@@ -168,11 +174,8 @@ def _place(fresh: Path, path: Path) -> bool:
         else:
             os.link(fresh, path)  # the other name goes with the lock
         return True
-    except OSError as error:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise Taken(
-                f"{path} was put there while this was at work; pass --overwrite or choose another output"
-            ) from error
+    except OSError:
+        check_free(path)
         return False
 
 

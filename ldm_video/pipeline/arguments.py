@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +58,18 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    return parser.parse_intermixed_args(words)
+    return parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
+
+
+def _with_values(words: Sequence[str]) -> list[str]:
+    """``--box -5,0,9,9`` as ``--box=-5,0,9,9``: argparse takes what begins with a minus for an option."""
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-\d+,", word) and joined and re.fullmatch(r"--\w+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def find_config(text: str) -> Path:

@@ -21,6 +21,7 @@ from ldm_video.core.files import Taken, atomic_path
 from ldm_video.core.locks import locked
 from ldm_video.pipeline.job import Outcome
 from ldm_video.pipeline.journal import Journal
+from ldm_video.pipeline.names import follow_link
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io.container import VIDEO_SUFFIXES
 from ldm_video.video_io.encoders import find_encoder
@@ -80,7 +81,7 @@ def list_clips(
     for path in sorted(_videos(source, apart), key=lambda path: natural_key(str(path))):
         name = path.relative_to(source)
         size = path.stat().st_size if path.exists() else 0  # a link to nothing fails when its turn comes
-        clip = Clip(name, path, target / name.with_suffix(output_suffix(name, codec)), size)
+        clip = Clip(name, path, follow_link(target / name.with_suffix(output_suffix(name, codec))), size)
         for written in (clip.output, *(make(clip.output) for make in also)):
             if written in owners:
                 raise UserError(f"{owners[written]} and {name} would both be written to {written}; rename one of them")
@@ -179,6 +180,7 @@ def run_batch(
     for clip in clips:
         state, facts = _skip(clip, complain) if clip.done and not redo else _attempt(clip, work, complain)
         if report is not None:
+            Journal(clip.output).clear()  # also of one that is skipped
             report.enter(clip, state, **facts)
         states[state] += 1
     return states

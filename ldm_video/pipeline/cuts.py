@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -17,34 +18,46 @@ _SIZE = (36, 64)  # every frame is looked at in this size
 _REACH = (7, 16)  # by so much of it a picture may move from frame to frame and still be found again
 _BINS = 8  # of each colour channel
 _FLAT = 2.0  # levels of 0..255: contrast below which a picture has no structure
+_LEAST = 0.05  # of a picture: less tells nothing about the rest
 
 
 @dataclass(frozen=True)
 class _Glance:
-    """``grey`` ``h w`` float32 in 0..255; ``colours``, a histogram that sums to one."""
+    """``picture`` ``h w 3`` and ``grey`` ``h w`` float32, in 0..255; ``colours``, a histogram that sums to one;
+    ``shown`` ``h w`` in {0, 1}, None where nothing is hidden."""
 
+    picture: np.ndarray
     grey: np.ndarray
     colours: np.ndarray
+    shown: np.ndarray | None = None
 
 
 class CutDetector:
-    """Tells of hard cuts as frames come in, one frame late. Holds two small pictures.
+    """Tells of hard cuts as frames come in, one frame late. Holds two small pictures, and the last hole.
 
-    Fades and dissolves, flashes of one frame and pans of up to a quarter of the picture in a frame are no cuts.
+    Fades and dissolves, flashes of one frame and pans of up to a quarter of the picture in a frame are no cuts; nor is
+    whatever happens in holes. A frame of which nearly nothing is left is passed over.
     """
 
     def __init__(self) -> None:
         self._count = 0
         self._last: _Glance | None = None  # of the shot that goes on
         self._doubtful: _Glance | None = None  # may begin a new shot
+        self._hole: Tensor | None = None
+        self._shown: np.ndarray | None = None  # beside it
 
-    def push(self, frame: Tensor) -> int | None:
-        """Take the next frame, ``3 h w`` in [-1, 1] of any size.
+    def push(self, frame: Tensor, hole: Tensor | None = None) -> int | None:
+        """Take the next frame, ``3 h w`` in [-1, 1] of any size, and its hole, ``1 H W`` in {0, 1} of any size.
 
         Returns the number, counted from 0, of the frame before it when a shot begins there, else None.
         """
-        now, last, doubtful = _look(frame), self._last, self._doubtful
+        if hole is not self._hole:  # a still one comes again and again
+            self._hole, self._shown = hole, None if hole is None else _beside(hole, frame.shape[-2:])
+        now, last, doubtful = _look(frame, self._shown), self._last, self._doubtful
         self._count += 1
+        if now.shown is not None and now.shown.mean() < _LEAST:
+            self._last, self._doubtful = doubtful or last, None
+            return None if doubtful is None else self._count - 2
         if doubtful is not None and last is not None:
             self._doubtful = None
             if not _apart(last, now):  # as if the frame between had not been there: a flash
@@ -71,15 +84,33 @@ def _apart(first: _Glance, second: _Glance) -> bool:
     return _difference(first, second) > THRESHOLD
 
 
-def _look(frame: Tensor) -> _Glance:
+def _look(frame: Tensor, shown: np.ndarray | None = None) -> _Glance:
     pixels = rearrange(to_bytes(frame.cpu()), "c h w -> h w c").contiguous().numpy()
     small = cv2.resize(pixels, _SIZE[::-1], interpolation=cv2.INTER_AREA)
-    colours = cv2.calcHist([small], [0, 1, 2], None, [_BINS] * 3, [0, 256] * 3)
+    return _Glance(small, cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), _colours(small, shown), shown)
+
+
+def _beside(hole: Tensor, size: torch.Size) -> np.ndarray | None:
+    """What a glance at a frame of ``size`` shows beside the hole ``1 H W``: ``h w`` in {0, 1}; None: all.
+
+    A pixel next to the hole is smeared with what is in it, and what it has a part in is not shown.
+    """
+    if not bool(hole.any()):
+        return None
+    hidden = hole[0].float().cpu().numpy()
+    for height, width in (size, _SIZE):  # as the picture is resized: above 0 wherever a hidden pixel counts
+        hidden = (cv2.resize(hidden, (width, height), interpolation=cv2.INTER_AREA) > 0).astype(np.float32)
+        hidden = cv2.dilate(hidden, np.ones((3, 3), np.uint8)) if (height, width) == size else hidden
+    return (1 - hidden).astype(np.uint8)
+
+
+def _colours(picture: np.ndarray, shown: np.ndarray | None) -> np.ndarray:
+    colours = cv2.calcHist([picture], [0, 1, 2], shown, [_BINS] * 3, [0, 256] * 3)
     for axis in range(3):  # a colour near the border of two bins belongs to both
         padded = np.pad(colours, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         before, same, after = (padded.take(range(i, i + _BINS), axis) for i in range(3))
         colours = (before + 2 * same + after) / 4
-    return _Glance(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), colours / colours.sum())
+    return colours / max(colours.sum(), 1e-9)
 
 
 def _difference(first: _Glance, second: _Glance) -> float:
@@ -89,6 +120,8 @@ def _difference(first: _Glance, second: _Glance) -> float:
     other (normalised correlation over shifts, Lewis 1995: blind to brightness and contrast). A pan changes neither
     much, a fade does not change the second, a cut changes both.
     """
+    if first.shown is not None or second.shown is not None:
+        return _difference_beside_holes(first, second)
     colour = 1 - float(np.minimum(first.colours, second.colours).sum())
     found = max(_found(first.grey, second.grey), _found(second.grey, first.grey))
     return float(np.sqrt(max(colour, 0) * (1 - found)))
@@ -101,3 +134,34 @@ def _found(first: np.ndarray, second: np.ndarray) -> float:
     if middle.std() < _FLAT:
         return 0.0
     return float(np.clip(cv2.matchTemplate(second, middle, cv2.TM_CCOEFF_NORMED).max(), 0, 1))
+
+
+def _difference_beside_holes(first: _Glance, second: _Glance) -> float:
+    """The same of what both show; 0 where that is nearly nothing."""
+    views = [np.ones(_SIZE, np.uint8) if glance.shown is None else glance.shown for glance in (first, second)]
+    both = views[0] * views[1]
+    if both.mean() < _LEAST:
+        return 0.0
+    colours = [_colours(glance.picture, both) for glance in (first, second)]
+    colour = 1 - float(np.minimum(*colours).sum())
+    return float(np.sqrt(max(colour, 0) * (1 - _found_beside_holes(first.grey, second.grey, *views))))
+
+
+def _found_beside_holes(first: np.ndarray, second: np.ndarray, shown: np.ndarray, also: np.ndarray) -> float:
+    """How well ``first``, where it is ``shown``, is found in ``second``, where that is ``also``: correlation in [0, 1].
+
+    Each shift counts what both show there (Padfield 2012, "Masked object registration in the Fourier domain", here as
+    plain sums), if that is at least half of what they show without one: the middle may be hidden, the whole is shifted.
+    """
+    level = float(first[shown * also > 0].mean())  # sums of small numbers lose less
+    a, b = shown.astype(np.float32), np.pad(also.astype(np.float32), [(side, side) for side in _REACH])
+    x, y = (first - level) * a, (np.pad(second, [(side, side) for side in _REACH]) - level) * b
+    count, of_x, of_y, xx, yy, xy = (
+        cv2.matchTemplate(large, small, cv2.TM_CCORR)
+        for large, small in ((b, a), (b, x), (y, a), (b, x * x), (y * y, a), (y, x))
+    )
+    count = np.maximum(count, 1)
+    spread = np.maximum(xx - of_x**2 / count, 0), np.maximum(yy - of_y**2 / count, 0)
+    told = (count >= (shown * also).sum() / 2) & (np.minimum(*spread) >= _FLAT**2 * count)
+    alike = (xy - of_x * of_y / count)[told] / np.sqrt(spread[0] * spread[1])[told]
+    return float(np.clip(alike.max(initial=0), 0, 1))

@@ -93,7 +93,9 @@ def saying_what_is_kept(parts: Parts) -> Iterator[None]:
 
 
 def kept_line(parts: Parts) -> str:
-    """What is kept, for the end of a line; empty when nothing is."""
+    """What is kept, for the end of a line; empty when nothing is, or no longer, as the outputs are there."""
+    if not parts.journal.exists:
+        return ""
     done, frames = parts.frames_done(), parts.plan[-1].stop
     return f"{done} of {frames} frames are kept in {parts.journal.folder}; the same command goes on" if done else ""
 

@@ -116,8 +116,10 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     started = time.monotonic()
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
+    journal.clear()
     identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
-    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity)):
+    # An output whose journal is discarded is no longer this job's own: refused while both are there.
+    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity) and not part.restart):
         writer.rehearse()
     if part.restart and journal.exists:
         journal.discard()
@@ -185,6 +187,8 @@ def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment,
                 writers[0].write(pixels, piece.pts_seconds)
                 for compare in writers[1:]:
                     compare.write(side_by_side(piece.pixels, pixels), piece.pts_seconds)
+        for writer in writers:  # all outputs, or none
+            writer.check_free()
     return segment.stop
 
 

@@ -153,6 +153,14 @@ class Journal:
             (self.folder / "journal.json").unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove what is left of a folder whose process was ended while it removed it."""
+        if not self.folder.exists() or self.exists:
+            return
+        with suppress(UserError), self._locked():  # where it cannot be removed, it is in nobody's way
+            if not self.exists and not self._busy():
+                self.remove()
+
     def _begin(self, identity: Mapping[str, Any] | None, survey: Survey | None) -> str:
         kept = self._read()
         different = [] if kept is None or identity is None else changes(kept["identity"], identity)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def follow_link(output: Path) -> Path:
+    """Where ``output`` leads, if it is a link: what is made on the way belongs on that disk, and the link stays.
+
+    A link to a name that ends otherwise is not followed, as the ending decides what is written: it is replaced.
+    """
+    if not output.is_symlink():
+        return output
+    target = Path(os.path.realpath(output))  # unlike Path.resolve, it takes a link to itself for what it is
+    return target if target.is_dir() or target.suffix.lower() == output.suffix.lower() else output
 
 
 def compare_path(output: Path) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -123,14 +123,14 @@ class Parts:
             for writer, _ in self._writers.values():
                 writer.overwrite = True
         joining.touch()
-        try:
-            with ExitStack() as stack:
-                # The last to be opened is the first to be closed: no comparison without a result.
-                for name, (writer, _) in reversed(self._writers.items()):
-                    stack.enter_context(writer).join(list(self._in_order(name)))
-        except Taken:  # what is there is not this journal's
-            joining.unlink()
-            raise
+        with ExitStack() as stack:
+            # The last to be opened is the first to be closed: no comparison without a result.
+            for number, (name, (writer, _)) in reversed([*enumerate(self._writers.items())]):
+                if number == 0:  # the result's, and not a comparison's that comes after it
+                    stack.enter_context(_gone_if_taken(joining))
+                stack.enter_context(writer).join(list(self._in_order(name)))
+            for writer, _ in self._writers.values():  # all outputs, or none
+                writer.check_free()
 
     def _in_order(self, name: str) -> list[Path]:
         files = []
@@ -171,3 +171,13 @@ class Parts:
 
     def _part(self, number: int, name: str) -> Path:
         return self.journal.file(number, name)
+
+
+@contextmanager
+def _gone_if_taken(joining: Path) -> Iterator[None]:
+    """Remove ``joining`` when an output is taken before any has its name: what is there is not this journal's."""
+    try:
+        yield
+    except Taken:
+        joining.unlink()
+        raise

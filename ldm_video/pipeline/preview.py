@@ -92,7 +92,7 @@ def frame_count(info: VideoInfo) -> int | None:
 def shots(run: Sequence[Piece]) -> Iterator[list[Piece]]:
     """``run``, cut where a shot begins: nothing of one reaches the next, as in the whole clip."""
     detector = CutDetector()
-    found = [*(detector.push(piece.pixels) for piece in run), detector.finish()]
+    found = [*(detector.push(piece.pixels, piece.hole) for piece in run), detector.finish()]
     borders = [0, *(cut for cut in found if cut is not None), len(run)]
     return (list(run[start:stop]) for start, stop in pairwise(borders))
 

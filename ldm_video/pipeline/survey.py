@@ -17,6 +17,8 @@ _REPORT_EVERY = 50  # frames
 def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], None], find_cuts: bool = True) -> Survey:
     """Decode the clip once, and a moving mask; a container's own count is not to be trusted.
 
+    What the mask hides is none of the clip's: it begins no shot.
+
     Raises ``UserError`` when mask and clip differ in length, and when the mask has frames that the clip has lost
     elsewhere than at its end.
     """
@@ -30,7 +32,10 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
 
         with FrameReader(info.path, deinterlace="off", wanted=look) as reader:
             detector = CutDetector()
-            found = [detector.push(frame.pixels) for frame in reader]
+            # A mask that is too short is told of once it is known how long the clip is.
+            found = [
+                detector.push(frame.pixels, mask.at(frame.index) if mask.has(frame.index) else None) for frame in reader
+            ]
             cuts = [cut for cut in (*found, detector.finish()) if cut is not None]
         frames, warnings = reader.decoded, reader.warnings
         cut_short = frames == info.frames or (reader.in_step and begins_whole(info.path))

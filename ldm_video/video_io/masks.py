@@ -63,6 +63,10 @@ class MaskSource:
             self._advance()
         return self._hole()
 
+    def has(self, index: int) -> bool:
+        """Whether there is a mask for the frame ``index``, the one last asked for or the one after it."""
+        return self._path is None or self.frames == 1 or index <= self._held_index or self._next is not None
+
     def finish(self, frames: int, cut_short: bool = True) -> None:
         """Check the mask's length against the clip's, ``frames`` as decoded: they are laid one on the other by number.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import DISK_FULL, atomic_path
+from ldm_video.core.files import DISK_FULL, atomic_path, check_free
 from ldm_video.video_io.encoders import check_size, find_encoder
 from ldm_video.video_io.probe import VideoInfo
 from ldm_video.video_io.remux import StreamCopier
@@ -136,6 +136,11 @@ class VideoWriter(_Writer):
                 self._make_sink(temporary).close()
             raise _Rehearsed
         self.warnings.clear()
+
+    def check_free(self) -> None:
+        """``Taken`` for what has come to be at the path and is not to be replaced: before another output appears."""
+        if not self.overwrite:
+            check_free(self.path)
 
     def part(self, path: Path) -> PartWriter:
         """A writer for some of this output's frames, encoded on their own; :meth:`join` puts parts together.
