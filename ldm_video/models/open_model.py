@@ -83,10 +83,8 @@ def _only_variants(repository: str, folder: Path) -> dict[str, str]:
         return {}
     try:
         files = list_repo_files(repository, revision=folder.name)
-    except (
-        Exception
-    ):  # no network, in the classes of the hub's own HTTP library; what is missing is named when it is read
-        return {}
+    except Exception:  # no network, in the classes of whatever the hub speaks HTTP with
+        return {}  # what is missing is named when it is read
     names = {part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")] for part in bare}
     found = {part: variants_of(part, names[part]) for part in bare}
     return {part: variants.pop() for part, variants in found.items() if len(variants) == 1}
