@@ -12,13 +12,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.cli_support import read_pixels
+from tests.cli_support import call, read_pixels
 from tests.fork_support import forks
 
 SIZE = (32, 48)
 FRAMES = 43
 SEGMENTS = ("segment=7", "chain=2", "--overlap", "2", "--window", "4")
 """With :data:`FRAMES`: nine segments in five chains."""
+
+
+def restore_to(folder: Path, clip: Path, bundle: Path) -> Callable[..., int]:
+    """``restore("hd.mkv", *options)``: infer.py here, on a clip of several segments; returns the exit code."""
+    import infer
+
+    def run(name: str, *options: object, source: Path = clip, segments: tuple[str, ...] = SEGMENTS) -> int:
+        given = ("--input", source, "--output", folder / name, "--model", bundle, "--scale", 1, "--codec", "ffv1")
+        return call(infer, *given, *segments, *options)
+
+    return run
 
 
 def run_infer(arguments: list[str], environment: Mapping[str, str], printed: str) -> None:

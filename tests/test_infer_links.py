@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import infer
-from tests.cli_support import call, files_below, read_pixels
-from tests.film_support import FRAMES, SEGMENTS, SIZE, parts_folder
+from tests.cli_support import files_below, read_pixels
+from tests.film_support import FRAMES, SIZE, parts_folder, restore_to
 from tests.video_io_support import pan, write_clip
 
 Restore = Callable[..., int]
@@ -23,13 +22,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def restore(bundle: Path, clip: Path, tmp_path: Path) -> Restore:
-    """``restore("hd.mkv", *options)``: infer.py on the clip of several segments; returns the exit code."""
-
-    def run(name: str, *options: object, source: Path = clip) -> int:
-        given = ("--input", source, "--output", tmp_path / name, "--model", bundle, "--scale", 1, "--codec", "ffv1")
-        return call(infer, *given, *SEGMENTS, *options)
-
-    return run
+    return restore_to(tmp_path, clip, bundle)
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-import infer
 from ldm_video.pipeline import job
 from ldm_video.pipeline.journal import Journal, Survey
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import VideoWriter
-from tests.cli_support import call, files_below, read_pixels, write_tiny_bundle
-from tests.film_support import FRAMES, SEGMENTS, SIZE, finished_parts, parts_folder
+from tests.cli_support import files_below, read_pixels, write_tiny_bundle
+from tests.film_support import FRAMES, SIZE, finished_parts, parts_folder, restore_to
 from tests.video_io_support import pan, write_clip
 
 Restore = Callable[..., int]
@@ -40,13 +39,7 @@ def clip(place: Path) -> Path:
 
 @pytest.fixture
 def restore(bundle: Path, clip: Path, tmp_path: Path) -> Restore:
-    """``restore("hd.mkv", *options)``: infer.py on the clip of several segments; returns the exit code."""
-
-    def run(name: str, *options: object, source: Path = clip, segments: tuple[str, ...] = SEGMENTS) -> int:
-        given = ("--input", source, "--output", tmp_path / name, "--model", bundle, "--scale", 1, "--codec", "ffv1")
-        return call(infer, *given, *segments, *options)
-
-    return run
+    return restore_to(tmp_path, clip, bundle)
 
 
 @pytest.fixture
