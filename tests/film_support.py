@@ -14,6 +14,7 @@ import numpy as np
 
 from tests.cli_support import call, read_pixels
 from tests.fork_support import forks
+from tests.video_io_support import pan, write_clip
 
 SIZE = (32, 48)
 FRAMES = 43
@@ -30,6 +31,11 @@ def restore_to(folder: Path, clip: Path, bundle: Path) -> Callable[..., int]:
         return call(infer, *given, *segments, *options)
 
     return run
+
+
+def write_one_segment(folder: Path) -> Path:
+    """A clip of which the output could be made at once, in a folder of its own, named as other outputs are."""
+    return write_clip(folder / "archive" / "hd.mkv", pan(3, *SIZE), codec="ffv1")
 
 
 def run_infer(arguments: list[str], environment: Mapping[str, str], printed: str) -> None:

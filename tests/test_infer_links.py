@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli_support import files_below, read_pixels
-from tests.film_support import FRAMES, SIZE, parts_folder, restore_to
+from tests.film_support import FRAMES, SIZE, parts_folder, restore_to, write_one_segment
 from tests.video_io_support import pan, write_clip
 
 Restore = Callable[..., int]
@@ -27,9 +27,8 @@ def restore(bundle: Path, clip: Path, tmp_path: Path) -> Restore:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """A clip of one segment."""
     (tmp_path / "archive").mkdir()
-    return write_clip(tmp_path / "archive" / "hd.mkv", pan(3, *SIZE), codec="ffv1")
+    return write_one_segment(tmp_path)
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -16,7 +16,7 @@ from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.workers import Share
 from ldm_video.video_io import VideoWriter
 from tests.cli_support import files_below, read_pixels, write_tiny_bundle
-from tests.film_support import FRAMES, SIZE, finished_parts, parts_folder, restore_to
+from tests.film_support import FRAMES, SIZE, finished_parts, parts_folder, restore_to, write_one_segment
 from tests.video_io_support import pan, write_clip
 
 Restore = Callable[..., int]
@@ -44,9 +44,8 @@ def restore(bundle: Path, clip: Path, tmp_path: Path) -> Restore:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """A clip of one segment, of which the output could be made at once."""
     (tmp_path / "archive").mkdir()
-    return write_clip(tmp_path / "archive" / "hd.mkv", pan(3, *SIZE), codec="ffv1")
+    return write_one_segment(tmp_path)
 
 
 def left_while_joining(restore: Restore, output: Path) -> None:
