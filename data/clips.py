@@ -24,8 +24,8 @@ from data.sampling import sampling_of
 from ldm_video.core.checks import number, places, sides, whole
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
-from ldm_video.core.motion_average import average_along_motion
 from ldm_video.core.tensors import to_signed
+from ldm_video.motion.average import average_along_motion
 from ldm_video.video_io.stills import is_image
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from eval.metrics import flow
-from ldm_video.core import dense_search
-from ldm_video.core.alignment import AlignedClip, Neighbour
-from ldm_video.core.dense_search import fine_flow
+from ldm_video.motion import search
+from ldm_video.motion.alignment import AlignedClip, Neighbour
+from ldm_video.motion.search import fine_flow
 from tests.motion_support import FRAMES, noisy, nothing, scene
 
 
@@ -66,8 +66,8 @@ def test_cores_do_not_matter() -> None:
     try:
         for cores in (1, 4):
             cv2.setNumThreads(cores)
-            importlib.reload(dense_search)
-            found.append(dense_search.fine_flow(*levels))
+            importlib.reload(search)
+            found.append(search.fine_flow(*levels))
             cv2.setNumThreads(cores)
             importlib.reload(flow)
             found.append(flow.DisFlow()(first, second))

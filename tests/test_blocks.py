@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ldm_video.core.blocks import Box, boxes_below
+from ldm_video.models.blocks import Box, boxes_below
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (3, 2), (1, 9)])

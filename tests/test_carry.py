@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.core import carry as carrying
-from ldm_video.core.alignment import AlignedClip
-from ldm_video.core.carry import Repair, frames_between, key_frames, sureness
+from ldm_video.motion import carry as carrying
+from ldm_video.motion.alignment import AlignedClip
+from ldm_video.motion.carry import Repair, frames_between, key_frames, sureness
 from tests.model_support import rand_pixels
 
 SIDE, SCALE, SPEED = 48, 2, 2

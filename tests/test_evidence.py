@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from ldm_video.core.evidence import (
-    Evidence,
-    EvidenceLayout,
-    build_evidence,
-    pad_evidence,
-    push_pull,
-    resize,
-)
+from ldm_video.core.evidence import Evidence, EvidenceLayout, build_evidence, pad_evidence, resize
+from ldm_video.core.push_pull import push_pull
 from tests.model_support import box_hole, clip_evidence, rand_pixels
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.core.evidence import push_pull
+from ldm_video.core.push_pull import push_pull
 from ldm_video.pipeline import exemplars
 from ldm_video.pipeline.exemplars import complete
 from tests.model_support import rand_pixels

@@ -27,6 +27,7 @@ FLOORS = {
     "eval": 2,
     "ldm_video.diffusion": 1,
     "ldm_video.video_io": 1,
+    "ldm_video.motion": 0,
     "ldm_video.config": 0,
     "eval.metrics": 0,
     "ldm_video.core": -1,  # floor 0 as well, but the ground on which its neighbours stand

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.core.motion_average import average_along_motion
+from ldm_video.motion.average import average_along_motion
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from tests.model_support import rand_pixels, small_video_model
 from tests.motion_support import FRAMES, SIZE, decibels, noisy, nothing, scene

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm_video.core import pictures
-from ldm_video.core.pictures import grid_of, read_at, smooth
+from ldm_video.motion import pictures
+from ldm_video.motion.pictures import grid_of, read_at, smooth
 from tests.model_support import rand_pixels
 
 SIZE = (37, 52)

@@ -17,7 +17,8 @@ from eval.framewise import to_image
 from eval.holes import still_logo
 from eval.inputs import Track, build_inputs
 from eval.metrics.fidelity import psnr
-from ldm_video.core.evidence import build_evidence, lay_on_grid, push_pull
+from ldm_video.core.evidence import build_evidence, lay_on_grid
+from ldm_video.core.push_pull import push_pull
 from ldm_video.pipeline.flow import clip_flows, fit_camera, spread
 from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole, won_share
 from ldm_video.video_io import FrameReader

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_video.core.evidence import Evidence, resize
-from ldm_video.core.motion_average import average_along_motion
+from ldm_video.motion.average import average_along_motion
 from ldm_video.pipeline import restore
 from ldm_video.pipeline.fidelity import back_project
 from ldm_video.pipeline.restore import Restorer, RestoreSettings

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.core.alignment import AlignedClip
-from ldm_video.core.evidence import push_pull
+from ldm_video.core.push_pull import push_pull
 from ldm_video.core.total_variation import continue_edges
+from ldm_video.motion.alignment import AlignedClip
 from tests.model_support import rand_pixels
 
 

@@ -5,7 +5,7 @@ over the pixels that count as hole:
 
 - ``as it is``: the paint that the hole shows;
 - ``Telea``: OpenCV's inpainting of each frame;
-- ``smooth``: :func:`~ldm_video.core.evidence.push_pull`, what a model is given where nothing is known;
+- ``smooth``: :func:`~ldm_video.core.push_pull.push_pull`, what a model is given where nothing is known;
 - ``propagated``: other frames' pixels where one shows the place, smooth elsewhere.
 
 With ``--model``, also what is left of that after the model, in the whole picture's size: PSNR inside the hole of what
@@ -43,7 +43,8 @@ from eval.metrics.fidelity import psnr
 from eval.metrics.flow import DisFlow
 from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
-from ldm_video.core.evidence import lay_on_grid, push_pull
+from ldm_video.core.evidence import lay_on_grid
+from ldm_video.core.push_pull import push_pull
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
 from ldm_video.pipeline.composite import dilate

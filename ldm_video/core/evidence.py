@@ -105,26 +105,6 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return unfold_time(y, x.shape[1]).clamp(-1, 1).to(x.dtype)
 
 
-def push_pull(x: Tensor, weight: Tensor) -> Tensor:
-    """Fill where ``weight`` is 0 from what surrounds it, by a pyramid of averages (Gortler et al. 1996, section 3).
-
-    Args:
-        x: ``n c h w``.
-        weight: ``n 1 h w`` in {0, 1}; where it is 1 the result equals ``x``.
-
-    A frame with no known pixel at all becomes 0 (mid-grey).
-    """
-    if bool((weight > 0).all()):
-        return x
-    if x.shape[-2] == 1 and x.shape[-1] == 1:
-        return x * weight
-    mass = F.avg_pool2d(weight, 2, ceil_mode=True)  # n 1 h/2 w/2
-    mean = F.avg_pool2d(x * weight, 2, ceil_mode=True) / mass.clamp(min=1e-6)  # n c h/2 w/2
-    coarse = push_pull(mean, (mass > 0).to(x.dtype))
-    smooth = F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)  # n c h w
-    return x * weight + smooth * (1 - weight)
-
-
 @dataclass(frozen=True)
 class EvidenceLayout:
     """How evidence is laid on the latent grid, one cell for ``factor`` x ``factor`` output pixels.

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.alignment import AlignedClip, can_align
-from ldm_video.core.blocks import Box, boxes_below
-from ldm_video.core.carry import Repair, carry, frames_between, key_frames, sureness
 from ldm_video.core.evidence import Evidence, lay_on_grid, resize
 from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.models.blocks import Box, boxes_below
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.dense_restorer import ENLARGES, DenseRestorer
+from ldm_video.motion.alignment import AlignedClip, can_align
+from ldm_video.motion.carry import Repair, carry, frames_between, key_frames, sureness
 
 _ALL = slice(None)
 _LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked

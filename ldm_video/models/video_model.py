@@ -33,7 +33,7 @@ class SamplingDefaults:
         noise_level: how noisy the low-res pixels are made, in a model that is told of it; None in others.
         noise_limit: the highest noise level that it was trained with.
         average: neighbours on each side with which a low-res frame is averaged along the motion first, see
-            :func:`ldm_video.core.motion_average.average_along_motion`; 0 leaves it as it is.
+            :func:`ldm_video.motion.average.average_along_motion`; 0 leaves it as it is.
         steady: neighbours on each side with which the output is blended along the motion; 0 leaves it as it is.
         fidelity: share of what the output, brought back down, is off the input that is given back, 0 to 1.
     """

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm_video.core.evidence import lay_on_grid, push_pull, resize
+from ldm_video.core.evidence import lay_on_grid, resize
+from ldm_video.core.push_pull import push_pull
 from ldm_video.pipeline.exemplars import complete
 from ldm_video.pipeline.propagation import propagate
 

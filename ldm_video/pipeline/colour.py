@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.evidence import push_pull
+from ldm_video.core.push_pull import push_pull
 from ldm_video.core.tensors import fold_time, unfold_time
 
 METHODS = ("wavelet", "adain", "none")

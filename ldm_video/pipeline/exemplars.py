@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm_video.core.evidence import push_pull
+from ldm_video.core.push_pull import push_pull
 from ldm_video.core.total_variation import continue_edges
 
 _PATCH = 7  # pixels to a side

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ldm_video.core.dense_search import fine_flow
-from ldm_video.core.warp import at, positions
+from ldm_video.motion.search import fine_flow
+from ldm_video.motion.warp import at, positions
 
 _REACH = 4  # pixels around a hole whose flow its filling may bend
 _SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture is a matter of scale

@@ -17,9 +17,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm_video.core.dense_search import dense_flow
-from ldm_video.core.evidence import push_pull
-from ldm_video.core.warp import at
+from ldm_video.core.push_pull import push_pull
+from ldm_video.motion.search import dense_flow
+from ldm_video.motion.warp import at
 from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
 
 THRESHOLD = 0.5  # confidence from which a pixel is evidence

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, push_pull, resize
-from ldm_video.core.motion_average import average_along_motion
+from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, resize
+from ldm_video.core.push_pull import push_pull
 from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.diffusion.sampler import sample
@@ -25,6 +25,7 @@ from ldm_video.diffusion.windows import (
     tiles,
     windowed,
 )
+from ldm_video.motion.average import average_along_motion
 from ldm_video.pipeline.closing import close_hole
 from ldm_video.pipeline.colour import match_colour
 from ldm_video.pipeline.composite import dilate, put_back

@@ -4,7 +4,7 @@ A model that draws each spot anew in every frame draws it a little differently. 
 2018, arXiv:1808.00449, learn it) costs the finest detail, which optical flow never meets exactly; what is coarser
 flickers more visibly and survives. So only what the blend changes smoothly is added.
 
-Averaging the low-res frames instead (:mod:`ldm_video.core.motion_average`) takes more detail, since it smooths what the
+Averaging the low-res frames instead (:mod:`ldm_video.motion.average`) takes more detail, since it smooths what the
 model is shown, before it has drawn anything; it is for clips so noisy that the model draws after their noise.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_video.core.alignment import AlignedClip, can_align
-from ldm_video.core.pictures import grid_of, read_at, smooth
+from ldm_video.motion.alignment import AlignedClip, can_align
+from ldm_video.motion.pictures import grid_of, read_at, smooth
 
 _SMOOTH = 0.32  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
 

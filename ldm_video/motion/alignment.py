@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ldm_video.core.dense_search import fine_flow
-from ldm_video.core.warp import at, positions
+from ldm_video.motion.search import fine_flow
+from ldm_video.motion.warp import at, positions
 
 _PATCH = 1.0  # standard deviation in pixels of the window in which patches are compared
 _SLACK = 3.0  # a distance that is as many times the usual one still counts as equal

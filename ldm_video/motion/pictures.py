@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from ldm_video.core.warp import at
+from ldm_video.motion.warp import at
 
 _REACH = 4  # standard deviations that a Gaussian reaches to each side
 

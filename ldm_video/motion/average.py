@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldm_video.core.alignment import AlignedClip, can_align
+from ldm_video.motion.alignment import AlignedClip, can_align
 
 _TOLERATED = 2.5 / 127.5  # standard deviation of a noise that is left: up to it averaging took more than it gave
 

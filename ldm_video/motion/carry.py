@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_video.core.alignment import AlignedClip, Neighbour
-from ldm_video.core.pictures import grid_of, read_at
+from ldm_video.motion.alignment import AlignedClip, Neighbour
+from ldm_video.motion.pictures import grid_of, read_at
 
 
 @dataclass(frozen=True)
