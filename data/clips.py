@@ -24,7 +24,7 @@ from data.sampling import sampling_of
 from ldm_video.core.checks import number, places, sides, whole
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import lay_on_grid
-from ldm_video.core.tensors import to_signed
+from ldm_video.core.tensors import size_of, to_signed
 from ldm_video.motion.average import average_along_motion
 from ldm_video.video_io.stills import is_image
 
@@ -130,7 +130,7 @@ class ClipStream(Dataset[Item]):
         if not self.sampling.average:
             return lr
         reach = int(rng.integers(self.sampling.average + 1))
-        return average_along_motion(lr, lay_on_grid(hole, (lr.shape[-2], lr.shape[-1])), reach).frames
+        return average_along_motion(lr, lay_on_grid(hole, size_of(lr)), reach).frames
 
     def draw_times(self, length: int, frames: int, rng: np.random.Generator) -> slice:
         """``frames`` evenly spaced frames, or all there are, of a source of ``length``."""

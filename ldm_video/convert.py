@@ -35,18 +35,8 @@ def main() -> None:
     """Read the command line, check the place of the result, convert."""
     arguments = parse_arguments()
     check_place(arguments.result, arguments.overwrite)
-    commands = {
-        "to-bundle": to_bundle,
-        "to-diffusers": to_diffusers,
-        "add-motion": add_motion,
-        "add-restorer": add_restorer,
-        "remove-restorer": remove_restorer,
-        "fresh": fresh,
-        "grow": larger,
-        "mix": mix,
-    }
     try:
-        lines = commands[arguments.command](arguments)
+        lines = arguments.convert(arguments)
     except SafetensorError as error:  # of writing: it wraps the operating system's error and drops its number
         raise UserError(
             f"cannot write {arguments.result} ({error}); free some space or choose another folder"
@@ -77,22 +67,35 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     paired.add_argument("model", help="the bundle")
     paired.add_argument("real_esrgan", type=Path, metavar="FILES", help="ncnn's files of x4plus, without their endings")
-    paired.add_argument("--share", type=share, default=0.45, help="of the restorer's pictures (default %(default)s)")
-    paired.add_argument("--every", type=frames, default=16, metavar="N",
+    paired.add_argument(
+        "--share", type=parse_share, default=0.45, help="of the restorer's pictures (default %(default)s)"
+    )
+    paired.add_argument("--every", type=parse_frames, default=16, metavar="N",
         help="frames of which it draws one, to be carried along to the others (default %(default)s)")  # fmt: skip
     alone = commands.add_parser("remove-restorer", help="the model that ships -> a bundle with its own decoder alone")
     alone.add_argument("model", help="the bundle")
     new = commands.add_parser("fresh", help="a model's configuration -> a bundle with new weights, to be trained")
     new.add_argument("config", type=Path, help="a YAML file of configs/model")
-    new.add_argument("--seed", type=seed, default=0, help="of the new weights (default %(default)s)")
+    new.add_argument("--seed", type=parse_seed, default=0, help="of the new weights (default %(default)s)")
     large = commands.add_parser("grow", help="a bundle + a larger decoder -> a bundle, to be trained on")
     large.add_argument("model", help="the bundle")
     large.add_argument("config", type=Path, help="a YAML file of configs/model, of which the codec is taken")
     mixed = commands.add_parser("mix", help="two bundles of one model, trained from the same start -> their mean")
     mixed.add_argument("model", help="a bundle; scheduler and defaults of sampling are its own")
     mixed.add_argument("other", help="another one")
-    mixed.add_argument("--share", type=share, default=0.5, help="of the other's weights (default %(default)s)")
-    for command in (bundle, diffusers, motion, paired, alone, new, large, mixed):
+    mixed.add_argument("--share", type=parse_share, default=0.5, help="of the other's weights (default %(default)s)")
+    conversions = (
+        (bundle, to_bundle),
+        (diffusers, to_diffusers),
+        (motion, add_motion),
+        (paired, add_restorer),
+        (alone, remove_restorer),
+        (new, fresh),
+        (large, enlarge_decoder),
+        (mixed, mix),
+    )
+    for command, convert in conversions:
+        command.set_defaults(convert=convert)
         command.add_argument("result", type=Path, help="folder to write")
         command.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     for command in (bundle, motion, paired, alone, new, large, mixed):
@@ -100,7 +103,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def share(word: str) -> float:
+def parse_share(word: str) -> float:
     """A number from 0 to 1."""
     try:
         value = float(word)
@@ -111,14 +114,14 @@ def share(word: str) -> float:
     return value
 
 
-def frames(word: str) -> int:
+def parse_frames(word: str) -> int:
     """A whole number from 1 on."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
     return int(word)
 
 
-def seed(word: str) -> int:
+def parse_seed(word: str) -> int:
     """A whole number that torch takes for a seed, and none below 0."""
     if not word.isdecimal() or int(word) >= 2**63:
         raise argparse.ArgumentTypeError(f"{word} is no seed; give a whole number from 0 to 2^63 - 1")
@@ -216,7 +219,7 @@ def fresh(arguments: argparse.Namespace) -> list[str]:
     return [f"{sum(p.numel() for p in model.parameters()):,} new parameters"]
 
 
-def larger(arguments: argparse.Namespace) -> list[str]:
+def enlarge_decoder(arguments: argparse.Namespace) -> list[str]:
     """Write a model with a larger decoder that draws the same until it is trained."""
     torch.manual_seed(0)
     model = open_model(arguments.model)

@@ -29,7 +29,7 @@ from ldm_video.pipeline.batch import (
     run_batch,
 )
 from ldm_video.pipeline.colour import METHODS
-from ldm_video.pipeline.job import Job, Outcome, Part, open_mask, open_writers, run_job
+from ldm_video.pipeline.job import Job, Outcome, Role, open_mask, open_writers, run_job
 from ldm_video.pipeline.journal import Journal
 from ldm_video.pipeline.memory_plan import check_memory, fit_memory, is_too_large
 from ldm_video.pipeline.names import compare_path, follow_link, preview_path
@@ -54,12 +54,12 @@ def run(arguments: argparse.Namespace, config: DictConfig) -> None:
         return run_archive(arguments, config)
     output = Path(arguments.output)
     arguments.output = follow_link(preview_path(output) if arguments.preview else output)
-    info, job, restorer, part = prepare(arguments, config)
-    run_clip(arguments, info, job, restorer, part, shown=part.share.index == 0)
+    info, job, restorer, role = prepare(arguments, config)
+    run_clip(arguments, info, job, restorer, role, shown=role.share.index == 0)
 
 
 def run_clip(
-    arguments: argparse.Namespace, info: VideoInfo, job: Job, restorer: Restorer, part: Part, shown: bool
+    arguments: argparse.Namespace, info: VideoInfo, job: Job, restorer: Restorer, role: Role, shown: bool
 ) -> Outcome:
     """Restore it, or say what would be done."""
     if arguments.dry_run:
@@ -67,12 +67,12 @@ def run_clip(
         open_writers(job, info)
         print(plan(info, job, restorer))
         return Outcome(0, 0.0, [])
-    if arguments.preview and part.share.index == 0:
+    if arguments.preview and role.share.index == 0:
         outcome = run_with_bar(lambda watch: run_preview(job, restorer, watch), shown)
     elif arguments.preview:
-        outcome = Outcome(0, 0.0, [], f"share {part.share} has nothing to do: a preview is the first one's")
+        outcome = Outcome(0, 0.0, [], f"share {role.share} has nothing to do: a preview is the first one's")
     else:
-        outcome = run_with_bar(lambda watch: run_job(job, restorer, watch, part), shown)
+        outcome = run_with_bar(lambda watch: run_job(job, restorer, watch, role), shown)
     for warning in outcome.warnings:
         complain(f"warning: {warning}")
     print(summary(job, outcome))
@@ -91,14 +91,14 @@ def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
     passed = f"; {pictures} pictures are passed over" if pictures else ""
     complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
     with nullcontext() if arguments.dry_run else at_work(target, share):
-        model, part = load_model(arguments, config)
-        restorer = make_restorer(config, model, prompts)
+        model, role = load_model(arguments, config)
+        restorer = make_restorer(config, model, prompts, arguments.preview)
         check_command(arguments, config, model.sampling, restorer)
 
         def work(clip: Clip) -> Outcome:
             paths = {"input": clip.source, "output": clip.output, "mask": find_mask(arguments.mask, clip.name)}
             given, info = argparse.Namespace(**vars(arguments) | paths), probe(clip.source)
-            alone = replace(part, share=Share())
+            alone = replace(role, share=Share())
             job, fitted = prepare_clip(given, config, info, model.sampling, restorer, alone)
             return run_clip(given, info, job, fitted, alone, shown=share.index == 0)
 
@@ -125,25 +125,23 @@ def check_command(arguments: argparse.Namespace, config: DictConfig, own: Sampli
         raise UserError(f"{arguments.mask} does not exist; check the path")
 
 
-def prepare(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoInfo, Job, Restorer, Part]:
+def prepare(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoInfo, Job, Restorer, Role]:
     """What the command line asks for of one clip, checked and ready to run."""
     prompts = find_prompts(config)
     info = probe(arguments.input)
-    model, part = load_model(arguments, config)
-    restorer = make_restorer(config, model, prompts)
-    job, restorer = prepare_clip(arguments, config, info, model.sampling, restorer, part)
-    return info, job, restorer, part
+    model, role = load_model(arguments, config)
+    restorer = make_restorer(config, model, prompts, arguments.preview)
+    job, restorer = prepare_clip(arguments, config, info, model.sampling, restorer, role)
+    return info, job, restorer, role
 
 
-def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Part]:
-    """The model, and how this process takes part. A preview's steps are few unless they are given."""
+def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Role]:
+    """The model, and the role of this process."""
     model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
     adapter = None if config.lora is None else read_adapter(config.lora)
     model = open_adapted(model_files, adapter, config.variant)
-    if arguments.preview and config.steps is None:
-        config.steps = min(model.sampling.steps, FEW_STEPS)
     share, lora = find_share(arguments.share, os.environ), None if adapter is None else (adapter.where, adapter.scale)
-    return model, Part(share, arguments.restart, model_files, lora, config.variant)
+    return model, Role(share, arguments.restart, model_files, lora, config.variant)
 
 
 def prepare_clip(
@@ -152,17 +150,17 @@ def prepare_clip(
     info: VideoInfo,
     own: SamplingDefaults,
     restorer: Restorer,
-    part: Part,
+    role: Role,
 ) -> tuple[Job, Restorer]:
     """One clip, with the tile and the segments that ``--memory`` allows, or what is free where it is not enough."""
     job = make_job(arguments, config, info, own)
     memory = config.memory
-    if memory is None and part.share.count == 1 and is_too_large(info, job, restorer, os.environ):
+    if memory is None and role.share.count == 1 and is_too_large(info, job, restorer, os.environ):
         open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
         memory = "auto"
     if memory is None:
         return job, restorer
-    job, restorer, line = fit_memory(memory, info, job, restorer, part, os.environ)
+    job, restorer, line = fit_memory(memory, info, job, restorer, role, os.environ)
     complain(line)
     return job, restorer
 
@@ -194,9 +192,9 @@ def make_size(config: DictConfig, size: tuple[int, int], own: SamplingDefaults) 
     return output_size(size, scale, config.height)
 
 
-def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None) -> Restorer:
-    """The model on its device, and what it is told."""
-    settings = make_settings(config, model)
+def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None, preview: bool = False) -> Restorer:
+    """The model on its device, with its settings and the embeddings of its prompts."""
+    settings = make_settings(config, model, preview)
     place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
         return Restorer(model, settings)
@@ -209,9 +207,11 @@ def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None
     return Restorer(model, settings, (embeddings[:-1], embeddings[-1:]), prompts)
 
 
-def make_settings(config: DictConfig, model: VideoModel) -> RestoreSettings:
-    """The config's values, the model's own where they are null; checked."""
+def make_settings(config: DictConfig, model: VideoModel, preview: bool = False) -> RestoreSettings:
+    """The config's values, checked; the model's own where they are null, in a preview with few steps."""
     own = model.sampling
+    if preview:
+        own = replace(own, steps=min(own.steps, FEW_STEPS))
     settings = RestoreSettings(
         **{name: getattr(own, name) if config[name] is None else config[name]
            for name in ("steps", "guidance", "window", "overlap", "noise_level", "strength", "average",

@@ -19,7 +19,7 @@ from ldm_video import restoration
 from ldm_video.config import load_config
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.pipeline.arguments import DEFAULTS, parse_arguments
-from ldm_video.pipeline.job import Job, Part, identify
+from ldm_video.pipeline.job import Job, Role, identify
 from ldm_video.pipeline.journal import changes
 from ldm_video.pipeline.plan import PlanRules
 from ldm_video.pipeline.prompts import Prompts, find_prompts
@@ -41,7 +41,7 @@ class Command:
     job: Job
     rules: PlanRules = PlanRules()  # noqa: RUF009 (frozen)
     encoding: tuple[tuple[str, Any], ...] = (("codec", "libx264"), ("crf", 16), ("preset", "medium"))
-    part: Part = Part(model=Path("model"))  # noqa: RUF009 (frozen)
+    role: Role = Role(model=Path("model"))  # noqa: RUF009 (frozen)
     settings: RestoreSettings = RestoreSettings()  # noqa: RUF009 (frozen)
     text: tuple[Tensor, Tensor] | None = None
     prompts: Prompts | None = None
@@ -50,14 +50,14 @@ class Command:
         job = replace(self.job, rules=self.rules, encoding=dict(self.encoding))
         restorer = Restorer(model, self.settings, self.text, self.prompts)
         restorer.device = restorer.device if device is None else torch.device(device)
-        return identify(job, restorer, self.part)
+        return identify(job, restorer, self.role)
 
 
 TEXT = randn(2, 3, 4, seed=1), randn(1, 3, 4, seed=2)
 PLAIN = Command(Job(Path("sd.mp4"), Path("hd.mkv"), (64, 96)))
 RICH = Command(
     Job(Path("sd.mp4"), Path("hd.mkv"), (64, 96), Path("holes"), [(0, 0, 9, 9)]),
-    part=Part(model=Path("model"), lora=(Path("style"), 1.0)),
+    role=Role(model=Path("model"), lora=(Path("style"), 1.0)),
     settings=RestoreSettings(tile=(64, 128)),
     text=TEXT,
     prompts=Prompts((0, 20), ("a cat", "a dog"), 8),
@@ -105,7 +105,7 @@ OTHERS: dict[str, dict[str, tuple[Any, list[str]]]] = {
         "steady": (2, ["steady"]),
         "fidelity": (0.36, ["fidelity"]),
     },
-    "part": {
+    "role": {
         "share": (Share(1, 3), []),
         "restart": (True, []),
         "model": (Path("style"), ["model"]),
@@ -156,7 +156,7 @@ def table_cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("cls", "part"),
-    [(Job, "job"), (PlanRules, "rules"), (RestoreSettings, "settings"), (Part, "part"), (Prompts, "prompts")],
+    [(Job, "job"), (PlanRules, "rules"), (RestoreSettings, "settings"), (Role, "role"), (Prompts, "prompts")],
 )
 def test_every_field_has_its_case(cls: type[Any], part: str) -> None:
     """A new field is told apart, or said not to count, here."""
@@ -197,7 +197,7 @@ def test_the_prompt(text: tuple[Tensor, Tensor] | None, model: VideoModel) -> No
 
 
 def test_what_is_not_given_any_more(model: VideoModel) -> None:
-    given, less = RICH.identity(model), replace(RICH, prompts=None, part=PLAIN.part)
+    given, less = RICH.identity(model), replace(RICH, prompts=None, role=PLAIN.role)
     assert differ(given, less.identity(model)) == ["lora", "prompt_file"]
     without = replace(less, job=replace(less.job, mask=None, boxes=[]))
     assert differ(less.identity(model), without.identity(model)) == ["box", "mask"]
@@ -245,8 +245,8 @@ WEIGHTS = [
 @pytest.mark.parametrize(("file", "change"), MEDIA + WEIGHTS)
 def test_another_file(command: Command, file: str, change: Callable[[Path], None], model: VideoModel) -> None:
     """A file that is another one now is named by what it is to the command; what it does not read does not count."""
-    lora = None if command.part.lora is None else command.part.lora[0]
-    read = {"input": command.job.source, "mask": command.job.mask, "model": command.part.model, "lora": lora}
+    lora = None if command.role.lora is None else command.role.lora[0]
+    read = {"input": command.job.source, "mask": command.job.mask, "model": command.role.model, "lora": lora}
     before = command.identity(model)
     change(Path(file))
     expected = [name for name, path in read.items() if path is not None and Path(file).is_relative_to(path)]
@@ -262,17 +262,17 @@ def test_of_a_model_the_content_counts_alone(file: str, model: VideoModel) -> No
 
 def test_a_model_that_was_moved_is_the_same(model: VideoModel) -> None:
     shutil.copytree("model", "elsewhere/model")
-    moved = replace(RICH, part=replace(RICH.part, model=Path("elsewhere/model")))
+    moved = replace(RICH, role=replace(RICH.role, model=Path("elsewhere/model")))
     assert differ(RICH.identity(model), moved.identity(model)) == []
 
 
 def test_a_path_may_be_written_otherwise(place: Path, model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     before = FRAMES.identity(model)
     monkeypatch.chdir("holes")
-    part = Part(model=Path("../model"), lora=(place / "style", 1.0))
+    role = Role(model=Path("../model"), lora=(place / "style", 1.0))
     output, compare = Path("../hd.mkv"), Path("../hd_compare.mkv")
     job = replace(FRAMES.job, source=Path("../frames"), mask=place / "mask.png", output=output, compare=compare)
-    assert differ(before, replace(FRAMES, job=job, part=part).identity(model)) == []
+    assert differ(before, replace(FRAMES, job=job, role=role).identity(model)) == []
 
 
 def test_device_and_type_count_and_which_gpu_does_not(model: VideoModel) -> None:
@@ -308,7 +308,7 @@ OPTIONS: dict[str, tuple[str, list[str]]] = {
         "codec": "ffv1", "crf": "17", "preset": "slow"}.items()},
 }  # fmt: skip
 NOT_HERE = {
-    "model", "variant", "lora",  # Part's
+    "model", "variant", "lora",  # Role's
     "memory",  # chooses tile and segment, which count
     "attention",  # the same sums in another order
 }  # fmt: skip
@@ -342,7 +342,7 @@ def test_one_other_option(option: str, text_model: VideoModel, clip: Path, monke
         config = read_config(arguments, DEFAULTS)
         job = restoration.make_job(arguments, config, info, text_model.sampling)
         restorer = restoration.make_restorer(config, text_model, find_prompts(config))
-        return identify(job, restorer, PLAIN.part)
+        return identify(job, restorer, PLAIN.role)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = ["prompt_file=prompts.txt"] if option == "prompt_blend" else []

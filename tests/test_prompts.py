@@ -16,7 +16,7 @@ from torch import Tensor
 import infer
 from ldm_video.core.errors import UserError
 from ldm_video.models.video_model import VideoModel
-from ldm_video.pipeline.job import Job, Part, identify
+from ldm_video.pipeline.job import Job, Role, identify
 from ldm_video.pipeline.journal import changes
 from ldm_video.pipeline.prompts import Prompts, read_prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
@@ -173,7 +173,7 @@ def test_a_job_with_other_prompts_is_another_job(model: VideoModel, tiny_video: 
     def identity(prompts: Prompts | None) -> dict:
         text = model.text([*(prompts.texts if prompts else ["a"]), "c"])
         job = Job(tiny_video, tmp_path / "hd.mp4", (32, 32))
-        found = identify(job, Restorer(model, SETTINGS, (text[:-1], text[-1:]), prompts), Part())
+        found = identify(job, Restorer(model, SETTINGS, (text[:-1], text[-1:]), prompts), Role())
         return json.loads(json.dumps(found))  # as the journal keeps it
 
     kept = Prompts((0, 10), ("a", "b"), 8)
@@ -187,7 +187,7 @@ def test_a_job_with_other_prompts_is_another_job(model: VideoModel, tiny_video: 
 def test_a_job_with_another_variant_is_another_job(model: VideoModel, tiny_video: Path, tmp_path: Path) -> None:
     """Both variants lie in one folder: its files do not tell which of them are used."""
     job = Job(tiny_video, tmp_path / "hd.mp4", (32, 32))
-    exact, half = (identify(job, Restorer(model, SETTINGS), Part(variant=name)) for name in (None, "fp16"))
+    exact, half = (identify(job, Restorer(model, SETTINGS), Role(variant=name)) for name in (None, "fp16"))
     assert changes(exact, half) == ["variant"]
 
 

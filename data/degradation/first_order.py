@@ -16,7 +16,7 @@ from torch import Tensor
 from data.degradation.codec import ENCODERS, codec_round_trip, interlaced_round_trip
 from data.degradation.fields import field_moments
 from data.degradation.filters import RESIZE_KERNELS, gaussian_blur, lowres_size, resize
-from ldm_video.core.tensors import to_bytes, to_signed
+from ldm_video.core.tensors import size_of, to_bytes, to_signed
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.rand
 
 def degrade_pixels(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
     """Blur, resize and noise, the part of :func:`degrade_once` before the codec; not yet rounded to 256 levels."""
-    size = lowres_size((clip.shape[-2], clip.shape[-1]), scale)
+    size = lowres_size(size_of(clip), scale)
     sigma = rng.uniform(*config.blur_sigma)
     kernel = config.resize_kernels[rng.integers(len(config.resize_kernels))]
     noise = rng.uniform(*config.noise_sigma)

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.degradation.codec import rate_round_trip
 from data.degradation.filters import RESIZE_KERNELS, Profile, bell_kernel, lowres_size, resize, sinc_kernel
 from data.motion import bounded_walk
-from ldm_video.core.tensors import to_bytes, to_signed
+from ldm_video.core.tensors import size_of, to_bytes, to_signed
 
 Range = tuple[float, float]
 
@@ -94,7 +94,7 @@ Frames = list[np.ndarray]  # of `h w c` float32 in [-1, 1]; sizes may differ fro
 
 def degrade_twice(clip: Tensor, scale: float, config: SecondOrderConfig, rng: np.random.Generator) -> Tensor:
     """``t c h w`` in [-1, 1] -> ``t c h/scale w/scale`` in [-1, 1], on the grid of 256 levels."""
-    size = lowres_size((clip.shape[-2], clip.shape[-1]), scale)
+    size = lowres_size(size_of(clip), scale)
     frames = list(rearrange(clip, "t c h w -> t h w c").contiguous().numpy())
     frames = coded(one_round(frames, config.rounds[0], config, rng), config, rng)
     frames = one_round(frames, config.rounds[1], config, rng)

@@ -67,7 +67,7 @@ class Stopwatch:
 def main() -> None:
     """Run ``infer.py``'s work with a stopwatch and print the table."""
     arguments = parse_arguments()
-    _, job, restorer, part = prepare(arguments, read_config(arguments, DEFAULTS))
+    _, job, restorer, role = prepare(arguments, read_config(arguments, DEFAULTS))
     model, watch = restorer.model, Stopwatch()
     for owner, name, row in (
         (restore, "average_along_motion", "average"),
@@ -77,7 +77,7 @@ def main() -> None:
         (model.codec, "finish", "finish"),
     ):
         setattr(owner, name, watch.around(row, getattr(owner, name)))
-    outcome = run_job(job, restorer, Watch(timed=watch), part)
+    outcome = run_job(job, restorer, Watch(timed=watch), role)
     print_table(watch, outcome.frames, outcome.seconds)
 
 

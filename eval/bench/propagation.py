@@ -45,6 +45,7 @@ from ldm_video.config.load import load_config
 from ldm_video.core.errors import UserError, run_cli
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.push_pull import push_pull
+from ldm_video.core.tensors import size_of
 from ldm_video.models.bundle import load_bundle
 from ldm_video.models.device import place
 from ldm_video.pipeline.composite import dilate
@@ -88,8 +89,8 @@ def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationM
     """Fill one clip's hole in every way; with a ``model``, restore the clip without and with propagation too."""
     truth = np.stack([shrink(f, scale, track.blur_sigma, 0, np.random.default_rng(0)) for f in frames_of(given.ref)])
     frames = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.lowres)])  # t 3 h w
-    large = _read_hole(given, scale, (frames.shape[-2], frames.shape[-1]))  # t 1 H W
-    hole = lay_on_grid(large, (frames.shape[-2], frames.shape[-1]))  # t 1 h w
+    large = _read_hole(given, scale, size_of(frames))  # t 1 H W
+    hole = lay_on_grid(large, size_of(frames))  # t 1 h w
     started = time.process_time()
     parts = [slice(start, start + SEGMENT) for start in range(0, len(frames), SEGMENT)]
     answers = [propagate(frames[part], hole[part]) for part in parts]
@@ -104,7 +105,7 @@ def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationM
         )
 
     smooth = push_pull(frames, 1 - hole)
-    propagated = push_pull(better, 1 - lay_on_grid(left, (frames.shape[-2], frames.shape[-1])))
+    propagated = push_pull(better, 1 - lay_on_grid(left, size_of(frames)))
     return Row(
         track=track.name,
         clip=given.clip,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.core.tensors import fold_time, size_of, unfold_time
 from ldm_video.core.total_variation import continue_edges
 
 
@@ -42,7 +42,7 @@ class Evidence:
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.guess.shape[-2], self.guess.shape[-1]
+        return size_of(self.guess)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Evidence:
         """Apply ``function`` to every tensor (to move it to a device, to cut out frames)."""
@@ -77,10 +77,10 @@ def build_evidence(
         known_pixels: ``b t 3 H W`` in [-1, 1], read where ``known`` is 1.
         known: ``b t 1 H W`` in {0, 1}. Known pixels win over the hole.
     """
-    size = (hole.shape[-2], hole.shape[-1])
+    size = size_of(hole)
     # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole. So does one under
     # known pixels that were painted into the hole.
-    low_hole = lay_on_grid(fold_time(hole), (lowres.shape[-2], lowres.shape[-1]))  # (b t) 1 h w
+    low_hole = lay_on_grid(fold_time(hole), size_of(lowres))  # (b t) 1 h w
     known = torch.zeros_like(hole) if known is None else known
     hole = hole * (1 - known)
     low_filled = continue_edges(fold_time(lowres), 1 - low_hole)  # (b t) 3 h w
@@ -97,12 +97,13 @@ def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Antialiased bicubic resize of ``b t c . .`` pixels to ``size``, clipped to [-1, 1]."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    """Antialiased bicubic resize of pixels ``... c . .`` to ``size`` (height, width), clipped to [-1, 1]."""
+    if size_of(x) == tuple(size):
         return x
     # In float32: on a CPU there is no antialiased kernel for half precision.
-    y = F.interpolate(fold_time(x).float(), size=size, mode="bicubic", antialias=True, align_corners=False)
-    return unfold_time(y, x.shape[1]).clamp(-1, 1).to(x.dtype)
+    frames = x.reshape(-1, *x.shape[-3:])  # n c . .
+    y = F.interpolate(frames.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return y.reshape(*x.shape[:-2], *size).clamp(-1, 1).to(x.dtype)
 
 
 @dataclass(frozen=True)

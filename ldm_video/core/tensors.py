@@ -9,6 +9,11 @@ from torch import Tensor
 CPU_PIXELS = 2**20  # of frames that are worked on at once, see `frames_at_once`
 
 
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of ``... h w``."""
+    return x.shape[-2], x.shape[-1]
+
+
 def fold_time(x: Tensor) -> Tensor:
     """``b t c h w -> (b t) c h w``: frames become batch entries, for 2-D layers."""
     return rearrange(x, "b t c h w -> (b t) c h w")

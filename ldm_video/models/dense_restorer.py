@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
-from ldm_video.core.tensors import frames_at_once
+from ldm_video.core.tensors import frames_at_once, size_of
 from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
 
 ENLARGES = 4
@@ -53,7 +53,7 @@ class DenseRestorer(nn.Module):
 
     def forward(self, lowres: Tensor, draft: Tensor) -> Tensor:
         """``n 3 h w`` and ``n 3 4h 4w``, in about [-1, 1], float32 -> ``n 3 4h 4w``, float32."""
-        beyond = draft - resize(lowres[:, None], (draft.shape[-2], draft.shape[-1]))[:, 0]  # n 3 4h 4w
+        beyond = draft - resize(lowres, size_of(draft))  # n 3 4h 4w
         x = self.trunk.enter(lowres.to(self.exit.weight))  # n wide h w
         x = x + self.draft(F.pixel_unshuffle(beyond, ENLARGES).to(x))
         # What a few frames take stays in a CPU's cache.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_video.core.evidence import Evidence, lay_on_grid, resize
-from ldm_video.core.tensors import fold_time, unfold_time
+from ldm_video.core.tensors import fold_time, size_of, unfold_time
 from ldm_video.models.blocks import Box, boxes_below
 from ldm_video.models.codec import BasisCodec, EvidenceDecoder, VideoCodec
 from ldm_video.models.dense_restorer import ENLARGES, DenseRestorer
@@ -110,7 +110,7 @@ class PairedCodec(BasisCodec):
         if len(keys) == len(own):
             return ((picture, torch.ones_like(picture[0])) for picture in restored)
         hidden, settled = (
-            lay_on_grid(x, (lowres.shape[-2], lowres.shape[-1]))  # t 1 h w
+            lay_on_grid(x, size_of(lowres))  # t 1 h w
             for x in (evidence.hole[0], (evidence.hole + evidence.known)[0].clamp(max=1))
         )
         clip = AlignedClip(lowres, hidden)
@@ -129,7 +129,7 @@ class PairedCodec(BasisCodec):
             lowres: ``3 h w``.
             boxes: the parts, on the low-res grid.
         """
-        low_size, size = (lowres.shape[-2], lowres.shape[-1]), (own.shape[-2], own.shape[-1])
+        low_size, size = size_of(lowres), size_of(own)
         draft = _on_restorers_grid(own[None], low_size)  # 1 3 4h 4w
         picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
         for box in boxes:
@@ -140,17 +140,17 @@ class PairedCodec(BasisCodec):
             shown[..., *box.slices()] = 1
         shown = F.avg_pool2d(shown, _RIM + 1, stride=1, padding=_RIM // 2, count_include_pad=False)
         shown = F.interpolate(shown, size, mode="bilinear")[0, 0]  # H W
-        return Repair(_resized(picture, size)[0], shown)
+        return Repair(resize(picture, size)[0], shown)
 
     def restored(self, own: Tensor, evidence: Evidence) -> Tensor:
         """The restorer's pictures alone, given the decoder's ``b t 3 H W``: of the same shape, within [-1, 1]."""
         lowres, drafts = fold_time(evidence.lowres), fold_time(own)  # (b t) 3 h w, (b t) 3 H W
-        low_size = (lowres.shape[-2], lowres.shape[-1])
+        low_size = size_of(lowres)
         # Each frame takes so much memory that they go one by one, but for a trainer, which keeps all of it anyway.
         at_once = len(drafts) if torch.is_grad_enabled() else 1
         whole = torch.cat(
             [
-                _resized(self._enlarged(low, _on_restorers_grid(draft, low_size)), evidence.size)
+                resize(self._enlarged(low, _on_restorers_grid(draft, low_size)), evidence.size)
                 for low, draft in zip(lowres.split(at_once), drafts.split(at_once), strict=True)
             ]
         )  # (b t) 3 H W
@@ -164,12 +164,7 @@ class PairedCodec(BasisCodec):
 def _on_restorers_grid(frames: Tensor, low_size: tuple[int, int]) -> Tensor:
     """``n 3 . .`` -> ``n 3 4h 4w``, float32."""
     height, width = low_size
-    return _resized(frames.float(), (height * ENLARGES, width * ENLARGES))
-
-
-def _resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """``n 3 . .`` -> ``n 3 H W``."""
-    return resize(frames[:, None], size)[:, 0]
+    return resize(frames.float(), (height * ENLARGES, width * ENLARGES))
 
 
 def _trust(evidence: Evidence) -> Tensor:

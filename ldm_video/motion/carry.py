@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_video.core.tensors import size_of
 from ldm_video.motion.alignment import AlignedClip, Neighbour
 from ldm_video.motion.pictures import grid_of, read_at
 
@@ -66,7 +67,7 @@ def carry(
     repairs = repairs or {}
     keys, sources = sorted(pictures), {key: picture.float() for key, picture in pictures.items()}
     first = sources[keys[0]]
-    grid = grid_of((first.shape[-2], first.shape[-1]), first.device)  # 2 H W
+    grid = grid_of(size_of(first), first.device)  # 2 H W
     near = {t: _nearest(t, keys, repairs) for t in range(len(clip.images))}
     wanted = ((t, [other for other in (*_shares(t, keys), *near[t]) if other != t]) for t in near if t not in sources)
     looked = clip.look(wanted)
@@ -105,7 +106,7 @@ def _repaired(
 
 def _points(neighbour: Neighbour, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Where each pixel of ``grid`` ``2 H W`` is in the neighbour, ``2 H W``, and how far that agrees, ``H W``."""
-    motion, weight = neighbour.on_grid((grid.shape[-2], grid.shape[-1]), grid.device)
+    motion, weight = neighbour.on_grid(size_of(grid), grid.device)
     return grid + motion, weight
 
 

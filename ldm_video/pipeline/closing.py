@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ldm_video.core.evidence import lay_on_grid, resize
 from ldm_video.core.push_pull import push_pull
+from ldm_video.core.tensors import size_of
 from ldm_video.pipeline.exemplars import complete
 from ldm_video.pipeline.propagation import propagate
 
@@ -32,7 +33,7 @@ def close_hole(frames: Tensor, hole: Tensor, shown: Tensor | None = None) -> tup
 
     Returns the frames, filled, and the narrow parts of the hole, ``t 1 H W``.
     """
-    size = (frames.shape[-2], frames.shape[-1])
+    size = size_of(frames)
     hidden = lay_on_grid(hole, size)  # t 1 h w
     wide = _wide(hidden)
     if not bool(wide.any()):
@@ -77,7 +78,7 @@ def _key(left: Tensor) -> int | None:
 
 def _brought_down(shown: Tensor, frame: Tensor, hidden: Tensor) -> Tensor:
     """``1 3 H W`` on the grid of the low-res ``frame`` ``1 3 h w``: ``3 h w``, in the colours around its hole."""
-    made = resize(shown[None], (frame.shape[-2], frame.shape[-1]))[0].to(frame)  # 1 3 h w
+    made = resize(shown, size_of(frame)).to(frame)  # 1 3 h w
     return (made + push_pull(frame - made, 1 - hidden))[0]
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_video.core.evidence import resize
+from ldm_video.core.tensors import size_of
 from ldm_video.pipeline.composite import dilate
 
 _KERNEL = 2  # low-res pixels that the bicubic kernel reaches to each side
@@ -24,6 +25,6 @@ def back_project(output: Tensor, lowres: Tensor, hidden: Tensor, share: float) -
     if share == 0:
         return output
     seen = 1 - dilate(hidden, _KERNEL)
-    off = (lowres - resize(output, (lowres.shape[-2], lowres.shape[-1]))) * seen  # b t 3 h w
-    size = (output.shape[-2], output.shape[-1])
+    off = (lowres - resize(output, size_of(lowres))) * seen  # b t 3 h w
+    size = size_of(output)
     return output + share * F.interpolate(off.flatten(0, 1), size, mode="bicubic").unflatten(0, off.shape[:2])

@@ -17,6 +17,7 @@ import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
 from ldm_video.core.files import Taken
+from ldm_video.core.tensors import size_of
 from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
 from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
 from ldm_video.pipeline.parts import Parts
@@ -61,8 +62,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
-    """How this process takes part.
+class Role:
+    """The role of this process in a job, and the files of its model.
 
     Attributes:
         share: of the clip's chains.
@@ -106,7 +107,7 @@ class Outcome:
     pending: str = ""
 
 
-def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = Part()) -> Outcome:
+def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), role: Role = Role()) -> Outcome:
     """Restore the clip. The outputs appear under their names once they are whole.
 
     A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`, and of two
@@ -117,23 +118,23 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
     journal.clear()
-    identity = identify(job, restorer, part) if journal.exists else None  # takes time: the model's files are read
+    identity = identify(job, restorer, role) if journal.exists else None  # takes time: the model's files are read
     # An output whose journal is discarded is no longer this job's own: refused while both are there.
-    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity) and not part.restart):
+    for writer in open_writers(job, info, joining=_may_replace(job, journal, identity) and not role.restart):
         writer.rehearse()
-    if part.restart and journal.exists:
+    if role.restart and journal.exists:
         journal.discard()
     survey = None if identity is None else journal.survey(identity)
     if survey is None:
         survey = _survey(job, info, watch)
     plan = make_plan(survey.frames, survey.cuts, job.rules)
     whole = len(plan) == 1
-    if whole and part.share.index > 0:
-        pending = f"share {part.share} has nothing to do: the clip is one segment"
+    if whole and role.share.index > 0:
+        pending = f"share {role.share} has nothing to do: the clip is one segment"
         return Outcome(0, time.monotonic() - started, [*survey.warnings], pending)
     if not whole:
-        identity = identity or identify(job, restorer, part)
-    with journal.hold(identity, None if whole else survey, part.share) as reason:
+        identity = identity or identify(job, restorer, role)
+    with journal.hold(identity, None if whole else survey, role.share) as reason:
         if reason:
             watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
         # Once more: another process may have ended in the meantime.
@@ -142,7 +143,7 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), part: Part = P
             frames, pending = _restore_whole(job, restorer, watch, plan[0], writers), ""
         else:
             parts = Parts(journal, plan, job.rules, part_writers(job, writers))
-            frames, pending = _restore_share(job, restorer, watch, part.share, parts)
+            frames, pending = _restore_share(job, restorer, watch, role.share, parts)
     return Outcome(frames, time.monotonic() - started, [*survey.warnings, *writers[0].warnings], pending)
 
 
@@ -248,7 +249,7 @@ def read_pieces(
             yield piece
 
 
-def identify(job: Job, restorer: Restorer, part: Part) -> dict[str, Any]:
+def identify(job: Job, restorer: Restorer, role: Role) -> dict[str, Any]:
     """Everything that changes a pixel or how it is encoded, by name."""
     return {
         "input": file_facts(job.source),
@@ -266,9 +267,9 @@ def identify(job: Job, restorer: Restorer, part: Part) -> dict[str, Any]:
         "prompt_file": None if restorer.prompts is None else asdict(restorer.prompts),
         "device": restorer.device.type,
         "dtype": str(restorer.dtype),
-        "model": hash_files(part.model) if part.model is not None and part.model.exists() else str(part.model),
-        "variant": part.variant,
-        "lora": None if part.lora is None else [hash_files(part.lora[0]), part.lora[1]],
+        "model": hash_files(role.model) if role.model is not None and role.model.exists() else str(role.model),
+        "variant": role.variant,
+        "lora": None if role.lora is None else [hash_files(role.lora[0]), role.lora[1]],
         "software": f"ldm-video {ldm_video.__version__}, torch {torch.__version__}, PyAV {av.__version__}",
     }
 
@@ -334,8 +335,7 @@ def open_writers(job: Job, info: VideoInfo, joining: bool = False, sound: bool =
 
 def side_by_side(lowres: Tensor, output: Tensor) -> Tensor:
     """``3 h w`` resized to ``3 H W``, beside ``3 H W``: ``3 H 2W``."""
-    height, width = output.shape[-2:]
-    return torch.cat([resize(lowres[None, None], (height, width))[0, 0], output], dim=-1)
+    return torch.cat([resize(lowres, size_of(output)), output], dim=-1)
 
 
 def _wide(piece: Piece, output: Tensor) -> Tensor:

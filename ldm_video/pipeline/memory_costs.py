@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,11 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
         _tiny_evidence(count, side, scale, restorer.device) for count in (_PROBE_FRAMES, window, segment)
     )
     codec_dtype = next(iter(model.codec.parameters())).dtype
-    small = with_settings(restorer, steps=min(2, settings.steps), strength=1.0, tile=None)
+    small = restorer.with_settings(steps=min(2, settings.steps), strength=1.0, tile=None)
     grid = side // model.codec.factor
     latents = torch.randn(1, window, model.codec.latent_channels, grid, grid, device=restorer.device, dtype=codec_dtype)
     with LiveBytes() as sampling:
-        small._sample(few, list(range(_PROBE_FRAMES)), None)
+        small.sample(few, list(range(_PROBE_FRAMES)), None)
     with LiveBytes() as decoding:
         model.codec.decode(latents, decoded)
     with LiveBytes() as finishing:
@@ -87,7 +86,7 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
         decode=decoding.peak / (window * side**2),
         finish=finishing.peak / side**2,
         encode=encoding.peak / (_PROBE_FRAMES * side**2) if encodes else 0.0,
-        at_once=getattr(model.codec, "pixels_at_once", None),
+        at_once=model.codec.pixels_at_once,
     )
 
 
@@ -143,13 +142,6 @@ def free_memory(device: torch.device, environment: Mapping[str, str]) -> int:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-def with_settings(restorer: Restorer, **changes: Any) -> Restorer:
-    """``restorer`` with other settings."""
-    changed = copy.copy(restorer)
-    changed.settings = replace(restorer.settings, **changes)
-    return changed
 
 
 def _tiny_evidence(frames: int, side: int, scale: tuple[float, float], device: torch.device) -> Evidence:

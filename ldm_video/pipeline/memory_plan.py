@@ -23,9 +23,9 @@ from pathlib import Path
 
 from ldm_video.core.errors import UserError
 from ldm_video.diffusion.windows import split
-from ldm_video.pipeline.job import Job, Part
+from ldm_video.pipeline.job import Job, Role
 from ldm_video.pipeline.journal import Journal
-from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, held_before_work, measure_costs, with_settings
+from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, held_before_work, measure_costs
 from ldm_video.pipeline.plan import longest_needed
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.video_io import VideoInfo
@@ -78,7 +78,7 @@ class Choice:
 
 
 def fit_memory(
-    text: str, info: VideoInfo, job: Job, restorer: Restorer, part: Part, environment: Mapping[str, str]
+    text: str, info: VideoInfo, job: Job, restorer: Restorer, role: Role, environment: Mapping[str, str]
 ) -> tuple[Job, Restorer, str]:
     """``job`` and ``restorer`` with the segment and the tile that keep below ``text``, and a line that says so.
 
@@ -86,17 +86,17 @@ def fit_memory(
     would find another amount free, and choose otherwise.
     """
     check_memory(text, restorer)
-    if text == "auto" and part.share.count > 1:
+    if text == "auto" and role.share.count > 1:
         raise UserError("--memory auto may differ from process to process; give an amount, such as --memory 8GB")
     limit = free_memory(restorer.device, environment) if text == "auto" else parse_memory(text)
     demand = demand_of(info, job, restorer)
     scale = job.size[0] / info.size[0], job.size[1] / info.size[1]
     costs = measure_costs(restorer, min(demand.window, demand.longest), demand.longest, scale)
     allowed = limit / LEAVE if text == "auto" else limit * _TOLERANCE
-    choice = None if part.restart else kept_choice(job.output, allowed, costs, demand)
+    choice = None if role.restart else kept_choice(job.output, allowed, costs, demand)
     choice = choice or choose(limit, costs, demand)
     job = replace(job, rules=replace(job.rules, segment=choice.segment))
-    fitted = with_settings(restorer, tile=choice.tile)
+    fitted = restorer.with_settings(tile=choice.tile)
     tile = "whole frames" if choice.tile is None else "tile {}x{}".format(*choice.tile)
     line = (
         f"memory: about {in_words(choice.peak)} of {in_words(limit)} with {tile}, segments of {choice.segment} frames"

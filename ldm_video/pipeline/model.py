@@ -19,6 +19,10 @@ class PixelCodec(Protocol):
     finishes: bool
     colour_shift: float
 
+    @property
+    def pixels_at_once(self) -> int | None:
+        """About how many output pixels are decoded at a time; None: all that :meth:`decode` is given."""
+
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
 

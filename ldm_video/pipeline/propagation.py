@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_video.core.push_pull import push_pull
+from ldm_video.core.tensors import size_of
 from ldm_video.motion.search import dense_flow
 from ldm_video.motion.warp import at
 from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
@@ -104,7 +105,7 @@ def reduce_hole(
         threshold: pixels of at least this confidence count as seen; what is left and what is won are both cleared of
             specks, in which a model could do nothing.
     """
-    size = (hole.shape[-2], hole.shape[-1])
+    size = size_of(hole)
     unknown = _majority((confidence < threshold).to(hole)) * (confidence < 1)  # t 1 h w
     unknown = torch.maximum(unknown, (confidence == 0).to(hole))
     left = hole * F.interpolate(unknown, size=size, mode="nearest-exact")  # t 1 H W

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_video.core.evidence import Evidence, build_evidence, lay_on_grid, pad_evidence, resize
 from ldm_video.core.push_pull import push_pull
+from ldm_video.core.tensors import size_of
 from ldm_video.diffusion.guidance import Denoise, classifier_free_batched
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.diffusion.sampler import sample
@@ -113,6 +116,12 @@ class Restorer:
         parameter = next(iter(model.parameters()))
         self.device, self.dtype = parameter.device, parameter.dtype
 
+    def with_settings(self, **changes: Any) -> Restorer:
+        """The same model and prompts with other settings."""
+        changed = copy.copy(self)
+        changed.settings = replace(self.settings, **changes)
+        return changed
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -142,7 +151,7 @@ class Restorer:
         lowres, hole = frames[None].to(self.device), hole[None].to(self.device)  # b t 3 h w, b t 1 H W
         height, width = hole.shape[-2:]
         hole = dilate(hole, round(settings.dilate * height / lowres.shape[-2]))
-        given, hidden = lowres, lay_on_grid(hole[0], _size(lowres))[None]  # b t 3 h w, b t 1 h w
+        given, hidden = lowres, lay_on_grid(hole[0], size_of(lowres))[None]  # b t 3 h w, b t 1 h w
         # What is hidden goes at once: filters that reach over the hole's rim would bring it back.
         lowres = push_pull(lowres[0], 1 - hidden[0])[None]
         enlarges = given.shape[-2:] != hole.shape[-2:]
@@ -158,7 +167,7 @@ class Restorer:
         shift = self.model.codec.colour_shift if enlarges else 0.0
         evidence = build_evidence(shift_colour(lowres, shift), hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
-        latents = self._sample(padded, indices, callback).to(self._codec_dtype)
+        latents = self.sample(padded, indices, callback).to(self._codec_dtype)
         output = self._decode(latents, padded).float()  # b t 3 H' W'
         if before is not None:
             output[:, : len(before), :, :height, :width] = before.to(output)
@@ -184,7 +193,7 @@ class Restorer:
             lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
         return lowres, hole
 
-    def _sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
+    def sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
         """Scaled latents ``b t c h w`` of the whole segment."""
         factor, settings = self.model.codec.factor, self.settings
         grid = (evidence.size[0] // factor, evidence.size[1] // factor)
@@ -278,7 +287,7 @@ class Restorer:
     def _steadied(self, output: Tensor, evidence: Evidence) -> Tensor:
         """Decoded pixels ``b t 3 H W`` -> blended along the motion of the low-res frames."""
         small = evidence.lowres[0]  # t 3 h w
-        return steady(output[0], small, lay_on_grid(evidence.hole[0], _size(small)), self.settings.steady)[None]
+        return steady(output[0], small, lay_on_grid(evidence.hole[0], size_of(small)), self.settings.steady)[None]
 
     def _finish(self, output: Tensor, evidence: Evidence) -> Tensor:
         """Pixels ``b t 3 H W`` of the whole segment -> finished ones, in tiles of all frames."""
@@ -317,13 +326,9 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
 def _carried_over(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
     """Low-res frames ``b t 3 h w`` with what other frames show, and the hole ``b t 1 H W`` that is left."""
     frames = lowres[0]
-    hidden = lay_on_grid(hole[0], _size(frames))  # t 1 h w
+    hidden = lay_on_grid(hole[0], size_of(frames))  # t 1 h w
     if not always and not may_show_more(frames, hidden):
         return lowres, hole
     filled, confidence = propagate(frames, hidden)
     frames, left = reduce_hole(frames, hole[0], filled, confidence)
     return frames[None], left[None]
-
-
-def _size(frames: Tensor) -> tuple[int, int]:
-    return frames.shape[-2], frames.shape[-1]

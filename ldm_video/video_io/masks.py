@@ -88,7 +88,7 @@ class MaskSource:
     def close(self) -> None:
         """Let go of the mask file."""
         if self._reader is not None:
-            self._reader.__exit__(None, None, None)
+            self._reader.close()
 
     def __enter__(self) -> MaskSource:
         return self

@@ -75,11 +75,15 @@ class FrameReader:
         """Whether frames go through the deinterlacer."""
         return self._order != "progressive"
 
+    def close(self) -> None:
+        """Release the file."""
+        self._frames.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._frames.close()
+        self.close()
 
     def __iter__(self) -> Self:
         return self

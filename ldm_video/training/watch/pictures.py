@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from ldm_video.core.tensors import size_of
 from ldm_video.training.loggers import log_media
 from ldm_video.training.stage import Stage
 from ldm_video.training.watch.undisturbed import averaged_weights, undisturbed
@@ -116,6 +117,6 @@ def measure(metrics: Mapping[str, Metric], output: Tensor, reference: Tensor) ->
 
 def write(path: Path, frames: Tensor) -> None:
     """Frames ``t 3 h w`` in [-1, 1] as a video or, if there is one, as a picture; whole or not at all."""
-    with VideoWriter(path, (frames.shape[-2], frames.shape[-1]), None, _RATE, overwrite=True) as writer:
+    with VideoWriter(path, size_of(frames), None, _RATE, overwrite=True) as writer:
         for frame in frames.nan_to_num():  # a model that has diverged is shown as grey
             writer.write(frame)
