@@ -215,11 +215,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def bezier_outline(rng: np.random.Generator, corners: int = 8, steps: int = 8) -> np.ndarray:
+def bezier_outline(rng: np.random.Generator) -> np.ndarray:
     """A closed smooth outline around 0, of area pi: ``n 2`` (x, y).
 
     Quadratic Bezier arcs through the middles of the sides of a star polygon.
     """
+    corners, steps = 8, 8  # of the polygon, and points on each arc
     angle = (np.arange(corners) + rng.uniform(-0.4, 0.4, corners)) * 2 * np.pi / corners
     radius = rng.uniform(0.45, 1.3, corners)
     points = np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None]

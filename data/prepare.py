@@ -115,8 +115,8 @@ def _prepare_named(video: tuple[str, Path], folder: Path, options: PrepareOption
 
 
 def _progress() -> Progress:
-    name, bar, count, left = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(name, bar, count, left, console=Console(stderr=True))
+    name = TextColumn("{task.description}", markup=False)
+    return Progress(name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
 
 
 if __name__ == "__main__":

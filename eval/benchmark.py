@@ -30,6 +30,7 @@ from eval.run import Plan, parse_metrics, score_pairs
 from eval.scoring import Tools
 from eval.table import markdown
 from ldm_video.config.load import load_config
+from ldm_video.core.checks import whole
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 
@@ -48,26 +49,37 @@ class Suite:
     methods: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name, least in (("scale", 1), ("seed", 0), ("frames", 1)):
-            value = getattr(self, name)
-            if value is None and name == "frames":
-                continue
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, no whole number from {least} on")
+        whole("scale", self.scale, 1)
+        whole("seed", self.seed, 0)
+        if self.frames is not None:
+            whole("frames", self.frames, 1)
 
 
 def read_suite(config: DictConfig) -> Suite:
     """Check a suite's configuration. ``UserError`` names a key that is unknown, missing or of the wrong type."""
     content = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     try:
-        tracks = tuple(Track(name=name, **values) for name, values in content.pop("tracks").items())
-        metrics = ",".join(content.pop("metrics"))
-        suite = Suite(tracks=tracks, metrics=metrics, methods=tuple(content.pop("methods")), **content)
+        metrics, methods = (_names(key, content.pop(key)) for key in ("metrics", "methods"))
+        tracks = tuple(_track(name, values) for name, values in content.pop("tracks").items())
+        suite = Suite(tracks=tracks, metrics=",".join(metrics), methods=methods, **content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"the suite does not have the right keys and values: {error}") from error
     if BASELINE not in suite.methods:
         raise UserError(f"the suite's methods lack {BASELINE}; times and warp errors are read against it")
     return suite
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    example = {"metrics": "psnr,lpips", "methods": "bicubic,ours"}[key]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{key} is {value!r}; give a list of names, as in {key}=[{example}]")
+    return tuple(value)
+
+
+def _track(name: str, values: Any) -> Track:
+    if not isinstance(values, dict):
+        raise UserError(f"tracks.{name} is {values!r}; give its options, such as tracks.{name}.crf=23")
+    return Track(name=name, **values)
 
 
 def run_track(
@@ -173,6 +185,7 @@ def _chosen_tracks(suite: Suite, names: str | None) -> list[Track]:
 def main() -> None:
     """The command line."""
     args = _arguments()
+    whole("--jobs", args.jobs, 1)
     suite = read_suite(load_config(args.suite, args.overrides))
     options = infer_options("--infer", args.infer)
     settings = Settings(args.model, options, args.migan, args.sd_upscaler, args.sd_inpaint, args.device)
@@ -181,8 +194,6 @@ def main() -> None:
     plan = Plan(parse_metrics(suite.metrics), tools, out, jobs=args.jobs)
     keys = {track.name: _inputs_key(track, suite, args.root, args.masks, plan) for track in suite.tracks}
     results, replaced = read_kept(out / "results.json", keys)
-    if replaced:
-        log.print(f"{out}/results.json: of other inputs, and replaced: {', '.join(replaced)}", markup=False)
     order = [track.name for track in suite.tracks], [BASELINE, *suite.methods]
     for track in _chosen_tracks(suite, args.tracks):
         inputs = build_inputs(args.root, out / "inputs", track, suite.scale, suite.seed, suite.frames, args.masks)
@@ -190,6 +201,9 @@ def main() -> None:
         if inputs:
             measured = run_track(track, inputs, methods, out, plan)
             marked = {name: summary | {KEY: keys[track.name]} for name, summary in measured.items()}
+            if replaced:
+                log.print(f"{out}/results.json: scores of other inputs replaced: {', '.join(replaced)}", markup=False)
+                replaced = []
             results = in_order(results | {track.name: results.get(track.name, {}) | marked}, *order)
             write_json(out / "results.json", results)
     for note in notes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eval.metrics.temporal import EWARP_EVALCRAFTER_UNIT, EWARP_LAI_UNIT
+from eval.regions import REGIONS
 
 BASELINE = "bicubic"  # the method beside which all others are read
 GAP = "gap to reference ↓"  # heads the column of gaps beside one whose best value is the reference's own
@@ -31,7 +32,7 @@ _METRICS: dict[str, tuple[str, str, float, int, Better]] = {
     "seam_error": ("seam error", "x", 1, 3, "lower"),
 }
 _ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "nearer": "", "unknown": ""}
-_REGIONS = {"inside": "in hole", "band": "around hole", "outside": "outside hole"}
+_REGIONS = dict(zip(REGIONS, ("in hole", "around hole", "outside hole"), strict=True))
 _PERFECT = {"psnr": "∞", "ssim": "1", "lpips": "0", "dists": "0", "tof": "0", "tlpips": "0"}
 # The metrics whose frames decide what is pictured, the first that the methods share. In the hole first: that is where
 # methods that fill differ.

@@ -75,7 +75,7 @@ def save_clip(folder: Path, pair: ClipPair, scores: ClipScores, made_by: str) ->
     return record
 
 
-def summarise(records: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
+def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean over clips for each column, with its 95 % interval and the gap to the reference's own value.
 
     ``gap``: mean over clips of ``|score - reference's score|`` for columns that have a ``:ref`` counterpart.
@@ -89,7 +89,7 @@ def summarise(records: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, 
             continue
         table[column] = {
             "mean": float(np.mean(values)),
-            "interval": bootstrap_interval(values, seed),
+            "interval": bootstrap_interval(values),
             "clips": len(values),
         }
         pairs = [(r["scores"].get(column), r["scores"].get(f"{column}:ref")) for r in records]

@@ -153,6 +153,8 @@ def test_bad_files_are_named_and_stop_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_film(tmp_path / "src" / "good.mp4", shot(1, 16))
+    (tmp_path / "src" / "a[").mkdir()
+    (tmp_path / "src" / "a[" / "x].mp4").write_bytes(b"no video")  # its path reads as markup
     (tmp_path / "src" / "junk.mp4").write_bytes(b"no video" * 50)
     (tmp_path / "src" / "nothing.mkv").write_bytes(b"")
     whole = write_film(tmp_path / "half.ts", shot(2, 40)).read_bytes()
@@ -163,7 +165,7 @@ def test_bad_files_are_named_and_stop_nothing(
         container.start_encoding()
     run(monkeypatch, tmp_path / "src", tmp_path / "out", "min_frames=8", "min_side=64")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["totals"]["bad_files"] == ["junk.mp4", "nothing.mkv", "zero.mp4"]
+    assert report["totals"]["bad_files"] == ["a[/x].mp4", "junk.mp4", "nothing.mkv", "zero.mp4"]
     printed = capsys.readouterr().out
     assert all(f"bad file {name}" in printed for name in report["totals"]["bad_files"])
     assert len(report["sources"]["good.mp4"]["clips"]) == 1

@@ -177,9 +177,22 @@ def test_unknown_method_and_track_and_key(tmp_path: Path) -> None:
         read_suite(load_config(file))
 
 
-@pytest.mark.parametrize("override", ["frames=all", "frames=0", "scale=0", "scale=x4", "seed=none"])
+@pytest.mark.parametrize("override", ["frames=all", "frames=0", "frames=true", "scale=0", "scale=x4", "seed=none"])
 def test_a_value_of_the_suite_that_cannot_be(override: str) -> None:
-    with pytest.raises(UserError, match=f"{override.partition('=')[0]} is .*, no whole number from"):
+    with pytest.raises(UserError, match=f"{override.partition('=')[0]} is .*; give a whole number, "):
+        read_suite(load_config(SUITE, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("metrics=psnr", r"metrics is 'psnr'; give a list of names, as in metrics=\[psnr,lpips\]"),
+        ("methods=[1]", r"methods is \[1\]; give a list of names"),
+        ("tracks.sd=3", "tracks.sd is 3; give its options"),
+    ],
+)
+def test_a_value_of_the_suite_of_another_kind(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read_suite(load_config(SUITE, [override]))
 
 

@@ -31,6 +31,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from eval.bench.peaks import peak_of
 from eval.bench.train_throughput import SCALE, TOKENS, WIDTHS, make_autoencoder, make_scheduler, make_unet
 from eval.bench.turns import alternate, gibibytes, markdown, ratio, spread
+from ldm_video.core.device import find_device
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.diffusion.noise import frame_noise
 from ldm_video.models.device import DTYPES, place
@@ -252,6 +253,7 @@ def parse_arguments(given: Sequence[str] | None = None) -> tuple[Setting, int, b
 def main() -> None:
     """Measure and print the table."""
     setting, rounds, memory = parse_arguments()
+    find_device(setting.device)
     print(setting)
     peaks = {name: _peak(name, setting) for name in RUNS} if memory else {}
     runs = {name: make(setting) for name, make in RUNS.items()}

@@ -17,7 +17,6 @@ new behind a hole that stays: such clips are there to show that no harm is done,
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -42,7 +41,7 @@ from eval.methods import INPAINT_RADIUS
 from eval.metrics.fidelity import psnr
 from eval.metrics.flow import DisFlow
 from ldm_video.config.load import load_config
-from ldm_video.core.errors import UserError, run_cli
+from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.push_pull import push_pull
 from ldm_video.core.tensors import size_of
@@ -197,7 +196,7 @@ def _tracks(suite: Suite, names: str) -> list[Track]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.bench.propagation", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m eval.bench.propagation", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="folder of reference clips")
     parser.add_argument("--suite", default="configs/eval/suite.yaml", help="default: %(default)s")
     parser.add_argument("--tracks", default=DEFAULT_TRACKS, help="comma-separated; default: %(default)s")

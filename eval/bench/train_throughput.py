@@ -32,12 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval.bench.peaks import peak_of
 from eval.bench.turns import Turn, alternate, gibibytes, markdown, ratio, spread
+from ldm_video.core.device import find_device
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.evidence import EvidenceLayout
 from ldm_video.core.tensors import fold_time
 from ldm_video.diffusion.objective import Objective
 from ldm_video.models.codec import ImageCodec
 from ldm_video.models.inflate import inflate
+from ldm_video.models.stable_diffusion import UPSCALER_SCALING
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 from ldm_video.training.denoiser_task import DenoiserTask
@@ -95,7 +97,7 @@ def make_autoencoder(width: str) -> AutoencoderKL:
         block_out_channels=(base, 2 * base, 4 * base),
         layers_per_block=2,
         latent_channels=4,
-        scaling_factor=0.08333,
+        scaling_factor=UPSCALER_SCALING,
     )
 
 
@@ -263,6 +265,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     arguments = parser.parse_args()
+    find_device(arguments.device)
     if arguments.size % 32 or min(arguments.batch, arguments.frames, arguments.rounds, arguments.size) < 1:
         raise UserError("--size must be a multiple of 32; --batch, --frames and --rounds 1 or more")
     setting = Setting(

@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -75,6 +75,11 @@ class Journal:
             return None
         return Survey(kept["survey"]["frames"], tuple(kept["survey"]["cuts"]), tuple(kept["survey"]["warnings"]))
 
+    def identity(self) -> dict[str, Any]:
+        """The identity of the job that is kept; empty where none is."""
+        kept = self._read()
+        return {} if kept is None else kept["identity"]
+
     @property
     def exists(self) -> bool:
         return (self.folder / "journal.json").exists()
@@ -91,14 +96,12 @@ class Journal:
             if is_held(mine):
                 raise UserError(f"another process is at work on {self._named(share)}; wait for it or stop it")
             reason = self._begin(identity, survey)
-            lock = locked(mine, wait=False)
-            lock.__enter__()
-        try:
-            yield reason
-        finally:
-            lock.__exit__(None, None, None)
+            working = ExitStack()
             if share.count == 1 or survey is None:  # a share that was here, if only for a moment, is counted
-                self._leave()
+                working.callback(self._leave)
+            working.enter_context(locked(mine, wait=False))
+        with working:
+            yield reason
 
     def others(self, share: Share) -> tuple[list[int], list[int]]:
         """Of the other shares (from 0): those at work now, and those that have not begun."""
@@ -202,19 +205,15 @@ class Journal:
         """Hold the folder's own lock; the folder may have been removed while this process waited for it."""
         path = self.folder / "lock"
         while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lock = locked(path)
-                lock.__enter__()
-            except OSError as error:
-                raise UserError(f"cannot write {self.folder} ({error.strerror}); choose another output") from error
-            if path.exists():
-                break
-            lock.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            lock.__exit__(None, None, None)
+            with ExitStack() as stack:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(path))
+                except OSError as error:
+                    raise UserError(f"cannot write {self.folder} ({error.strerror}); choose another output") from error
+                if path.exists():
+                    yield
+                    return
 
     def _remove(self, *patterns: str, keep: Path | None = None) -> None:
         for path in {path for pattern in patterns for path in self.folder.glob(pattern)} - {keep}:

@@ -62,7 +62,7 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
         scale: enlargement (down, across).
     """
     model, settings = restorer.model, restorer.settings
-    side = _round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
+    side = round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
     few, decoded, finished = (
         _tiny_evidence(count, side, scale, restorer.device) for count in (_PROBE_FRAMES, window, segment)
     )
@@ -151,7 +151,8 @@ def _tiny_evidence(frames: int, side: int, scale: tuple[float, float], device: t
     return build_evidence(torch.zeros(1, frames, 3, *low, device=device), hole)
 
 
-def _round_up(length: float, multiple: int) -> int:
+def round_up(length: float, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is at least ``length``."""
     return math.ceil(length / multiple) * multiple
 
 

@@ -15,7 +15,6 @@ and a model whose attention is quadratic in space are not foreseen: for other mo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.diffusion.windows import split
 from ldm_video.pipeline.job import Job, Role
 from ldm_video.pipeline.journal import Journal
-from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, held_before_work, measure_costs
+from ldm_video.pipeline.memory_costs import LEAVE, Costs, free_memory, held_before_work, measure_costs, round_up
 from ldm_video.pipeline.plan import longest_needed
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.video_io import VideoInfo
@@ -221,10 +220,10 @@ def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> C
     None where there is none, where it could not be chosen now, and where it needs more bytes than ``allowed``.
     """
     try:
-        identity = json.loads((Journal(output).folder / "journal.json").read_text())["identity"]
+        identity = Journal(output).identity()
         tile = None if identity["tile"] is None else (int(identity["tile"][0]), int(identity["tile"][1]))
         segment = int(identity["segments: segment"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     if not demand.least <= segment <= demand.segment or not all(_can_be(side, demand) for side in tile or ()):
         return None  # another command's work
@@ -237,7 +236,7 @@ def _can_be(side: int, demand: Demand) -> bool:
 
 
 def _floor(demand: Demand) -> int:
-    return _up(2 * demand.tile_overlap, demand.multiple)
+    return max(demand.multiple, round_up(2 * demand.tile_overlap, demand.multiple))
 
 
 def _sides(length: int, demand: Demand) -> list[int]:
@@ -245,13 +244,9 @@ def _sides(length: int, demand: Demand) -> list[int]:
     sides, count = [length], 1
     while sides[-1] > floor:
         count += 1
-        side = _up(-(-(length + (count - 1) * demand.tile_overlap) // count), demand.multiple)
+        side = round_up(-(-(length + (count - 1) * demand.tile_overlap) // count), demand.multiple)
         sides.append(max(floor, side))
     return sides
-
-
-def _up(length: int, multiple: int) -> int:
-    return max(multiple, length + -length % multiple)
 
 
 def _seen(demand: Demand, tile: tuple[int, int] | None) -> float:

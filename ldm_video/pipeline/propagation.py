@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm_video.core.push_pull import push_pull
-from ldm_video.core.tensors import size_of
+from ldm_video.core.tensors import size_of, to_bytes
 from ldm_video.motion.search import dense_flow
 from ldm_video.motion.warp import at
 from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
@@ -94,9 +94,7 @@ def may_show_more(frames: Tensor, hole: Tensor) -> bool:
     return any(float(np.quantile(m[around], 0.75)) > _STILL for m in moved) if around.any() else False
 
 
-def reduce_hole(
-    frames: Tensor, hole: Tensor, filled: Tensor, confidence: Tensor, threshold: float = THRESHOLD
-) -> tuple[Tensor, Tensor]:
+def reduce_hole(frames: Tensor, hole: Tensor, filled: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
     """Make evidence of what was carried over: ``(frames t 3 h w, hole t 1 H W)`` with a smaller hole.
 
     Args:
@@ -106,17 +104,17 @@ def reduce_hole(
             specks, in which a model could do nothing.
     """
     size = size_of(hole)
-    unknown = _majority((confidence < threshold).to(hole)) * (confidence < 1)  # t 1 h w
+    unknown = _majority((confidence < THRESHOLD).to(hole)) * (confidence < 1)  # t 1 h w
     unknown = torch.maximum(unknown, (confidence == 0).to(hole))
     left = hole * F.interpolate(unknown, size=size, mode="nearest-exact")  # t 1 H W
     # A low-res pixel under what is left of the hole is not read; its own colours may stay.
     return torch.where(unknown.bool(), frames, filled), left
 
 
-def won_share(hole: Tensor, confidence: Tensor, threshold: float = THRESHOLD) -> float:
+def won_share(hole: Tensor, confidence: Tensor) -> float:
     """Share of the hole ``t 1 h w`` that the other frames show; 0 without a hole."""
     area = float(hole.sum())
-    return float((hole * (confidence >= threshold)).sum()) / area if area else 0.0
+    return float((hole * (confidence >= THRESHOLD)).sum()) / area if area else 0.0
 
 
 @dataclass(frozen=True)
@@ -234,8 +232,8 @@ def _points(pixels: tuple[np.ndarray, ...], corner: tuple[int, int]) -> np.ndarr
 
 def _grey(frame: Tensor) -> np.ndarray:
     """``3 h w`` in [-1, 1] -> ``h w`` uint8."""
-    pixels = rearrange((frame + 1) * 127.5, "c h w -> h w c").round().clamp(0, 255).to(torch.uint8)
-    return cv2.cvtColor(pixels.contiguous().cpu().numpy(), cv2.COLOR_RGB2GRAY)
+    pixels = rearrange(to_bytes(frame), "c h w -> h w c").contiguous().cpu()
+    return cv2.cvtColor(pixels.numpy(), cv2.COLOR_RGB2GRAY)
 
 
 def _majority(mask: Tensor, side: int = 3) -> Tensor:

@@ -53,7 +53,7 @@ def classify(frames: Iterable[av.VideoFrame]) -> Counter[str]:
                 counts.update(frames=1, flagged=int(frame.interlaced_frame))
                 yield frame
 
-    for frame in _run(alike(), ("idet", "")):
+    for frame in _run(alike(), "idet"):
         counts[frame.metadata.get("lavfi.idet.multiple.current_frame", "undetermined")] += 1
     return counts
 
@@ -74,14 +74,14 @@ def decide(counts: Counter[str]) -> FieldOrder:
 def deinterlace(frames: Iterable[av.VideoFrame], order: FieldOrder) -> Iterator[av.VideoFrame]:
     """One full frame for each interlaced frame, same count, same times (``bwdif``, ``send_frame``)."""
     parity = "auto" if order in ("auto", "progressive") else order
-    return _run(frames, ("bwdif", f"mode=send_frame:parity={parity}:deint=all"))
+    return _run(frames, "bwdif", f"mode=send_frame:parity={parity}:deint=all")
 
 
-def _run(frames: Iterable[av.VideoFrame], *filters: tuple[str, str]) -> Iterator[av.VideoFrame]:
+def _run(frames: Iterable[av.VideoFrame], name: str, options: str | None = None) -> Iterator[av.VideoFrame]:
     graph: Graph | None = None
     for frame in frames:
         if graph is None:
-            graph = _graph(frame, filters)
+            graph = _graph(frame, name, options)
         graph.vpush(frame)
         yield from _pull(graph)
     if graph is not None:
@@ -89,13 +89,12 @@ def _run(frames: Iterable[av.VideoFrame], *filters: tuple[str, str]) -> Iterator
         yield from _pull(graph)
 
 
-def _graph(frame: av.VideoFrame, filters: tuple[tuple[str, str], ...]) -> Graph:
+def _graph(frame: av.VideoFrame, name: str, options: str | None) -> Graph:
     graph = Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
     )
-    nodes = [graph.add(name, args) if args else graph.add(name) for name, args in filters]
-    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+    graph.link_nodes(source, graph.add(name, options), graph.add("buffersink")).configure()
     return graph
 
 
