@@ -14,8 +14,8 @@ from ldm_video.pipeline.settings import read_config
 
 
 def main() -> None:
-    """Read the command line, then load the libraries, which takes seconds, and do it."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # of names that the terminal cannot show
+    """Read the command line, then load the libraries, which takes seconds, and run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse_arguments()
     signal.signal(signal.SIGTERM, on_signal)
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """End as Ctrl-C does, so that what was begun is put away; the number decides the exit code."""
+    """Stop as Ctrl-C does, so that unfinished work is cleaned up; the number decides the exit code."""
     raise KeyboardInterrupt(number)
 
 

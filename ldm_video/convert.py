@@ -1,4 +1,4 @@
-"""Models in other forms: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | add-restorer | ...``."""
+"""Convert models: ``python -m ldm_video.convert to-bundle | to-diffusers | add-motion | add-restorer | ...``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.text import save_text_model
 from ldm_video.models.video_model import VideoModel
 
-_OF_CHECKPOINTS = ("head_dim", "heads", "variant")  # options of to-bundle that change nothing of a bundle
+_OF_CHECKPOINTS = ("head_dim", "heads", "variant")  # options of to-bundle that have no effect on a bundle
 
 
 def main() -> None:
-    """Read the command line, check the place of the result, convert."""
+    """Read the command line, check the destination, convert."""
     arguments = parse_arguments()
     check_place(arguments.result, arguments.overwrite)
     try:
         lines = arguments.convert(arguments)
-    except SafetensorError as error:  # of writing: it wraps the operating system's error and drops its number
+    except SafetensorError as error:  # while writing: it wraps the operating system's error and drops its number
         raise UserError(
             f"cannot write {arguments.result} ({error}); free some space or choose another folder"
         ) from error
@@ -129,17 +129,17 @@ def parse_seed(word: str) -> int:
 
 
 def check_place(folder: Path, overwrite: bool) -> None:
-    """``UserError`` unless ``folder`` is free, or holds a model and may be replaced."""
+    """Raise ``UserError`` unless ``folder`` is free, or holds a model and may be replaced."""
     if not folder.exists():
         return
     if not overwrite:
         raise UserError(f"{folder} exists; pass --overwrite to replace it, or choose another folder")
-    if not (folder / INDEX).is_file():  # --overwrite may not cost anyone a folder of something else
+    if not (folder / INDEX).is_file():  # --overwrite must not delete a folder of something else
         raise UserError(f"{folder} exists and is no model, so it is not replaced; choose another folder")
 
 
 def to_bundle(arguments: argparse.Namespace) -> list[str]:
-    """Write a checkpoint as a bundle; says what it is."""
+    """Write a checkpoint as a bundle; return lines that describe it."""
     if arguments.head_dim == 0 and arguments.heads is not None:
         raise UserError("--head-dim 0 leaves temporal layers out, --heads is of those; give one of them")
     new = TemporalConfig(head_dim=arguments.head_dim or TemporalConfig.head_dim, heads=arguments.heads)
@@ -159,7 +159,7 @@ def to_bundle(arguments: argparse.Namespace) -> list[str]:
 
 
 def to_diffusers(arguments: argparse.Namespace) -> list[str]:
-    """Write a bundle's spatial part as a diffusers pipeline; says what is left out."""
+    """Write a bundle's spatial part as a diffusers pipeline; return what is left out."""
     pipeline, left_out = to_pipeline(open_model(arguments.model, temporal=FRAME_BY_FRAME))
     with atomic_path(arguments.result) as temporary:
         pipeline.save_pretrained(temporary)
@@ -168,7 +168,7 @@ def to_diffusers(arguments: argparse.Namespace) -> list[str]:
 
 
 def add_motion(arguments: argparse.Namespace) -> list[str]:
-    """Write a bundle with temporal attention that starts from AnimateDiff's; says what was loaded and what was not."""
+    """Write a bundle with temporal attention initialised from AnimateDiff's; return what was and was not loaded."""
     adapter = read_motion_adapter(arguments.adapter)
     model = open_model(arguments.model)
     report = load_motion(model.denoiser, adapter)
@@ -177,7 +177,7 @@ def add_motion(arguments: argparse.Namespace) -> list[str]:
 
 
 def add_restorer(arguments: argparse.Namespace) -> list[str]:
-    """Write a model with a published restorer beside its decoder; says how large both are."""
+    """Write a model with a published restorer beside its decoder; return the sizes of both."""
     model = open_model(arguments.model)
     own = model.codec
     if not isinstance(own, VideoCodec):
@@ -201,7 +201,7 @@ def add_restorer(arguments: argparse.Namespace) -> list[str]:
 
 
 def remove_restorer(arguments: argparse.Namespace) -> list[str]:
-    """Write a model with the decoder of one that has a restorer beside it: to be trained on, or for speed."""
+    """Write a model with its own decoder alone, without the restorer beside it: for training, or for speed."""
     model = open_model(arguments.model)
     paired = model.codec
     if not isinstance(paired, PairedCodec):
@@ -212,7 +212,7 @@ def remove_restorer(arguments: argparse.Namespace) -> list[str]:
 
 
 def fresh(arguments: argparse.Namespace) -> list[str]:
-    """Write the model of a configuration with new weights."""
+    """Write a configuration's model with new weights."""
     torch.manual_seed(arguments.seed)
     model = build(load_config(arguments.config))
     save(model, arguments.result, arguments.dtype)
@@ -257,7 +257,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, torch.Size]]:
 
 
 def save(model: VideoModel, folder: Path, dtype: str) -> None:
-    """Write a bundle whose every weight ``dtype`` can hold."""
+    """Write a bundle. Raises ``UserError`` if ``dtype`` cannot hold one of its weights."""
     if dtype != "fp32":
         for name, parameter in model.named_parameters():
             if not parameter.to(DTYPES[dtype]).isfinite().all():

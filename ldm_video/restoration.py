@@ -1,4 +1,4 @@
-"""What ``infer.py`` does: from its command line to one clip, or an archive of them, restored with a model."""
+"""The work of ``infer.py``: from its command line to one clip, or an archive of them, restored with a model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ldm_video.video_io.stills import is_image
 
 @torch.no_grad()
 def run(arguments: argparse.Namespace, config: DictConfig) -> None:
-    """One clip, or an archive of them. ``config``: the values of ``arguments`` and the files that they name."""
+    """Restore one clip, or an archive. ``config``: the values of ``arguments`` and of the files that they name."""
     if Path(arguments.output).name in ("", ".."):  # files beside it are named after it
         arguments.output = os.path.abspath(arguments.output)
     if is_archive(Path(arguments.input), Path(arguments.output), arguments.mask):
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, config: DictConfig) -> None:
 def run_clip(
     arguments: argparse.Namespace, info: VideoInfo, job: Job, restorer: Restorer, role: Role, shown: bool
 ) -> Outcome:
-    """Restore it, or say what would be done."""
+    """Restore the clip, or print what would be done."""
     if arguments.dry_run:
         open_mask(job, info).close()
         open_writers(job, info)
@@ -80,7 +80,7 @@ def run_clip(
 
 
 def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
-    """Every video below a folder, this process's share of them, with one model. ``UserError`` when any failed."""
+    """Restore this process's share of the videos below a folder, with one model. ``UserError`` if any failed."""
     target = Path(arguments.output)
     share, prompts = find_share(arguments.share, os.environ), find_prompts(config)
     also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
@@ -114,7 +114,7 @@ def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
 
 
 def check_command(arguments: argparse.Namespace, config: DictConfig, own: SamplingDefaults, restorer: Restorer) -> None:
-    """``UserError`` for what is wrong with a command whatever the clip: it is said once, and not with every clip."""
+    """Raise ``UserError`` for what is wrong with a command whatever the clip: once, not once per clip."""
     if config.memory is not None:
         check_memory(config.memory, restorer)
     find_encoder(config.codec).arguments(config.crf, config.preset)
@@ -126,7 +126,7 @@ def check_command(arguments: argparse.Namespace, config: DictConfig, own: Sampli
 
 
 def prepare(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoInfo, Job, Restorer, Role]:
-    """What the command line asks for of one clip, checked and ready to run."""
+    """Return what the command line asks for on one clip, checked and ready to run."""
     prompts = find_prompts(config)
     info = probe(arguments.input)
     model, role = load_model(arguments, config)
@@ -136,7 +136,7 @@ def prepare(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoInf
 
 
 def load_model(arguments: argparse.Namespace, config: DictConfig) -> tuple[VideoModel, Role]:
-    """The model, and the role of this process."""
+    """Load the model, and work out this process's part. A preview takes few steps unless they are given."""
     model_files = find_model(SHIPPED if config.model == "shipped" else config.model, variant=config.variant)
     adapter = None if config.lora is None else read_adapter(config.lora)
     model = open_adapted(model_files, adapter, config.variant)
@@ -152,11 +152,11 @@ def prepare_clip(
     restorer: Restorer,
     role: Role,
 ) -> tuple[Job, Restorer]:
-    """One clip, with the tile and the segments that ``--memory`` allows, or what is free where it is not enough."""
+    """Prepare one clip, with the tile and segments that fit ``--memory``, or what is free if segments need more."""
     job = make_job(arguments, config, info, own)
     memory = config.memory
     if memory is None and role.share.count == 1 and is_too_large(info, job, restorer, os.environ):
-        open_writers(job, info, joining=Journal(job.output).joining)  # an output that cannot be is refused for that
+        open_writers(job, info, joining=Journal(job.output).joining)  # an impossible output fails first
         memory = "auto"
     if memory is None:
         return job, restorer
@@ -168,7 +168,7 @@ def prepare_clip(
 def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo, own: SamplingDefaults) -> Job:
     output, size = Path(arguments.output), make_size(config, info.size, own)
     if output.suffix and not output.is_dir() and not is_image(output):
-        check_size(find_encoder(config.codec), size, info.size)  # before a mask is laid out on it
+        check_size(find_encoder(config.codec), size, info.size)  # before a mask of that size is made
     window = own.window if config.window is None else config.window
     overlap = own.overlap if config.overlap is None else config.overlap
     return Job(
@@ -187,13 +187,13 @@ def make_job(arguments: argparse.Namespace, config: DictConfig, info: VideoInfo,
 
 
 def make_size(config: DictConfig, size: tuple[int, int], own: SamplingDefaults) -> tuple[int, int]:
-    """(height, width) of the output of a clip of ``size``."""
+    """Return (height, width) of the output of a clip of ``size``."""
     scale = own.scale if config.scale is None and config.height is None else config.scale
     return output_size(size, scale, config.height)
 
 
 def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None, preview: bool = False) -> Restorer:
-    """The model on its device, with its settings and the embeddings of its prompts."""
+    """Place the model on its device, and embed the prompts. ``UserError`` if it takes none but one is given."""
     settings = make_settings(config, model, preview)
     place(model, own_device(config.device, os.environ, torch.cuda.device_count()), config.dtype, config.attention)
     if model.text is None and config.prompt is None and prompts is None and not config.negative_prompt:
@@ -208,7 +208,7 @@ def make_restorer(config: DictConfig, model: VideoModel, prompts: Prompts | None
 
 
 def make_settings(config: DictConfig, model: VideoModel, preview: bool = False) -> RestoreSettings:
-    """The config's values, checked; the model's own where they are null, in a preview with few steps."""
+    """Return the config's values, or the model's own where they are null. ``UserError`` for invalid ones."""
     own = model.sampling
     if preview:
         own = replace(own, steps=min(own.steps, FEW_STEPS))
@@ -241,7 +241,7 @@ def make_settings(config: DictConfig, model: VideoModel, preview: bool = False) 
 
 
 def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
-    """``UserError`` for a number of steps that the model cannot be sampled in."""
+    """Raise ``UserError`` for a number of steps that the model does not support."""
     if settings.steps < 0:
         raise UserError(f"--steps {settings.steps} is below 0")
     if settings.steps > 0:
@@ -258,7 +258,7 @@ def check_steps(settings: RestoreSettings, model: VideoModel) -> None:
 
 
 def check_noise(settings: RestoreSettings, model: VideoModel) -> None:
-    """``UserError`` for a noise level or a strength that the model cannot have."""
+    """Raise ``UserError`` for a strength or noise level that is out of range or that the model does not support."""
     if not 0 < settings.strength <= 1:
         raise UserError(f"--strength {settings.strength} is outside 0 to 1; 1 begins from noise alone")
     if settings.noise_level is None:

@@ -1,1 +1,1 @@
-"""Floor 2: from a clip and its mask to the HD clip. Receives built parts."""
+"""Floor 2: restore a clip and its mask to an HD clip. Receives an already-built model."""

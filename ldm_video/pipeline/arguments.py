@@ -1,4 +1,4 @@
-"""The command line of ``infer.py``. Imports no library: what is wrong with it is said at once, and so is ``--help``."""
+"""The command line of ``infer.py``. Imports no heavy library, so that usage errors and ``--help`` appear at once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
-    """``--box -5,0,9,9`` as ``--box=-5,0,9,9``: argparse takes what begins with a minus for an option."""
+    """Turn ``--box -5,0,9,9`` into ``--box=-5,0,9,9``: argparse takes a word with a leading minus for an option."""
     joined: list[str] = []
     for word in words:
         if re.match(r"-\d+,", word) and joined and re.fullmatch(r"--\w+", joined[-1]):
@@ -73,12 +73,12 @@ def _with_values(words: Sequence[str]) -> list[str]:
 
 
 def find_config(text: str) -> Path:
-    """A file, or one of ``configs/infer`` by its name."""
+    """Return the path ``text``, or ``configs/infer/TEXT.yaml`` for a bare name that exists only there."""
     given, named = Path(text), DEFAULTS.parent / f"{text}.yaml"
     return named if given.name == text and named.exists() and not given.exists() else given
 
 
 def check_input(arguments: argparse.Namespace) -> None:
-    """``UserError`` for an input that is not there: it need not wait for the libraries."""
+    """Raise ``UserError`` for a missing input, before the heavy libraries are loaded."""
     if not Path(arguments.input).exists():
         raise UserError(f"{arguments.input} does not exist; check the path")

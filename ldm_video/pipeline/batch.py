@@ -1,6 +1,6 @@
-"""An archive: every video below a folder, each to its mirrored place; one bad file does not stop the rest.
+"""Batch mode: restore every video below a folder to its mirrored path; one bad file does not stop the rest.
 
-Processes share an archive by whole clips: they talk through files alone, as those that share one clip do.
+Processes split an archive by whole clips. They communicate through files alone, as those that share one clip do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ldm_video.video_io.stills import is_image, natural_key
 
 @dataclass(frozen=True)
 class Clip:
-    """``name``: the source below the archive's folder; ``size``: its bytes."""
+    """A video of an archive. ``name``: its path below the archive's folder; ``size``: in bytes."""
 
     name: Path
     source: Path
@@ -39,15 +39,15 @@ class Clip:
 
     @property
     def done(self) -> bool:
-        """Whether the output is there, and no command was ended while it put it together with its comparison."""
+        """Whether the output exists and no run was killed while putting it and its comparison in place."""
         return self.output.exists() and not Journal(self.output).joining
 
 
 def is_archive(source: Path, output: Path, masks: Path | None = None) -> bool:
-    """Whether ``source`` is a folder of clips: it holds a video, also in subfolders, and ``output`` is a folder.
+    """Return whether ``source`` is a folder of clips: it holds a video, also in subfolders, and ``output`` is a folder.
 
-    ``masks`` are no clips. With a file as ``output``, ``source`` is one clip: a folder of frames. ``UserError`` when it
-    has none but videos.
+    ``masks`` do not count as clips. If ``output`` is a file, ``source`` is one clip: a folder of frames. Raises
+    ``UserError`` if it then holds videos but no image.
     """
     if not source.is_dir():
         return False
@@ -68,10 +68,11 @@ def list_clips(
     also: Sequence[Callable[[Path], Path]] = (),
     masks: Path | None = None,
 ) -> tuple[list[Clip], int]:
-    """The clips of an archive in the order of their names, and how many pictures beside them are passed over.
+    """Return the clips of an archive, in natural order of their names, and the number of images that are ignored.
 
-    Hidden files and folders, ``target`` itself and ``masks`` are no part of it. ``also``: from an output's path, that
-    of another file that is written with it. Raises ``UserError`` where two clips would be written to one file.
+    Hidden files and folders, ``target`` itself and ``masks`` are excluded. ``also``: functions that map an output's
+    path to that of another file written with it. Raises ``UserError`` if two clips would be written to one file, if
+    ``target`` is the input or a file, and for an unknown codec.
     """
     find_encoder(codec)
     if target.exists() and (not target.is_dir() or target.resolve() == source.resolve()):
@@ -80,7 +81,7 @@ def list_clips(
     apart = (target, masks)
     for path in sorted(_videos(source, apart), key=lambda path: natural_key(str(path))):
         name = path.relative_to(source)
-        size = path.stat().st_size if path.exists() else 0  # a link to nothing fails when its turn comes
+        size = path.stat().st_size if path.exists() else 0  # a broken link fails when its turn comes
         clip = Clip(name, path, follow_link(target / name.with_suffix(output_suffix(name, codec))), size)
         for written in (clip.output, *(make(clip.output) for make in also)):
             if written in owners:
@@ -91,14 +92,15 @@ def list_clips(
 
 
 def output_suffix(name: Path, codec: str) -> str:
-    """The source's own where the codec goes into such a file, else ``.mkv``, which holds whatever sound there is."""
+    """Return the source's suffix if such a file can hold the codec, else ``.mkv``, which holds any audio."""
     return name.suffix if name.suffix.lower() in find_encoder(codec).containers.split() else ".mkv"
 
 
 def find_mask(masks: Path | None, name: Path) -> Path | None:
-    """The mask of the clip ``name``: ``masks`` itself unless it is a folder, else what has the clip's name in it.
+    """Return the mask of the clip ``name``: ``masks`` itself unless it is a folder, else the clip's entry in it.
 
-    That is a video or a picture of the same stem, or a folder of frames. ``UserError`` when there is none, or several.
+    The entry is a video or image of the clip's stem, or a folder of frames. Raises ``UserError`` if there is none, or
+    several.
     """
     if masks is None or not masks.is_dir():
         return masks
@@ -113,16 +115,16 @@ def find_mask(masks: Path | None, name: Path) -> Path | None:
 
 
 def own_clips(clips: Sequence[Clip], share: Share) -> list[Clip]:
-    """Every N-th clip by falling size: the long ones are spread over the processes. In the order of their names."""
-    by_size = sorted(clips, key=lambda clip: -clip.size)  # stable: clips of one size stay in order
+    """Return every N-th clip by decreasing size, to spread long clips over processes, in the order of ``clips``."""
+    by_size = sorted(clips, key=lambda clip: -clip.size)  # stable: clips of equal size stay in order
     own = {clip.name for clip in by_size[share.index :: share.count]}
     return [clip for clip in clips if clip.name in own]
 
 
 class Report:
-    """``OUTPUT/report.json``: what became of each clip, true at every moment, whatever ends the process.
+    """``OUTPUT/report.json``: the state of each clip, correct at any moment, however the process ends.
 
-    One file for all processes. Each writes what it knows of its own clips, under a lock, whole or not at all.
+    All processes share one file. Each updates the entries of its own clips under a lock, with an atomic rename.
     """
 
     def __init__(self, path: Path, clips: Sequence[Clip], own: Sequence[Clip], shared: bool) -> None:
@@ -138,7 +140,7 @@ class Report:
             )
 
     def enter(self, clip: Clip, state: str, **facts: Any) -> None:
-        """``state``: ``done``, ``skipped`` or ``failed``."""
+        """Record a clip's ``state`` (``done``, ``skipped`` or ``failed``) and further ``facts``."""
         with self._locked():
             self._write(self._read() | {str(clip.name): {"state": state, "output": str(clip.output), **facts}})
 
@@ -153,7 +155,7 @@ class Report:
     def _read(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.path.read_text(encoding="utf-8", errors="surrogateescape"))["clips"])
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or another program's
+        except (OSError, ValueError, KeyError, TypeError):  # no report yet, or another program's file
             return {}
 
     def _write(self, entries: dict[str, Any]) -> None:
@@ -171,16 +173,16 @@ def run_batch(
     redo: bool,
     complain: Callable[[str], None],
 ) -> Counter[str]:
-    """``work`` on every clip, one after the other; returns how many of them came to each state.
+    """Run ``work`` on every clip in turn; return the number of clips in each state.
 
-    An error ends its clip, and is told and reported; only the end of the process ends the batch. Clips whose output is
-    there are skipped unless ``redo``.
+    An error fails only its own clip, and is printed and reported; only the end of the process ends the batch. Clips
+    whose output exists are skipped unless ``redo``.
     """
     states = Counter[str]()
     for clip in clips:
         state, facts = _skip(clip, complain) if clip.done and not redo else _attempt(clip, work, complain)
         if report is not None:
-            Journal(clip.output).clear()  # also of one that is skipped
+            Journal(clip.output).clear()  # also for a skipped clip
             report.enter(clip, state, **facts)
         states[state] += 1
     return states
@@ -204,7 +206,7 @@ def _attempt(
     except Exception as error:
         if isinstance(error, UserError):
             line = str(error)
-        else:  # a fault of the program: its place is of use, and the other clips may not meet it
+        else:  # a bug: its traceback is useful, and the other clips may not hit it
             line = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         complain(f"{clip.name}: {line}")
@@ -215,7 +217,7 @@ def _attempt(
 
 @contextmanager
 def at_work(target: Path, share: Share) -> Iterator[None]:
-    """Hold this process's share of the archive, for the others to see. ``UserError`` when another process has it."""
+    """Hold the lock on this process's share of the archive. Raises ``UserError`` if another process holds it."""
     if share.count == 1:
         yield
         return
@@ -243,7 +245,7 @@ def _videos(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
 
 
 def _files(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
-    """Every file below ``source`` but hidden ones and those ``apart``, or in folders that are."""
+    """Yield every file below ``source``, except hidden files, those in ``apart``, and the contents of such folders."""
     for folder, folders, files in os.walk(source):
         here = Path(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and not _among(here / name, apart)]

@@ -15,15 +15,17 @@ _CELL = 32  # side in pixels of the squares whose mean counts as low frequency
 
 
 def match_colour(output: Tensor, guess: Tensor, hole: Tensor, method: str = "wavelet") -> Tensor:
-    """Bring ``output``'s colours back to those of the evidence, with statistics taken outside the hole only.
+    """Match the colours of ``output`` to those of the evidence, using statistics from outside the hole only.
 
     Args:
-        output: ``b t 3 H W``.
-        guess: the evidence resized to the same grid, ``b t 3 H W``.
+        output: ``b t 3 H W`` in [-1, 1].
+        guess: the evidence resized to the same grid, ``b t 3 H W`` in [-1, 1].
         hole: ``b t 1 H W`` in {0, 1}.
         method: ``wavelet`` gives every frame the evidence's low frequencies (StableSR, arXiv:2305.07015, section 3.3);
-            inside the hole the correction of its rim is carried on smoothly. ``adain`` matches mean and standard
-            deviation of each channel over a frame. ``none`` returns ``output``.
+            inside the hole the correction at its rim is extrapolated smoothly. ``adain`` matches mean and standard
+            deviation of each channel of a frame. ``none`` returns ``output``.
+
+    Returns ``b t 3 H W``, not clamped. Raises ``ValueError`` for an unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown colour fix {method!r}; use one of {', '.join(METHODS)}")
@@ -38,7 +40,7 @@ def _low_difference(output: Tensor, guess: Tensor, keep: Tensor) -> Tensor:
     grid = (max(1, round(size[0] / _CELL)), max(1, round(size[1] / _CELL)))
     mass = F.interpolate(fold_time(keep), size=grid, mode="area")  # (b t) 1 g g
     mean = F.interpolate(fold_time((guess - output) * keep), size=grid, mode="area") / mass.clamp(min=1e-6)
-    # A cell with little evidence is as unsure as one with none.
+    # A cell with little evidence is as unreliable as one with none.
     smooth = push_pull(mean, (mass > 0.05).to(mean))  # (b t) 3 g g
     return unfold_time(F.interpolate(smooth, size=size, mode="bicubic", align_corners=False), output.shape[1])
 

@@ -1,4 +1,4 @@
-"""Holes grow before they are filled, and their borders are soft when known pixels are put back."""
+"""Dilate holes before they are filled, and feather their borders when known pixels are put back."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ldm_video.core.tensors import fold_time, unfold_time
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
-    """Grow a ``b t 1 H W`` mask by ``radius`` pixels (a square)."""
+    """Dilate a ``b t 1 H W`` mask by ``radius`` pixels (a square)."""
     if radius <= 0 or not bool(mask.any()):
         return mask
     side = 2 * radius + 1
-    # Columns, then rows: the same square, at the cost of its sides and not of its area.
+    # Separable: columns, then rows. The cost grows with the square's side, not with its area.
     down = F.max_pool2d(fold_time(mask), (side, 1), stride=1, padding=(radius, 0))  # (b t) 1 H W
     return unfold_time(F.max_pool2d(down, (1, side), stride=1, padding=(0, radius)), mask.shape[1])
 
 
 def feather(mask: Tensor, width: int) -> Tensor:
-    """Soft outer border: 1 on the mask, falling to 0 over ``width`` pixels around it, exactly 0 beyond.
+    """Soften the outer border: 1 on the mask, falling to 0 over ``width`` pixels around it, exactly 0 beyond.
 
     ``b t 1 H W`` in {0, 1} -> ``b t 1 H W`` in [0, 1].
     """
@@ -34,5 +34,8 @@ def feather(mask: Tensor, width: int) -> Tensor:
 
 
 def put_back(output: Tensor, known_pixels: Tensor, hole: Tensor, width: int) -> Tensor:
-    """Known pixels outside the feathered hole, ``output`` inside, a blend across ``width`` pixels between."""
+    """Composite known pixels outside the feathered hole and ``output`` inside, blended across ``width`` pixels.
+
+    ``output`` and ``known_pixels``: ``b t 3 H W``; ``hole``: ``b t 1 H W`` in {0, 1}.
+    """
     return torch.lerp(known_pixels, output, feather(hole, width))

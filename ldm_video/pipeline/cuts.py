@@ -1,4 +1,4 @@
-"""Where shots begin: two neighbours that share neither colours nor structure, and not for one frame only."""
+"""Cut detection: where adjacent frames share neither colours nor structure, and not for one frame only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from torch import Tensor
 
 from ldm_video.core.tensors import to_bytes
 
-THRESHOLD = 0.24  # on 69 real shots: inside a shot at most 0.19, between two of different places nearly always above
+THRESHOLD = 0.24  # on 69 real shots: within a shot at most 0.19, between shots of different places nearly always above
 
-_SIZE = (36, 64)  # every frame is looked at in this size
-_REACH = (7, 16)  # by so much of it a picture may move from frame to frame and still be found again
-_BINS = 8  # of each colour channel
-_FLAT = 2.0  # levels of 0..255: contrast below which a picture has no structure
-_LEAST = 0.05  # of a picture: less tells nothing about the rest
+_SIZE = (36, 64)  # height and width at which frames are compared
+_REACH = (7, 16)  # rows and columns of it by which a picture may shift from frame to frame and still be matched
+_BINS = 8  # per colour channel
+_FLAT = 2.0  # contrast in levels of 0..255, below which a picture has no structure
+_LEAST = 0.05  # visible fraction of a picture below which it says nothing about the rest
 
 
 @dataclass(frozen=True)
 class _Glance:
-    """``picture`` ``h w 3`` and ``grey`` ``h w`` float32, in 0..255; ``colours``, a histogram that sums to one;
-    ``shown`` ``h w`` in {0, 1}, None where nothing is hidden."""
+    """A downscaled frame: ``picture`` ``h w 3`` uint8 and ``grey`` ``h w`` float32, both in 0..255.
+
+    ``colours``: a histogram that sums to one. ``shown``: the visible pixels, ``h w`` in {0, 1}; None if nothing is
+    hidden.
+    """
 
     picture: np.ndarray
     grey: np.ndarray
@@ -33,25 +36,25 @@ class _Glance:
 
 
 class CutDetector:
-    """Tells of hard cuts as frames come in, one frame late. Holds two small pictures, and the last hole.
+    """Detect hard cuts as frames come in, one frame late. Holds two small pictures and the last hole.
 
-    Fades and dissolves, flashes of one frame and pans of up to a quarter of the picture in a frame are no cuts; nor is
-    whatever happens in holes. A frame of which nearly nothing is left is passed over.
+    Fades, dissolves, flashes of one frame and pans of up to a quarter of the picture per frame are not cuts; nor is
+    anything that happens in holes. A frame that is almost entirely hidden is skipped.
     """
 
     def __init__(self) -> None:
         self._count = 0
-        self._last: _Glance | None = None  # of the shot that goes on
+        self._last: _Glance | None = None  # of the current shot
         self._doubtful: _Glance | None = None  # may begin a new shot
         self._hole: Tensor | None = None
-        self._shown: np.ndarray | None = None  # beside it
+        self._shown: np.ndarray | None = None  # the visible pixels around it
 
     def push(self, frame: Tensor, hole: Tensor | None = None) -> int | None:
-        """Take the next frame, ``3 h w`` in [-1, 1] of any size, and its hole, ``1 H W`` in {0, 1} of any size.
+        """Add the next frame, ``3 h w`` in [-1, 1] of any size, and its hole, ``1 H W`` in {0, 1} of any size.
 
-        Returns the number, counted from 0, of the frame before it when a shot begins there, else None.
+        Returns the index, from 0, of the previous frame if a shot begins there, else None.
         """
-        if hole is not self._hole:  # a still one comes again and again
+        if hole is not self._hole:  # a static hole is the same tensor every time
             self._hole, self._shown = hole, None if hole is None else _beside(hole, frame.shape[-2:])
         now, last, doubtful = _look(frame, self._shown), self._last, self._doubtful
         self._count += 1
@@ -60,7 +63,7 @@ class CutDetector:
             return None if doubtful is None else self._count - 2
         if doubtful is not None and last is not None:
             self._doubtful = None
-            if not _apart(last, now):  # as if the frame between had not been there: a flash
+            if not _apart(last, now):  # the frame in between was a flash
                 self._last = now
                 return None
             self._compare(doubtful, now)
@@ -69,7 +72,7 @@ class CutDetector:
         return None
 
     def finish(self) -> int | None:
-        """The number of the last frame when a shot begins there; there is nothing after it that could deny it."""
+        """Return the index of the last frame if a shot begins there, else None; no later frame can refute it."""
         doubtful, self._doubtful = self._doubtful, None
         return None if doubtful is None else self._count - 1
 
@@ -91,14 +94,15 @@ def _look(frame: Tensor, shown: np.ndarray | None = None) -> _Glance:
 
 
 def _beside(hole: Tensor, size: torch.Size) -> np.ndarray | None:
-    """What a glance at a frame of ``size`` shows beside the hole ``1 H W``: ``h w`` in {0, 1}; None: all.
+    """Return what is visible of a downscaled frame of ``size`` around the hole ``1 H W``.
 
-    A pixel next to the hole is smeared with what is in it, and what it has a part in is not shown.
+    Returns ``h w`` in {0, 1}; None if all of it is visible. Pixels next to the hole are smeared with its contents;
+    downscaled pixels that overlap them are not visible.
     """
     if not bool(hole.any()):
         return None
     hidden = hole[0].float().cpu().numpy()
-    for height, width in (size, _SIZE):  # as the picture is resized: above 0 wherever a hidden pixel counts
+    for height, width in (size, _SIZE):  # resized as the picture is: above 0 wherever a hidden pixel contributes
         hidden = (cv2.resize(hidden, (width, height), interpolation=cv2.INTER_AREA) > 0).astype(np.float32)
         hidden = cv2.dilate(hidden, np.ones((3, 3), np.uint8)) if (height, width) == size else hidden
     return (1 - hidden).astype(np.uint8)
@@ -106,7 +110,7 @@ def _beside(hole: Tensor, size: torch.Size) -> np.ndarray | None:
 
 def _colours(picture: np.ndarray, shown: np.ndarray | None) -> np.ndarray:
     colours = cv2.calcHist([picture], [0, 1, 2], shown, [_BINS] * 3, [0, 256] * 3)
-    for axis in range(3):  # a colour near the border of two bins belongs to both
+    for axis in range(3):  # a colour near the border of two bins counts for both
         padded = np.pad(colours, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         before, same, after = (padded.take(range(i, i + _BINS), axis) for i in range(3))
         colours = (before + 2 * same + after) / 4
@@ -114,11 +118,11 @@ def _colours(picture: np.ndarray, shown: np.ndarray | None) -> np.ndarray:
 
 
 def _difference(first: _Glance, second: _Glance) -> float:
-    """How little two frames have in common, from 0 to 1; blind to where the camera looks.
+    """Return how little two frames have in common, in [0, 1], independently of where the camera points.
 
-    The geometric mean of what their colour histograms do not share and of how badly the middle of one is found in the
-    other (normalised correlation over shifts, Lewis 1995: blind to brightness and contrast). A pan changes neither
-    much, a fade does not change the second, a cut changes both.
+    The geometric mean of what their colour histograms do not share and of how badly the middle of one is matched in the
+    other (normalised cross-correlation over shifts, Lewis 1995: invariant to brightness and contrast). A pan changes
+    neither much, a fade does not change the second, a cut changes both.
     """
     if first.shown is not None or second.shown is not None:
         return _difference_beside_holes(first, second)
@@ -128,7 +132,7 @@ def _difference(first: _Glance, second: _Glance) -> float:
 
 
 def _found(first: np.ndarray, second: np.ndarray) -> float:
-    """How well the middle of ``first`` is found somewhere in ``second``: correlation in [0, 1]."""
+    """Return how well the middle of ``first`` is matched anywhere in ``second``: correlation in [0, 1]."""
     rows, columns = _REACH
     middle = first[rows:-rows, columns:-columns]
     if middle.std() < _FLAT:
@@ -137,7 +141,7 @@ def _found(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _difference_beside_holes(first: _Glance, second: _Glance) -> float:
-    """The same of what both show; 0 where that is nearly nothing."""
+    """Compute :func:`_difference` over the pixels visible in both frames; 0 if there are hardly any."""
     views = [np.ones(_SIZE, np.uint8) if glance.shown is None else glance.shown for glance in (first, second)]
     both = views[0] * views[1]
     if both.mean() < _LEAST:
@@ -148,12 +152,13 @@ def _difference_beside_holes(first: _Glance, second: _Glance) -> float:
 
 
 def _found_beside_holes(first: np.ndarray, second: np.ndarray, shown: np.ndarray, also: np.ndarray) -> float:
-    """How well ``first``, where it is ``shown``, is found in ``second``, where that is ``also``: correlation in [0, 1].
+    """Return how well ``first``, where ``shown``, is matched in ``second``, where ``also`` is 1: correlation in [0, 1].
 
-    Each shift counts what both show there (Padfield 2012, "Masked object registration in the Fourier domain", here as
-    plain sums), if that is at least half of what they show without one: the middle may be hidden, the whole is shifted.
+    Each shift counts the pixels visible in both (Padfield 2012, "Masked object registration in the Fourier domain",
+    here as plain sums), if they are at least half of those at no shift. The whole frame is shifted, since its middle
+    may be hidden.
     """
-    level = float(first[shown * also > 0].mean())  # sums of small numbers lose less
+    level = float(first[shown * also > 0].mean())  # smaller sums lose less precision
     a, b = shown.astype(np.float32), np.pad(also.astype(np.float32), [(side, side) for side in _REACH])
     x, y = (first - level) * a, (np.pad(second, [(side, side) for side in _REACH]) - level) * b
     count, of_x, of_y, xx, yy, xy = (

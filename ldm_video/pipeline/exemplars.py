@@ -1,13 +1,13 @@
-"""A hole in one frame, completed from patches of the rest of it.
+"""Fill a hole in one frame with patches from the rest of it.
 
-Patch-based completion as an optimisation (Wexler, Shechtman & Irani 2007): every patch that touches the hole looks for
-the most similar one outside, and every pixel of the hole becomes the mean of what the patches that cover it found; from
-coarse to fine. On coarse grids all patches are compared; on finer ones a patch tries what its neighbours found, beside
-what it found a grid before (Barnes et al. 2009, PatchMatch, with all pixels at once and nothing drawn at random).
+Patch-based completion as an optimisation (Wexler, Shechtman & Irani 2007): every patch that touches the hole finds the
+most similar patch outside, and every pixel of the hole becomes the mean of what the patches that cover it found, from
+coarse to fine. On coarse grids all patches are compared; on finer ones a patch tries its neighbours' matches beside its
+own match on the coarser grid (Barnes et al. 2009, PatchMatch, with all pixels at once and no random search).
 
-Left to itself the search ends in whatever agrees with itself, wherever in the frame it stands. So similar also means:
-of the colour that the hole's rim, continued with its edges, has there. A hole is closed with what surrounds it, as
-somebody who wants a thing gone expects.
+Unguided, the search converges to anything self-consistent, wherever in the frame it lies. So similarity also includes
+the colour that the hole's rim has there when it is continued with its edges. A hole is thus filled with its
+surroundings, as expected of object removal.
 """
 
 from __future__ import annotations
@@ -26,30 +26,29 @@ from ldm_video.core.total_variation import continue_edges
 
 _PATCH = 7  # pixels to a side
 _REACH = _PATCH // 2
-_GUIDED = 0.5  # what a difference of smooth colour counts beside one of the patches' mean
-_SMOOTH = 9  # side of the box that takes detail from the colours that guide; taken twice
-_HELD = 0.5  # share of what the finds' smooth colours are off the rim's that is taken back: no patch is cut out sharply
-_COARSEST = 3 * _PATCH  # least short side of a grid
-_COMPARED = 2**24  # pairs of patches up to which all are compared
-_ROUNDS = (8, 4)  # of search and mean: on the coarsest grid, on each finer one
-_AGAIN = 2  # rounds on every grid, of what is only drawn again
-_AT_ONCE = 2**14  # patches that are held in memory
-_SPREADS = 2  # times that finds are passed on to neighbours in a round
+_GUIDED = 0.5  # weight of a difference of smooth colour, relative to that of the patches' mean
+_SMOOTH = 9  # side of the box filter that smooths the guide colours; applied twice
+_HELD = 0.5  # fraction of the smooth colours' offset from the continued rim that is removed: no sharp patch outlines
+_COARSEST = 3 * _PATCH  # minimum short side of a grid
+_COMPARED = 2**24  # number of patch pairs up to which the search is exhaustive
+_ROUNDS = (8, 4)  # of search and averaging: on the coarsest grid, on each finer one
+_AGAIN = 2  # rounds on every grid when an existing fill is redrawn
+_AT_ONCE = 2**14  # patches held in memory
+_SPREADS = 2  # times that matches spread to neighbours per round
 _STEPS = tuple((dy, dx) for step in (1, 3) for dy, dx in ((0, step), (0, -step), (step, 0), (-step, 0)))
 _NUDGES = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
-_USUAL = 0.75  # quantile of the distances at which a patch's say has fallen to exp(-1/2)
+_USUAL = 0.75  # quantile of the distances at which a patch's weight has fallen to exp(-1/2)
 
 
 def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor:
-    """Close the hole of one frame with what is around it.
+    """Fill the hole of one frame with its surroundings.
 
     Args:
         frame: ``3 h w`` in [-1, 1].
         hole: ``1 h w`` in {0, 1}.
-        start: ``3 h w`` in [-1, 1], something that is in the hole already: it is drawn again, from what the frame has.
+        start: ``3 h w`` in [-1, 1], with an existing fill of the hole, which is redrawn from patches of the frame.
 
-    Returns ``3 h w``: ``frame`` outside the hole. In a frame that has hardly a whole patch outside it the hole is
-    filled smoothly.
+    Returns ``3 h w``: ``frame`` outside the hole. If hardly a whole patch lies outside the hole, the fill is smooth.
     """
     picture, mask = frame.float().cpu()[None], hole.float().cpu()[None]  # 1 3 h w, 1 1 h w
     if not bool(mask.any()):
@@ -78,7 +77,10 @@ def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor
 
 
 def _sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
-    """From a grid on which the hole ``h w`` is about a patch wide, and few pairs are to be compared, to the frame's."""
+    """Yield the (height, width) of grids, coarse to fine, up to the frame's own.
+
+    On the coarsest one, the hole ``h w`` is about a patch wide and few pairs of patches have to be compared.
+    """
     height, width = hole.shape
     inside = cv2.distanceTransform(np.pad(hole.byte().numpy(), 1), cv2.DIST_L2, cv2.DIST_MASK_5)
     wide, pairs, halvings = 2 * float(inside.max()), float(hole.sum()) * hole.numel(), 0
@@ -92,16 +94,16 @@ def _sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class _Grid:
-    """A hole on one grid, and what has been found for it. Positions are (row, column); a patch's is its middle.
+    """A hole on one grid, and the matches found for it. Positions are (row, column); a patch's is its centre.
 
     Attributes:
         picture: ``h w 3``.
         hole: ``h w`` bool.
-        guide: ``h w 3``, smooth colours, scaled so that a distance of them adds to one of patches.
-        whole: ``h w`` bool, patches that lie in the frame and show no hole.
-        sources: ``m 2``, where those are; targets: ``n 2``, the patches that touch the hole.
-        found: ``n 2``, a source for each target; distance: ``n``, how far it is, infinity for none.
-        first: nothing has been found on a coarser grid.
+        guide: ``h w 3``, smooth colours, scaled so that their distance adds to that of the patches.
+        whole: ``h w`` bool, patches that lie in the frame and do not touch the hole.
+        sources: ``m 2``, positions of those; targets: ``n 2``, positions of the patches that touch the hole.
+        found: ``n 2``, a source for each target; distance: ``n``, mean squared distance to it, infinity for none.
+        first: whether there are no matches from a coarser grid.
     """
 
     picture: Tensor
@@ -124,7 +126,7 @@ class _Grid:
             self._ask_neighbours(windows)
 
     def _compare_all(self, windows: Tensor) -> None:
-        """Every target with every source."""
+        """Compare every target with every source."""
         given = self._patches(windows, self.sources)  # m d
         norms = given.square().sum(1)
         for part in torch.arange(len(self.targets)).split(max(1, _COMPARED // len(given))):
@@ -134,8 +136,8 @@ class _Grid:
             self.distance[part] = (wanted - given[nearest]).square().mean(1)
 
     def _ask_neighbours(self, windows: Tensor) -> None:
-        """What a target has found already, what its neighbours found, and what lies beside it."""
-        number = torch.full(self.hole.shape, -1)  # h w, of the target there
+        """Try each target's current match, its neighbours' matches, and positions next to its match."""
+        number = torch.full(self.hole.shape, -1)  # h w, index of the target there
         number[tuple(self.targets.T)] = torch.arange(len(self.targets))
         for part in torch.arange(len(self.targets)).split(_AT_ONCE):
             targets = self.targets[part]
@@ -151,14 +153,14 @@ class _Grid:
                     self._try(windows, part, wanted, self.found[part] + torch.tensor(nudge))
 
     def average(self) -> None:
-        """Every pixel of the hole becomes the weighted mean of what the patches that cover it found for it."""
+        """Set every pixel of the hole to the weighted mean of what the patches that cover it found."""
         made, mass = self._means()
         inside = self.hole[tuple(self.targets.T)] & (mass > 0)
-        self.picture = self.picture.clone()  # what it was laid from is not changed
+        self.picture = self.picture.clone()  # leave the picture it was built from unchanged
         self.picture[tuple(self.targets[inside].T)] = made[inside]
 
     def without_step(self) -> Tensor:
-        """``1 3 h w``: the picture, its hole moved by what its rim, made in the same way, is off: no seam."""
+        """Return the picture ``1 3 h w``, its hole corrected by the error of its rim, made in the same way: no seam."""
         made, mass = self._means()
         rim = ~self.hole[tuple(self.targets.T)] & (mass > 0)
         at = tuple(self.targets[rim].T)
@@ -168,7 +170,7 @@ class _Grid:
         return picture + push_pull(step, seen) * self.hole
 
     def _means(self) -> tuple[Tensor, Tensor]:
-        """Of every target's middle, what the patches that cover it found for it ``n 3``, and their weight ``n``."""
+        """Return, at every target, the mean ``n 3`` of what the patches that cover it found, and their weight ``n``."""
         total, mass = torch.zeros(len(self.targets), 3), torch.zeros(len(self.targets))
         has = self.distance.isfinite()
         if not bool(has.any()):
@@ -187,15 +189,15 @@ class _Grid:
         return total / mass.clamp(min=1e-12)[:, None], mass
 
     def begin_with(self, coarse: _Grid) -> None:
-        """Fill the hole with what was made on a coarser grid."""
+        """Initialise the hole with the fill from a coarser grid."""
         made = coarse.picture.permute(2, 0, 1)[None]
         larger = F.interpolate(made, size=self.hole.shape, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
         self.picture = torch.where(self.hole[..., None], larger, self.picture)
 
     def find_again(self, coarse: _Grid) -> None:
-        """Begin the search at what was found on a coarser grid."""
+        """Initialise the search with the matches from a coarser grid."""
         size, old = self.hole.shape, coarse.hole.shape
-        there = torch.cartesian_prod(*(torch.arange(side) for side in old)).view(*old, 2)  # itself, outside the hole
+        there = torch.cartesian_prod(*(torch.arange(side) for side in old)).view(*old, 2)  # outside: itself
         there[tuple(coarse.targets.T)] = coarse.found
         scale = torch.tensor([new / side for new, side in zip(size, old, strict=True)])
         before = ((self.targets + 0.5) / scale).long().clamp(max=torch.tensor(old) - 1)  # n 2
@@ -203,7 +205,7 @@ class _Grid:
         self.found, self.first = self._inside(self.targets + moved.round().long()), False
 
     def _try(self, windows: Tensor, part: Tensor, wanted: Tensor, source: Tensor) -> None:
-        """Take ``source`` ``k 2`` where it is whole and nearer than what the targets ``part`` ``k`` have found."""
+        """Accept ``source`` ``k 2`` where it is whole and nearer than the match of the targets ``part`` ``k``."""
         source = self._inside(source)
         whole = self.whole[tuple(source.T)]
         part, source = part[whole], source[whole]
@@ -212,7 +214,7 @@ class _Grid:
         self.found[part[nearer]], self.distance[part[nearer]] = source[nearer], distance[nearer]
 
     def _patches(self, windows: Tensor, at: Tensor) -> Tensor:
-        """``n 2 -> n d``: the patches there, and what guides them."""
+        """``n 2 -> n d``: the patches there, followed by their guide colours."""
         rows, columns = at.unbind(-1)
         return torch.cat([windows[rows, columns].flatten(1), self.guide[rows, columns]], dim=1)
 
@@ -222,7 +224,7 @@ class _Grid:
 
 
 def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
-    """The frame ``1 3 h w``, smooth in its hole ``1 1 h w``, on a grid of ``size``."""
+    """Put the frame ``1 3 h w``, smooth in its hole ``1 1 h w``, on a grid of ``size``."""
     same = smooth.shape[-2:] == torch.Size(size)
     picture = smooth if same else F.interpolate(smooth, size=size, mode="bicubic", antialias=True)
     hole = F.adaptive_max_pool2d(mask, size)  # 1 1 h w
@@ -244,6 +246,6 @@ def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
 
 
 def _smoothed(picture: Tensor) -> Tensor:
-    """``1 c h w -> 1 c h w``, without detail: two boxes, one after the other."""
+    """``1 c h w -> 1 c h w``, low-pass filtered by two box filters in succession."""
     padded = F.pad(picture, (_SMOOTH - 1,) * 4, mode="replicate")
     return F.avg_pool2d(F.avg_pool2d(padded, _SMOOTH, stride=1), _SMOOTH, stride=1)

@@ -1,4 +1,4 @@
-"""A clip of many segments: reading, model and encoding at the same time, through the journal."""
+"""Restore a clip of many segments through the journal: reading, model and encoding run concurrently."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Timed = Callable[[str], AbstractContextManager[object]]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; among the arguments, the signal's number and a line that says what is kept."""
+    """A signal ended the work. Its arguments include the signal's number and a line that says what is kept."""
 
 
 class Canvas(Protocol):
     """Puts a restored frame on the canvas of all outputs, see :class:`~ldm_video.pipeline.parts.Parts`."""
 
     def __call__(self, piece: Piece, output: Tensor) -> Tensor:
-        """A low-res frame and ``3 H W`` -> ``3 H W'``, whose last columns are the frame."""
+        """Map a low-res frame and its output ``3 H W`` to ``3 H W'``, whose last columns are the output."""
 
 
 def restore_parts(
@@ -37,9 +37,9 @@ def restore_parts(
     canvas: Canvas,
     timed: Timed,
 ) -> int:
-    """Restore and write ``todo``; returns how many segments ``pieces`` had the frames for.
+    """Restore and write the segments ``todo``; return how many of them ``pieces`` had the frames for.
 
-    At any moment one segment is read, one is in the model and one is encoded.
+    At any moment one segment is being read, one is in the model and one is being encoded.
     """
     before: Segment | None = None
     tail: Tensor | None = None
@@ -62,7 +62,7 @@ def restore_parts(
 
 
 def finish_share(parts: Parts, share: Share) -> str:
-    """Join the outputs if everything is there; else a line that says what is left, and to whom."""
+    """Join the outputs if all parts exist; else return a line that says what is left, and to whom."""
     with parts.journal.alone() as there:
         if not there:
             return f"share {share} is done; another process has put the output together"
@@ -83,7 +83,7 @@ def finish_share(parts: Parts, share: Share) -> str:
 
 @contextmanager
 def saying_what_is_kept(parts: Parts) -> Iterator[None]:
-    """Add what is kept to a ``UserError`` and to the end by a signal."""
+    """Add what is kept to a ``UserError`` and to an interruption by a signal."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -93,7 +93,7 @@ def saying_what_is_kept(parts: Parts) -> Iterator[None]:
 
 
 def kept_line(parts: Parts) -> str:
-    """What is kept, for the end of a line; empty when nothing is, or no longer, as the outputs are there."""
+    """Return what is kept, to end a line with; empty if nothing is kept, or no longer, as the outputs exist."""
     if not parts.journal.exists:
         return ""
     done, frames = parts.frames_done(), parts.plan[-1].stop

@@ -1,7 +1,7 @@
-"""Optical flow of a clip with a hole: measured outside, completed inside, each vector with its error.
+"""Optical flow of a clip with a hole: measured outside the hole, completed inside it.
 
-What is measured under a hole is worth nothing: there a model of the camera's motion, fitted robustly around the hole,
-is carried on, with what the trusted vectors deviate from it.
+Flow measured under a hole is meaningless. There, a camera motion model, fitted robustly around the hole, is
+extrapolated, plus the deviation of the trusted vectors from it.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ import numpy as np
 from ldm_video.motion.search import fine_flow
 from ldm_video.motion.warp import at, positions
 
-_REACH = 4  # pixels around a hole whose flow its filling may bend
-_SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture is a matter of scale
+_REACH = 4  # pixels around a hole where the filled hole may distort the flow
+_SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture depends on scale
 _TEXTURE = 2e-3  # smaller eigenvalue of the structure tensor at which a vector is half trusted; grey in [0, 1]
 _TEXTURE_BLOCK = 7  # pixels
-_CONSISTENT = 0.5  # pixels between there and back at which a vector's trust has fallen to 1/e
-_NEAR = 0.1  # distance from the hole, share of the frame's long side, at which a vector's say falls to 1/e
+_CONSISTENT = 0.5  # forward-backward error in pixels at which a vector's trust has fallen to 1/e
+_NEAR = 0.1  # distance from the hole, as a fraction of the frame's long side, at which a vector's weight is 1/e
 _OUTLIER = 0.5  # pixels: scale of the robust fit
 _FIT_POINTS = 6_000
 _FIT_ROUNDS = 8
-_STILL = 0.9  # support of no motion at all, as a share of the fitted motion's, from which the camera stands still
-_TRUST_GROWTH = 1.5  # of a cell's trust from level to level of the pyramid; 4 would be a plain sum
-_LEAST_TRUST = 0.15  # share of the texture that is found again: on real clips over 0.5, across their cuts under 0.03
-_BLANK = 0.04  # mean trust near the hole below which nothing there tells of a motion
+_STILL = 0.9  # support of zero motion, as a fraction of the fitted motion's, above which the camera is static
+_TRUST_GROWTH = 1.5  # growth of a cell's trust per pyramid level; 4 would be a plain sum
+_LEAST_TRUST = 0.15  # fraction of the texture to be matched: on real clips over 0.5, across their cuts under 0.03
+_BLANK = 0.04  # mean trust near the hole below which nothing there indicates a motion
 
 
 @dataclass(frozen=True)
 class FlowPair:
-    """Flow between a frame and the next, both ways: each ``h w 2``, dx and dy in pixels."""
+    """Flow between a frame and the next, in both directions: each ``h w 2``, dx and dy in pixels."""
 
     forward: np.ndarray
     backward: np.ndarray
 
 
 def clip_flows(grey: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> list[FlowPair | None]:
-    """Completed flow between neighbours, one entry fewer than frames.
+    """Return the completed flow between adjacent frames, one entry fewer than frames.
 
     Args:
-        grey: frames ``h w`` uint8, something smooth in their holes.
+        grey: frames ``h w`` uint8, with something smooth in their holes.
         holes: ``h w`` bool.
 
-    None stands where hardly anything of one frame is found again in the other, as across a cut.
+    An entry is None where hardly anything of one frame is matched in the other, as across a cut.
     """
     size = grey[0].shape
     grey, holes = [_shrink(frame) for frame in grey], [_shrink(hole.astype(np.uint8) * 255) > 0 for hole in holes]
@@ -63,14 +63,14 @@ def clip_flows(grey: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> list[
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """``h w`` uint8, halved until it is small enough to search."""
+    """Halve ``h w`` uint8 until it is small enough to search."""
     while image.size > _SEARCHED:
         image = cv2.resize(image, ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
     return image
 
 
 def _enlarge(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Flow ``h w 2`` on the grid of ``size`` (height, width), in its pixels."""
+    """Resample flow ``h w 2`` to the grid of ``size`` (height, width), in its pixels."""
     if flow.shape[:2] == size:
         return flow
     scale = np.array([size[1] / flow.shape[1], size[0] / flow.shape[0]], np.float32)
@@ -79,8 +79,11 @@ def _enlarge(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _View:
-    """What a frame tells of the worth of its vectors, each ``h w``: ``texture`` in [0, 1], 0 under the grown hole;
-    ``grown`` in {0, 1}; ``near`` in [0, 1], 1 at the hole."""
+    """Reliability of a frame's vectors, each ``h w``.
+
+    ``texture`` in [0, 1], 0 under the dilated hole; ``grown`` in {0, 1}, the dilated hole; ``near`` in [0, 1], 1 at the
+    hole.
+    """
 
     texture: np.ndarray
     grown: np.ndarray
@@ -95,7 +98,10 @@ def _view(grey: np.ndarray, hole: np.ndarray) -> _View:
 
 
 def _complete(flow: np.ndarray, back: np.ndarray, here: _View, there: _View) -> np.ndarray | None:
-    """Replace what ``flow`` ``h w 2`` does not know by the camera's motion and its neighbours' deviation from it."""
+    """Replace untrusted vectors of ``flow`` ``h w 2`` by the camera motion plus nearby vectors' deviation from it.
+
+    Returns None where hardly anything is matched.
+    """
     target = positions(flow)
     away = _squared_norm(flow + at(back, target))
     height, width = here.texture.shape
@@ -112,10 +118,11 @@ def _complete(flow: np.ndarray, back: np.ndarray, here: _View, there: _View) -> 
 
 
 def fit_camera(flow: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The quadratic flow ``h w 2`` (a plane, a zoom, a turn) nearest to ``flow`` where ``weight`` ``h w`` is.
+    """Fit a quadratic flow ``h w 2`` (a plane, a zoom, a rotation) to ``flow``, weighted by ``weight`` ``h w``.
 
     Least squares with Geman-McClure weights whose scale shrinks from round to round (Black & Anandan 1996): a minority
-    that moves otherwise does not count. Zero where there is nothing to fit, or where standing still fits as well.
+    that moves differently does not count. Zero if there are too few points to fit, or if zero motion fits about as
+    well.
     """
     height, width = weight.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -124,7 +131,7 @@ def fit_camera(flow: np.ndarray, weight: np.ndarray) -> np.ndarray:
     step = max(1, int(np.sqrt(height * width / _FIT_POINTS)))
     a, v, w = (k[::step, ::step] for k in (basis, flow, weight))
     used = w > 1e-4
-    a, v, w = a[used].astype(np.float64), v[used].astype(np.float64), w[used].astype(np.float64)  # n 3, n 2, n
+    a, v, w = a[used].astype(np.float64), v[used].astype(np.float64), w[used].astype(np.float64)  # n 6, n 2, n
     if len(w) < 2 * a.shape[1]:
         return np.zeros_like(flow)
     robust, scale = w, 8 * _OUTLIER
@@ -144,9 +151,9 @@ def _support(residual: np.ndarray, weight: np.ndarray) -> float:
 
 
 def spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """Carry ``values`` ``h w c`` from where ``trust`` ``h w`` in [0, 1] is high to where it is low.
+    """Propagate ``values`` ``h w c`` from where ``trust`` ``h w`` in [0, 1] is high to where it is low.
 
-    A pyramid of trusted averages (Gortler et al. 1996, section 3). What nobody near is sure of falls towards 0.
+    A pyramid of trust-weighted averages (Gortler et al. 1996, section 3). Values far from any trusted one fall to 0.
     """
     height, width = trust.shape
     if min(height, width) <= 2:
@@ -162,7 +169,7 @@ def spread(values: np.ndarray, trust: np.ndarray) -> np.ndarray:
 
 
 def grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    """``h w`` bool, larger by ``radius`` pixels (a square)."""
+    """Dilate ``h w`` bool by ``radius`` pixels (a square)."""
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)) > 0
 
 

@@ -1,4 +1,4 @@
-"""One clip from file to file: what ``infer.py`` runs."""
+"""Restore one clip from file to file: what ``infer.py`` runs."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Job:
         source, output: see :class:`~ldm_video.video_io.FrameReader` and :class:`~ldm_video.video_io.VideoWriter`.
         size: (height, width) of the output.
         mask: image, folder or video, white = fill; boxes: ``x, y, w, h`` in pixels of the source.
-        rules: how the clip is cut into segments.
-        find_cuts: look for cuts: nothing of one shot then reaches the next.
+        rules: how the clip is split into segments.
+        find_cuts: detect cuts, so that nothing of one shot affects the next.
         encoding: ``codec``, ``crf`` and ``preset`` of the writer.
-        compare: a second output, the resized input beside the result; None for none.
+        compare: path of a second output, the resized input beside the result; None for none.
     """
 
     source: Path
@@ -81,12 +81,12 @@ class Role:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told what.
+    """Callbacks for progress, messages and timing.
 
     Attributes:
-        progress: ``progress(what, frames, total)``: frames done, in fractions, of ``total`` where that is known.
-        say: a line for the user, now.
-        timed: ``with timed(name)`` around ``decode``, ``model`` and ``encode``, each in a thread of its own.
+        progress: ``progress(what, frames, total)``: frames done, possibly fractional, of ``total`` if known.
+        say: show the user a line now.
+        timed: ``with timed(name)`` around ``decode``, ``model`` and ``encode``, each in its own thread.
     """
 
     progress: Callable[[str, float, int | None], None] = lambda *_: None
@@ -96,9 +96,9 @@ class Watch:
 
 @dataclass
 class Outcome:
-    """What a job did. ``pending``: a line that says what is left to other processes; empty once the outputs are there.
+    """Result of a job. ``frames``: restored in this run, by this process.
 
-    ``frames``: restored now, by this process.
+    ``pending``: a line that says what is left to other processes; empty once the outputs exist.
     """
 
     frames: int
@@ -108,18 +108,18 @@ class Outcome:
 
 
 def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), role: Role = Role()) -> Outcome:
-    """Restore the clip. The outputs appear under their names once they are whole.
+    """Restore the clip. The outputs appear under their names once they are complete.
 
-    A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`, and of two
-    processes at the same work one is refused. Outputs that appear meanwhile stay unless they may be overwritten.
-    Raises ``UserError``, and ``Interrupted`` for a signal; both say what is kept.
+    A clip of more than one segment is kept part by part in a :class:`~ldm_video.pipeline.journal.Journal`; of two
+    processes doing the same work, one is refused. Outputs that appear in the meantime stay unless they may be
+    overwritten. Raises ``UserError``, and ``Interrupted`` for a signal; both say what is kept.
     """
     started = time.monotonic()
     info, journal = probe(job.source), Journal(job.output)
     open_mask(job, info).close()
     journal.clear()
-    identity = identify(job, restorer, role) if journal.exists else None  # takes time: the model's files are read
-    # An output whose journal is discarded is no longer this job's own: refused while both are there.
+    identity = identify(job, restorer, role) if journal.exists else None  # slow: it reads the model's files
+    # An output whose journal is discarded no longer counts as this job's: refuse before discarding anything.
     for writer in open_writers(job, info, joining=_may_replace(job, journal, identity) and not role.restart):
         writer.rehearse()
     if role.restart and journal.exists:
@@ -137,7 +137,7 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), role: Role = R
     with journal.hold(identity, None if whole else survey, role.share) as reason:
         if reason:
             watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
-        # Once more: another process may have ended in the meantime.
+        # Check again: another process may have finished in the meantime.
         writers = open_writers(job, info, joining=_may_replace(job, journal, identity))
         if whole:
             frames, pending = _restore_whole(job, restorer, watch, plan[0], writers), ""
@@ -148,9 +148,9 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), role: Role = R
 
 
 def _may_replace(job: Job, journal: Journal, identity: Mapping[str, Any] | None) -> bool:
-    """Whether outputs that exist are this job's own, which was ended while it put them in their places.
+    """Return whether existing outputs are this job's own, from a run killed while putting them in place.
 
-    ``Taken`` where that was another job: then the output is finished, or its command's to finish.
+    Raises ``Taken`` if that was another job: then the output is finished, or its command's to finish.
     """
     joins = identity is not None and journal.joins(identity)
     if journal.joining and not joins and not job.overwrite and job.output.exists():
@@ -172,9 +172,9 @@ def _survey(job: Job, info: VideoInfo, watch: Watch) -> Survey:
 
 
 def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment, writers: Sequence[VideoWriter]) -> int:
-    """A clip of one segment, straight into its outputs."""
+    """Restore a clip of one segment straight into its outputs; return the number of frames."""
     with ExitStack() as stack:
-        # The last to be opened is the first to be closed: no comparison without a result.
+        # The last one opened is closed first: a comparison never appears without its result.
         for opened in reversed(writers):
             stack.enter_context(opened)
         pieces = list(read_pieces(job, [segment], watch))
@@ -194,9 +194,9 @@ def _restore_whole(job: Job, restorer: Restorer, watch: Watch, segment: Segment,
 
 
 def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, parts: Parts) -> tuple[int, str]:
-    """This process's segments, to their parts; the outputs, if that was the last of them.
+    """Restore this process's segments into parts, and join the outputs if those were the last.
 
-    Returns the number of frames restored, and what is left to others.
+    Returns the number of frames restored, and a line that says what is left to others.
     """
     with saying_what_is_kept(parts):
         frames, kept, todo = parts.plan[-1].stop, parts.frames_done(), parts.to_do(share)
@@ -214,15 +214,16 @@ def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, par
 
 
 class Stopped(Exception):
-    """Frames were still being read that nobody wanted any more."""
+    """Raised while reading frames that are no longer wanted."""
 
 
 def read_pieces(
     job: Job, segments: Sequence[Segment], watch: Watch, stopped: Callable[[], bool] = lambda: False
 ) -> Generator[Piece, None, None]:
-    """The frames that ``segments`` take, each once and in order; others are decoded and passed over.
+    """Yield the frames of ``segments``, each once and in order; others are decoded and skipped.
 
-    ``stopped`` is asked with every frame, as hours of film may be passed over: once it says so, ``Stopped`` is raised.
+    ``stopped`` is polled at every frame, since hours of film may be skipped; once it returns True, ``Stopped`` is
+    raised.
     """
     if not segments:
         return
@@ -250,7 +251,7 @@ def read_pieces(
 
 
 def identify(job: Job, restorer: Restorer, role: Role) -> dict[str, Any]:
-    """Everything that changes a pixel or how it is encoded, by name."""
+    """Return everything that affects a pixel or its encoding, by name."""
     return {
         "input": file_facts(job.source),
         "mask": file_facts(job.mask),
@@ -275,7 +276,7 @@ def identify(job: Job, restorer: Restorer, role: Role) -> dict[str, Any]:
 
 
 def part_writers(job: Job, writers: Sequence[VideoWriter]) -> dict[str, tuple[VideoWriter, slice]]:
-    """Each writer with its columns of the canvas, which is the comparison where there is one, else the result."""
+    """Map names to writers and their columns of the canvas: the comparison if there is one, else the result."""
     width = job.size[1]
     if job.compare is None:
         return {"result": (writers[0], slice(0, width))}
@@ -283,7 +284,7 @@ def part_writers(job: Job, writers: Sequence[VideoWriter]) -> dict[str, tuple[Vi
 
 
 def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: int, kept: int = 0) -> RestoreSegment:
-    """``restorer``, reporting progress: ``kept`` frames of ``total`` are done, each call does the next of ``sizes``."""
+    """Wrap ``restorer`` to report progress from ``kept`` of ``total`` frames; each call does the next of ``sizes``."""
     coming = iter(sizes)
     reached = kept
 
@@ -307,17 +308,17 @@ def _ended_early(job: Job, frame: int, frames: int) -> UserError:
 
 
 def open_mask(job: Job, info: VideoInfo) -> MaskSource:
-    """The hole on the output's grid; boxes are given on the source's."""
-    fill_boxes(job.boxes, info.size)  # refuses a box outside the frame in the numbers that it was given in
+    """Open the hole on the output's grid; boxes are given on the source's."""
+    fill_boxes(job.boxes, info.size)  # refuses a box outside the frame in the coordinates as given
     boxes = [scale_box(box, info.size, job.size) for box in job.boxes]
     return read_mask(job.mask, boxes or None, job.size, info.frames, lambda: count_frames(info))
 
 
 def open_writers(job: Job, info: VideoInfo, joining: bool = False, sound: bool = True) -> list[VideoWriter]:
-    """The result's writer and, where it is asked for, the comparison's.
+    """Create the result's writer and, if requested, the comparison's. ``UserError`` if one is the input or mask.
 
-    ``joining``: outputs that exist are this job's own, which was ended while it put them in their places.
-    ``sound``: bring the source's sound and subtitles, and keep its clock.
+    ``joining``: existing outputs are this job's own, from a run killed while putting them in place.
+    ``sound``: copy the source's audio and subtitles, and keep its clock.
     """
     overwrite = job.overwrite or joining
     rate = info.rate or DEFAULT_RATE
@@ -334,7 +335,7 @@ def open_writers(job: Job, info: VideoInfo, joining: bool = False, sound: bool =
 
 
 def side_by_side(lowres: Tensor, output: Tensor) -> Tensor:
-    """``3 h w`` resized to ``3 H W``, beside ``3 H W``: ``3 H 2W``."""
+    """Resize ``3 h w`` and put it to the left of ``output`` ``3 H W``: ``3 H 2W``."""
     return torch.cat([resize(lowres, size_of(output)), output], dim=-1)
 
 

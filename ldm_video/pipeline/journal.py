@@ -1,15 +1,16 @@
-"""What is done of a clip, safe on disk: the same command goes on where the last one stopped.
+"""On-disk journal of a clip's finished work: the same command resumes where the last run stopped.
 
 The journal is a folder beside the output, ``.NAME.parts``:
 
-- ``journal.json``: the identity of the job (inputs, model, every setting that changes pixels or encoding) and the
-  survey of the clip, from which the plan follows;
-- ``000007.result``, ``000007.compare``: the finished part of segment 7, one for each output;
-- ``000007.fade.result``: the frames where its chain is cross-faded with the chain before;
+- ``journal.json``: the job's identity (inputs, model, every setting that affects pixels or encoding) and the clip's
+  survey, from which the plan follows;
+- ``000007.result``, ``000007.compare``: the finished part of segment 7, one per output;
+- ``000007.fade.result``: the frames where its chain is cross-faded with the previous chain;
 - ``000007.head``, ``000007.tail``: outputs at its ends that a neighbour still needs;
-- ``lock`` and ``share-K``: held by the processes at work.
+- ``joining``: the outputs are being put in place;
+- ``lock`` and ``share-K``: locks of the running processes.
 
-Whatever is there is whole: files are written under another name and renamed.
+Every file is complete: it is written under another name and renamed atomically.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from ldm_video.core.locks import is_held, locked
 from ldm_video.pipeline.workers import Share
 
 FORMAT = 1
-_LEVELS = 65535 / 2  # half of 16 bits
+_LEVELS = 65535 / 2  # half the 16-bit range
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a clip tells: the number of frames, which of them begin a shot, what is wrong with it."""
+    """Result of one pass over a clip: number of frames, indices of those that begin a shot, and warnings."""
 
     frames: int
     cuts: tuple[int, ...] = ()
@@ -49,27 +50,27 @@ class Survey:
 
 
 class Journal:
-    """The folder of one output. Nothing is made before :meth:`hold`."""
+    """The folder for one output. Nothing is created before :meth:`hold`."""
 
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(f".{output.name}.parts")
 
     def file(self, number: int, kind: str) -> Path:
-        """Where segment ``number`` keeps ``kind``: ``head``, ``tail``, or a part's name."""
+        """Return the path of segment ``number``'s ``kind``: ``head``, ``tail``, or a part's name."""
         return self.folder / f"{number:06d}.{kind}"
 
     @property
     def joining(self) -> bool:
-        """Whether the outputs were being put together, by whatever command: one that exists may be its own."""
+        """Whether any command was putting the outputs in place: an existing output may be its own."""
         return self.exists and (self.folder / "joining").exists()
 
     def joins(self, identity: Mapping[str, Any]) -> bool:
-        """Whether this very job was putting the outputs together: one that exists is its own."""
+        """Return whether this same job was putting the outputs in place: an existing output is its own."""
         kept = self._read()
         return self.joining and kept is not None and not changes(kept["identity"], identity)
 
     def survey(self, identity: Mapping[str, Any]) -> Survey | None:
-        """The kept survey, where it is of the same job."""
+        """Return the kept survey if it belongs to the same job, else None."""
         kept = self._read()
         if kept is None or changes(kept["identity"], identity):
             return None
@@ -86,10 +87,10 @@ class Journal:
 
     @contextmanager
     def hold(self, identity: Mapping[str, Any] | None, survey: Survey | None, share: Share) -> Iterator[str]:
-        """Be at work on ``share``. Yields why kept work could not be used (``""``: it could, or there was none).
+        """Hold the lock of ``share``. Yields why kept work was unusable (``""``: it was usable, or there was none).
 
-        ``survey`` is None where nothing will be kept, as of a clip of one segment; ``identity`` too, where nothing was.
-        Raises ``UserError`` while another process does the same share, or works here with other settings.
+        ``survey`` is None if nothing will be kept, as for a clip of one segment; so is ``identity`` if nothing was kept
+        either. Raises ``UserError`` while another process does the same share, or works here with other settings.
         """
         mine = self.folder / f"share-{share.index}"
         with self._locked():
@@ -97,14 +98,14 @@ class Journal:
                 raise UserError(f"another process is at work on {self._named(share)}; wait for it or stop it")
             reason = self._begin(identity, survey)
             working = ExitStack()
-            if share.count == 1 or survey is None:  # a share that was here, if only for a moment, is counted
+            if share.count == 1 or survey is None:  # else share-K stays, to show that the share has begun
                 working.callback(self._leave)
             working.enter_context(locked(mine, wait=False))
         with working:
             yield reason
 
     def others(self, share: Share) -> tuple[list[int], list[int]]:
-        """Of the other shares (from 0): those at work now, and those that have not begun."""
+        """Return the indices (from 0) of the other shares at work now, and of those that have not begun."""
         others = [i for i in range(share.count) if i != share.index]
         return (
             [i for i in others if is_held(self.folder / f"share-{i}")],
@@ -112,7 +113,7 @@ class Journal:
         )
 
     def keep_frames(self, number: int, kind: str, frames: Tensor, times: list[Fraction]) -> None:
-        """Keep ``t 3 H W`` in [-1, 1] in 16 bits, with their times."""
+        """Store ``t 3 H W`` in [-1, 1] in 16 bits, with presentation times in seconds."""
         arrays = {
             "frames": to_levels(frames),
             "times": np.array([[t.numerator, t.denominator] for t in times], np.int64).reshape(-1, 2),
@@ -121,7 +122,10 @@ class Journal:
             temporary.write_bytes(save(arrays))
 
     def frames(self, number: int, kind: str) -> tuple[Tensor, list[Fraction]]:
-        """What :meth:`keep_frames` kept; ``FileNotFoundError`` when nothing is there."""
+        """Load what :meth:`keep_frames` stored: ``t 3 H W`` in [-1, 1], and times.
+
+        Raises ``FileNotFoundError`` if there is nothing, ``UserError`` if the file is damaged.
+        """
         path = self.file(number, kind)
         try:
             arrays = load_file(path)
@@ -135,7 +139,7 @@ class Journal:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """For the last step: False when the folder is gone, because another process did it."""
+        """Hold the folder's lock for the last step. Yields False if another process did it and the folder is gone."""
         if not self.folder.exists():
             yield False
             return
@@ -145,22 +149,22 @@ class Journal:
             self.remove()
 
     def discard(self) -> None:
-        """Remove what is kept; ``UserError`` while a process is at work here."""
+        """Remove what is kept; raises ``UserError`` while a process is at work here."""
         if self._busy():
             raise UserError(f"another process is at work in {self.folder}; wait for it or stop it")
         self.remove()
 
     def remove(self) -> None:
-        """Ended on the way, this leaves a folder without ``journal.json``: what is in it counts as nothing."""
+        """Remove the folder. If interrupted, it leaves one without ``journal.json``, which counts as empty."""
         with suppress(OSError):
             (self.folder / "journal.json").unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what is left of a folder whose process was ended while it removed it."""
+        """Remove what is left of a folder whose removal was interrupted."""
         if not self.folder.exists() or self.exists:
             return
-        with suppress(UserError), self._locked():  # where it cannot be removed, it is in nobody's way
+        with suppress(UserError), self._locked():  # if it cannot be removed, it does no harm
             if not self.exists and not self._busy():
                 self.remove()
 
@@ -183,7 +187,7 @@ class Journal:
         return ", ".join(different)
 
     def _leave(self) -> None:
-        """Leave nothing where nothing is kept."""
+        """Remove the folder if nothing is kept in it."""
         if not self.folder.exists():
             return
         with self._locked():
@@ -202,7 +206,7 @@ class Journal:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's own lock; the folder may have been removed while this process waited for it."""
+        """Hold the folder's own lock; retry if the folder was removed while waiting for it."""
         path = self.folder / "lock"
         while True:
             with ExitStack() as stack:
@@ -224,13 +228,16 @@ class Journal:
 
 
 def changes(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of the entries that differ."""
+    """Return the sorted names of the entries that differ."""
     now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
     return sorted(key for key in kept.keys() | now.keys() if kept.get(key) != now.get(key))
 
 
 def file_facts(path: Path | None) -> list[Any] | None:
-    """Path, and size and time of change of the file; of a folder, a digest of its files' names, sizes and times."""
+    """Return a file's path, size and modification time in ns; None for None.
+
+    For a folder: its path and a digest of its files' names, sizes and times.
+    """
     if path is None:
         return None
     if not path.is_dir():
@@ -243,7 +250,7 @@ def file_facts(path: Path | None) -> list[Any] | None:
 
 
 def hash_files(path: Path) -> str:
-    """Of the names and contents of a file, or of all files below a folder."""
+    """Hash the contents of a file, or the names and contents of all files below a folder."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -254,7 +261,7 @@ def hash_files(path: Path) -> str:
 
 
 def hash_tensors(tensors: tuple[Tensor, ...]) -> str:
-    """Of the values of small tensors."""
+    """Hash the values of small tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -262,15 +269,15 @@ def hash_tensors(tensors: tuple[Tensor, ...]) -> str:
 
 
 def to_levels(frames: Tensor) -> np.ndarray:
-    """[-1, 1] -> 16 bits; every 8-bit value is one of its levels."""
+    """Convert [-1, 1] to 16 bits; every 8-bit value is exactly one of the levels."""
     return ((frames.float().clamp(-1, 1) + 1) * _LEVELS).round().cpu().numpy().astype(np.uint16)
 
 
 def from_levels(levels: np.ndarray) -> Tensor:
-    """16 bits -> [-1, 1]."""
+    """Convert 16 bits to [-1, 1]."""
     return torch.from_numpy(levels.astype(np.float32)) / _LEVELS - 1
 
 
 def in_levels(frames: Tensor) -> Tensor:
-    """What comes back when ``frames`` are kept: the same whether a run was interrupted or not."""
+    """Round-trip ``frames`` through 16 bits: the same values whether a run was interrupted or not."""
     return from_levels(to_levels(frames))

@@ -1,4 +1,4 @@
-"""What a model takes of memory, measured on a few tiny frames, and what there is."""
+"""Measure a model's memory on a few tiny frames, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from ldm_video.core.memory import peak_resident
 from ldm_video.pipeline.restore import Restorer
 
 LEAVE = 0.9
-"""The share of what is free that ``auto`` takes."""
+"""Fraction of the free memory that ``auto`` takes."""
 
 _GPU_CONTEXT = 600 * 10**6
-_PROBE_FRAMES = 2  # of what costs the same for every frame
-_PROBE_SIDE = 16  # low-res pixels at least: in fewer no motion is searched, and a codec may work otherwise
+_PROBE_FRAMES = 2  # for work that costs the same per frame
+_PROBE_SIDE = 16  # minimum, in low-res pixels: below it no motion is searched, and a codec may behave differently
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model takes, in bytes.
+    """A model's memory, in bytes.
 
     Attributes:
         base: resident before the first clip.
-        sample: live tensors for an output pixel of one frame of a window, while sampling.
-        decode: the same while decoding as many frames as were asked about.
-        finish: live tensors for an output pixel of all frames of a segment, while finishing it: what a restorer takes
-            for the few frames that it is asked for does not grow with the others. 0: the codec does not finish.
-        encode: the same while the guess or the canvas is encoded, which happens in whole frames; 0: it is not.
-        at_once: pixels that the codec takes at a time; None: all that it is given.
+        sample: live tensors per output pixel of one frame of a window, while sampling.
+        decode: the same while decoding as many frames as were measured.
+        finish: live tensors per output pixel, for all frames of a segment together, while finishing: what a restorer
+            takes for the few frames it draws does not grow with the others. 0: the codec does not finish.
+        encode: as ``sample``, while encoding the guess or the canvas, which is done in whole frames; 0: it is not done.
+        at_once: pixels that the codec processes at a time; None: all that it is given.
     """
 
     base: int
@@ -53,13 +53,13 @@ class Costs:
 
 @torch.no_grad()
 def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[float, float]) -> Costs:
-    """Sample, decode, finish and encode a few tiny frames and count the tensors that are alive.
+    """Sample, decode, finish and encode a few tiny frames, and measure the peak of live tensors.
 
     Args:
         restorer: a model and its settings.
         window: frames that are decoded at once.
         segment: frames that are finished at once.
-        scale: enlargement (down, across).
+        scale: enlargement (vertical, horizontal).
     """
     model, settings = restorer.model, restorer.settings
     side = round_up(max(2 * model.multiple, _PROBE_SIDE * max(scale)), model.multiple)
@@ -91,7 +91,7 @@ def measure_costs(restorer: Restorer, window: int, segment: int, scale: tuple[fl
 
 
 class LiveBytes(TorchDispatchMode):
-    """``with LiveBytes() as live: ...; live.peak``: the most bytes of tensors made inside that were alive at once."""
+    """``with LiveBytes() as live: ...; live.peak``: peak bytes of live tensors that were created inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):  # made before; a view of it may come out
+        for tensor in _tensors((args, kwargs)):  # created before, counted as 0: the result may be a view of it
             self._count(tensor.untyped_storage(), 0)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
@@ -122,12 +122,15 @@ class LiveBytes(TorchDispatchMode):
 
 @cache
 def held_before_work(device: torch.device) -> int:
-    """Bytes that the process held at most when this was first asked: what clips leave behind, the next one uses."""
+    """Return the process's peak bytes when first called (cached): each clip reuses what earlier ones leave behind."""
     return peak_resident() if device.type == "cpu" else torch.cuda.memory_reserved(device) + _GPU_CONTEXT
 
 
 def free_memory(device: torch.device, environment: Mapping[str, str]) -> int:
-    """What this process may hold: nine tenths of what is free, beside what it has; shared with torchrun's others."""
+    """Return the bytes this process may hold: what it holds plus nine tenths of what is free.
+
+    On a CPU, torchrun's processes share the free part. Raises ``UserError`` if the system does not tell what is free.
+    """
     if device.type == "cuda":
         return int(LEAVE * torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) + _GPU_CONTEXT
     try:
@@ -157,7 +160,7 @@ def round_up(length: float, multiple: int) -> int:
 
 
 def _kilobytes(path: Path, name: str) -> int:
-    """An entry of one of Linux's tables, in bytes."""
+    """Read an entry of one of Linux's ``/proc`` tables, in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
     if found is None:
         raise ValueError(f"no {name}")
@@ -165,13 +168,13 @@ def _kilobytes(path: Path, name: str) -> int:
 
 
 def _forgettable(group: Path) -> int:
-    """Bytes of files that were read or written and are kept while there is room: they count as used."""
+    """Return the bytes of page cache that can be reclaimed: they count as used."""
     found = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
     return int(found[1]) if found else 0
 
 
 def _cgroup_room() -> Iterator[int]:
-    """Bytes left below the limits of this process's control groups (version 2), such as a batch system sets."""
+    """Yield the bytes left below the limits of this process's cgroups (version 2), as set by a batch system."""
     try:
         own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
     except OSError:
@@ -183,5 +186,5 @@ def _cgroup_room() -> Iterator[int]:
         try:
             used = int((folder / "memory.current").read_text()) - _forgettable(folder)
             yield int((folder / "memory.max").read_text()) - used
-        except (OSError, ValueError):  # none, or "max"
+        except (OSError, ValueError):  # no limit, or "max"
             continue

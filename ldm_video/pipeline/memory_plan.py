@@ -1,16 +1,16 @@
-"""Which tile and which length of segment keep the peak of memory below a limit: ``--memory 8GB``.
+"""Choose the tile and the segment length that keep peak memory below a limit: ``--memory 8GB``.
 
-The peak is taken for a sum, in bytes, ``H W`` being the output's pixels and ``h w`` the input's:
+The peak is modelled as a sum, in bytes, where ``H W`` are the output's pixels and ``h w`` the input's:
 
-- what is resident now: libraries and the model, already loaded;
-- ``frames of a segment * (90 H W + 130 h w)``: evidence, results and their temporaries, the segment read ahead and
-  the one that is encoded; more where the sides are padded, and with ``--compare`` or ``join=continue``;
+- what is resident now: libraries and the loaded model;
+- ``frames of a segment * (90 H W + 130 h w)``: evidence, results and their temporaries, the segment being read ahead
+  and the one being encoded; more if the sides are padded, and with ``--compare`` or ``join=continue``;
 - ``frames of a window * pixels of a tile * cost``: the model's activations, or what the codec takes to finish a tile of
   a segment, whichever is more; both are measured (:mod:`memory_costs`);
 - ``150 MB + 500 H W``: demuxer, decoder and encoder, which hold dozens of frames.
 
-The constants are those of the shipped model's runs, rounded up (docs/films.md has the figures). Kernels' scratch space
-and a model whose attention is quadratic in space are not foreseen: for other models the sum is an estimate.
+The constants were measured with the shipped model and rounded up (docs/films.md has the figures). Kernels' scratch
+space and models whose attention is quadratic in space are not covered: for other models the sum is an estimate.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from ldm_video.video_io import VideoInfo
 
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
 _FIXED = 150 * 10**6
-_CODING = 500  # bytes for an output pixel: the encoders, measured at medium: 110 (ProRes) to 500 (AV1)
-_PER_OUTPUT, _PER_INPUT, _PADDED, _COMPARED, _CONTINUED = 90, 130, 32, 36, 40  # bytes for a pixel of a segment's frame
-_TOLERANCE = 1.02  # what is resident differs a little between processes and machines; kept work need not be done anew
-_ROUND = 50 * 10**6  # the least possible is said in such steps: a few MB of what is resident come and go
+_CODING = 500  # bytes per output pixel for the encoders, at preset medium: 110 (ProRes) to 500 (AV1)
+_PER_OUTPUT, _PER_INPUT, _PADDED, _COMPARED, _CONTINUED = 90, 130, 32, 36, 40  # bytes per pixel of a segment's frame
+_TOLERANCE = 1.02  # resident memory varies between processes and hosts; do not discard kept work for it
+_ROUND = 50 * 10**6  # the reported minimum is a multiple of this: resident memory varies by a few MB
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job asks for.
+    """What a job needs.
 
     Attributes:
         size: (height, width) of the output, padded to the model's multiple.
-        window, overlap: of frames.
-        segment: frames held at once, at most; ``least``: at least; ``frames``: of the clip where that is certain.
-        per_frame: bytes for a frame of a segment.
-        fixed: bytes beside segments and model.
+        window, overlap: in frames.
+        segment: maximum of frames held at once; ``least``: minimum; ``frames``: of the clip if that is certain.
+        per_frame: bytes per frame of a segment.
+        fixed: bytes besides segments and model.
         multiple, tile_overlap: of tiles, in output pixels.
     """
 
@@ -69,7 +69,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Choice:
-    """``tile``: (height, width) in output pixels or None for whole frames; ``peak``: bytes expected."""
+    """``tile``: (height, width) in output pixels or None for whole frames; ``peak``: expected bytes."""
 
     tile: tuple[int, int] | None
     segment: int
@@ -79,10 +79,10 @@ class Choice:
 def fit_memory(
     text: str, info: VideoInfo, job: Job, restorer: Restorer, role: Role, environment: Mapping[str, str]
 ) -> tuple[Job, Restorer, str]:
-    """``job`` and ``restorer`` with the segment and the tile that keep below ``text``, and a line that says so.
+    """Return ``job`` and ``restorer`` with a segment and a tile that stay below ``text``, and a line that says so.
 
-    ``UserError`` when nothing does, when a tile was given too, and for ``auto`` in shares of one clip: each process
-    would find another amount free, and choose otherwise.
+    Raises ``UserError`` if nothing fits, if a tile was given too, and for ``auto`` with shares of one clip: each
+    process would find a different amount free, and choose differently.
     """
     check_memory(text, restorer)
     if text == "auto" and role.share.count > 1:
@@ -104,8 +104,10 @@ def fit_memory(
 
 
 def is_too_large(info: VideoInfo, job: Job, restorer: Restorer, environment: Mapping[str, str]) -> bool:
-    """Whether segments alone, whatever the model takes beside them, need more than what is free: a CPU's system would
-    kill the process, hours later and without a word. False for a GPU, which says so itself, and where nobody can tell.
+    """Return whether segments alone, without the model's activations, need more than what is free.
+
+    On a CPU, the system would then kill the process, hours later and without a message. False on a GPU, which reports
+    full memory itself, if a tile was given, and if free memory is unknown.
     """
     if restorer.device.type != "cpu" or restorer.settings.tile is not None:
         return False
@@ -118,7 +120,7 @@ def is_too_large(info: VideoInfo, job: Job, restorer: Restorer, environment: Map
 
 
 def check_memory(text: str, restorer: Restorer) -> None:
-    """``UserError`` for what is no amount, and for a tile beside one."""
+    """Raise ``UserError`` for an invalid amount, and if a tile was given too."""
     if restorer.settings.tile is not None:
         raise UserError("--memory chooses the tile: leave --tile out, or --memory")
     if text != "auto":
@@ -126,7 +128,7 @@ def check_memory(text: str, restorer: Restorer) -> None:
 
 
 def parse_memory(text: str) -> int:
-    """``8GB``, ``7.5 GiB``, ``900MB`` -> bytes."""
+    """Convert ``8GB``, ``7.5 GiB`` or ``900MB`` to bytes. Raises ``UserError`` for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
         raise UserError(f"--memory {text} is no amount such as 8GB, 7.5GiB or 900MB, nor auto")
@@ -134,15 +136,15 @@ def parse_memory(text: str) -> int:
 
 
 def in_words(amount: float) -> str:
-    """Bytes -> ``1.35GB``, ``900MB``, which :func:`parse_memory` reads."""
+    """Format bytes as ``1.35GB`` or ``900MB``, which :func:`parse_memory` reads."""
     return f"{amount / 1e9:.2f}GB" if amount >= 1e9 else f"{amount / 1e6:.0f}MB"
 
 
 def choose(limit: int, costs: Costs, demand: Demand) -> Choice:
-    """The least work that stays below ``limit``.
+    """Return the choice with the least work that stays below ``limit``.
 
-    Work is counted in pixels that the model sees: shared frames and the overlaps of tiles are seen more than once.
-    ``UserError`` with the least that would do.
+    Work is the number of pixels that the model sees: shared frames and tile overlaps are seen more than once. Raises
+    ``UserError`` with the smallest limit that would do.
     """
     best: tuple[float, Choice] | None = None
     least = float("inf")
@@ -166,7 +168,7 @@ def choose(limit: int, costs: Costs, demand: Demand) -> Choice:
 
 
 def expected_peak(costs: Costs, demand: Demand, segment: int, tile: tuple[int, int] | None) -> float:
-    """Bytes, by the sum that this module's first lines tell."""
+    """Return the peak in bytes, by the sum in this module's docstring."""
     pixels = demand.size[0] * demand.size[1]
     frames = segment if demand.frames is None else min(segment, demand.frames)
     part = pixels if tile is None else min(tile[0], demand.size[0]) * min(tile[1], demand.size[1])
@@ -178,7 +180,7 @@ def expected_peak(costs: Costs, demand: Demand, segment: int, tile: tuple[int, i
 
 
 def tile_sizes(demand: Demand) -> Iterator[tuple[int, int] | None]:
-    """None for whole frames, then of every number of rows and columns the smallest tile.
+    """Yield None for whole frames, then the smallest tile for every number of rows and columns.
 
     No side is less than twice the overlap: below that most of the work is done twice.
     """
@@ -190,7 +192,7 @@ def tile_sizes(demand: Demand) -> Iterator[tuple[int, int] | None]:
 
 
 def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
-    """What ``job`` asks for, with ``restorer``'s settings."""
+    """Return what ``job`` needs with ``restorer``'s settings."""
     settings, multiple = restorer.settings, restorer.model.multiple
     height, width = (side + -side % multiple for side in job.size)
     output, source = height * width, info.size[0] * info.size[1]
@@ -215,9 +217,10 @@ def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
 
 
 def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> Choice | None:
-    """What an earlier run, or another share, chose whose work is kept for ``output``: with another it could not go on.
+    """Return the choice of an earlier run, or of another share, whose work is kept for ``output``.
 
-    None where there is none, where it could not be chosen now, and where it needs more bytes than ``allowed``.
+    Only the same choice can resume that work. None if there is none, if it is not valid now, or if it needs more bytes
+    than ``allowed``.
     """
     try:
         identity = Journal(output).identity()
@@ -250,7 +253,7 @@ def _sides(length: int, demand: Demand) -> list[int]:
 
 
 def _seen(demand: Demand, tile: tuple[int, int] | None) -> float:
-    """How often a pixel is seen, by tiles: 1 in whole frames."""
+    """Return how often a pixel is seen on average, because of overlapping tiles: 1 for whole frames."""
     if tile is None:
         return 1.0
     share = 1.0

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a model; it is handed a built one and knows no class of it."""
+"""The interface that the pipeline requires of a model; it receives a built one and knows no concrete class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from ldm_video.core.evidence import Evidence
 
 
 class PixelCodec(Protocol):
-    """The side of a codec that the pipeline uses."""
+    """The part of a codec that the pipeline uses.
+
+    Attributes:
+        factor: pixels per latent, along each side.
+        latent_channels: channels of the latents.
+        finishes: whether :meth:`finish` changes anything.
+        colour_shift: pixels by which the low-res colour is moved to the right before the model sees it.
+    """
 
     factor: int
     latent_channels: int
@@ -24,17 +31,19 @@ class PixelCodec(Protocol):
         """About how many output pixels are decoded at a time; None: all that :meth:`decode` is given."""
 
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
+        """Encode pixels ``b t 3 H W`` in [-1, 1], with evidence of their size, to scaled latents ``b t c H/f W/f``."""
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``."""
+        """Decode scaled latents ``b t c h w`` to pixels ``b t 3 (h f) (w f)``."""
 
     def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """Decoded pixels ``b t 3 H W`` of all frames of a segment -> what is made of them together; asked for where
-        ``finishes``."""
+        """Post-process decoded pixels ``b t 3 H W``, all frames of a segment together.
+
+        Returns them unchanged unless ``finishes``.
+        """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters; the first tells the type, which need not be the denoiser's."""
+        """Yield all parameters; the first one gives the dtype, which may differ from the denoiser's."""
 
 
 class RestorationModel(Protocol):
@@ -45,17 +54,17 @@ class RestorationModel(Protocol):
 
     @property
     def codec(self) -> PixelCodec:
-        """Pixels <-> latents."""
+        """The codec between pixels and latents."""
 
     @property
     def multiple(self) -> int:
         """Both output sides must be multiples of this."""
 
     def noise_lowres(self, evidence: Evidence, level: Tensor, noise: Tensor) -> Evidence:
-        """The evidence with low-res pixels on the latent grid, made noisy; asked for where a level is set."""
+        """Return the evidence with noisy low-res pixels on the latent grid; called if a level is set."""
 
     def encode_canvas(self, evidence: Evidence) -> Tensor | None:
-        """What :meth:`predict` takes as ``canvas``, ``b t c h w``; None in a model that does not read it."""
+        """Return the ``canvas`` for :meth:`predict`, ``b t c h w``; None for a model that does not read it."""
 
     def predict(
         self,
@@ -66,7 +75,10 @@ class RestorationModel(Protocol):
         noise_level: Tensor | None = None,
         canvas: Tensor | None = None,
     ) -> Tensor:
-        """The denoiser's output for noisy scaled latents ``b t c h w``; text ``b n d``, or ``b t n d`` by frames."""
+        """Return the denoiser's output for noisy scaled latents ``b t c h w``.
+
+        ``text`` is ``b n d``, or ``b t n d`` per frame.
+        """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters; the first tells device and type."""
+        """Yield all parameters; the first one gives device and dtype."""

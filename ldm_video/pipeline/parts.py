@@ -1,4 +1,4 @@
-"""From restored segments to parts on disk, and from parts to the outputs."""
+"""Write restored segments to parts on disk, and join the parts into the outputs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ldm_video.video_io import VideoWriter
 class Parts:
     """The parts of one clip's outputs.
 
-    A *canvas* is a frame for all outputs, side by side: each writer takes its columns of it. Cross-fades, and what is
-    kept for them, are of canvases.
+    A *canvas* is a frame for all outputs, side by side: each writer takes its own columns. Cross-fades, and the frames
+    kept for them, are canvases.
 
     Args:
-        writers: part name -> writer and the columns of the canvas that are its own; the result first.
+        writers: part name -> writer and its columns of the canvas; the result first.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Parts:
         writers: dict[str, tuple[VideoWriter, slice]],
     ) -> None:
         self.journal, self.plan, self.rules = journal, plan, rules
-        self.stopped = False  # set from another thread: what is being written is no longer wanted
+        self.stopped = False  # set from another thread to abandon what is being written
         self._writers = writers
 
     def done(self, segment: Segment) -> bool:
@@ -48,14 +48,14 @@ class Parts:
         return sum(self.frames_of(segment) for segment in self.plan if self.done(segment))
 
     def frames_of(self, segment: Segment) -> int:
-        """Frames of the clip that count as this segment's: its part's, and the cross-fade with the chain after."""
+        """Return how many of the clip's frames this segment counts for: its part, and the cross-fade after it."""
         return segment.last - segment.first + self.rules.overlap * segment.fades_out
 
     def unfinished(self) -> list[Segment]:
         return [segment for segment in self.plan if not self.done(segment)]
 
     def whole(self) -> bool:
-        """Whether all parts are there, cross-fades included."""
+        """Return whether all parts exist, including cross-fades."""
         return not self.unfinished() and all(
             self._part(segment.number, f"fade.{name}").exists()
             for segment in self.plan
@@ -64,8 +64,11 @@ class Parts:
         )
 
     def to_do(self, share: Share) -> list[Segment]:
-        """What ``share`` has to restore, in order: of each of its chains, everything from the first missing part on,
-        or from further back where the outputs that it would follow are gone."""
+        """Return the segments that ``share`` has to restore, in order.
+
+        For each of its chains: everything from the first missing part on, or from further back if the outputs that it
+        would follow are gone.
+        """
         todo: list[Segment] = []
         for chain, members in groupby(self.plan, lambda segment: segment.chain):
             if not share.owns(chain):
@@ -78,22 +81,23 @@ class Parts:
         return todo
 
     def owes(self, index: int, share: Share) -> bool:
-        """Whether share number ``index`` of as many has something left to do."""
+        """Return whether share ``index``, of as many shares as ``share``, has work left."""
         return any(Share(index, share.count).owns(segment.chain) for segment in self.unfinished())
 
     def tail_before(self, segment: Segment, width: int) -> Tensor | None:
-        """The last outputs of the segment before, ``overlap 3 H width``."""
+        """Return the last outputs of the previous segment, ``overlap 3 H width``; None without an overlap."""
         return self.journal.frames(segment.number - 1, "tail")[0][..., -width:] if self.rules.overlap else None
 
     def kept_tail(self, output: Tensor) -> Tensor | None:
-        """The last frames of ``output`` as they would be read back, so that an interruption changes nothing."""
+        """Return the last frames of ``output`` as read back from disk, so that an interruption changes nothing."""
         return in_levels(output[-self.rules.overlap :]) if self.rules.overlap else None
 
     def finish(self, segment: Segment, canvases: Sequence[Tensor], times: Sequence[Fraction]) -> None:
-        """Write the part of ``segment``, and before it what its neighbours need.
+        """Write the part of ``segment``, preceded by what its neighbours need.
 
         Args:
-            canvases: ``3 H W`` for each frame of the segment; times: of the same frames.
+            canvases: ``3 H W`` for each frame of the segment.
+            times: presentation times of the same frames, in seconds.
         """
         overlap = self.rules.overlap
         if segment.fades_in:
@@ -117,16 +121,16 @@ class Parts:
                 self._fade(self.plan[segment.number - 1], segment)
 
     def join(self) -> None:
-        """Put the outputs together, without encoding anything again."""
+        """Join the parts into the outputs, without re-encoding."""
         joining = self.journal.folder / "joining"
-        if joining.exists():  # a process was ended while it did the same: outputs that exist are of these parts
+        if joining.exists():  # a process was killed while joining: outputs that exist are of these parts
             for writer, _ in self._writers.values():
                 writer.overwrite = True
         joining.touch()
         with ExitStack() as stack:
-            # The last to be opened is the first to be closed: no comparison without a result.
+            # The last one opened is closed first: a comparison never appears without its result.
             for number, (name, (writer, _)) in reversed([*enumerate(self._writers.items())]):
-                if number == 0:  # the result's, and not a comparison's that comes after it
+                if number == 0:  # for the result only, not for the comparison, which comes after it
                     stack.enter_context(_gone_if_taken(joining))
                 stack.enter_context(writer).join(list(self._in_order(name)))
             for writer, _ in self._writers.values():  # all outputs, or none
@@ -140,9 +144,9 @@ class Parts:
         return files
 
     def _fade(self, before: Segment, after: Segment) -> None:
-        """Cross-fade two chains, once both sides are there.
+        """Cross-fade two chains, once both sides exist.
 
-        Another process may do the same at this moment, put the outputs together and remove the folder.
+        Another process may be doing the same now, then join the outputs and remove the folder.
         """
         try:
             tail, times = self.journal.frames(before.number, "tail")
@@ -175,7 +179,7 @@ class Parts:
 
 @contextmanager
 def _gone_if_taken(joining: Path) -> Iterator[None]:
-    """Remove ``joining`` when an output is taken before any has its name: what is there is not this journal's."""
+    """Remove ``joining`` if an output is taken before any is in place: what exists is not this journal's."""
     try:
         yield
     except Taken:

@@ -1,8 +1,8 @@
 """Which frames are restored together: shots, chains and segments, a pure function of a few numbers.
 
-A clip is cut into *shots*, a shot into *segments* that share ``overlap`` frames with their neighbours, and the segments
-of a shot into *chains*. Inside a chain a segment needs the one before; chains need nothing of each other, so whoever
-computes them, in whatever order, gets the same frames.
+A clip is split into *shots*, a shot into *segments* that share ``overlap`` frames with their neighbours, and the
+segments of a shot into *chains*. Within a chain a segment depends on the one before. Chains are independent: they give
+the same frames whichever process computes them, in whatever order.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ MIN_OVERLAPS = 3
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames ``start <= i < stop`` are restored at once; its part of the output holds ``first <= i < last``.
+    """Frames ``start <= i < stop`` are restored together; its part of the output holds ``first <= i < last``.
 
     Attributes:
-        number: from 0 in the clip.
-        chain: the chain's number, from 0 in the clip.
-        follows: the segment before belongs to the same chain.
-        leads: the segment after belongs to the same chain.
-        fades_in: its first frames are cross-faded with the chain before, when both are there; ``fades_out``: its last
-            frames with the chain after. No part holds these frames.
+        number: index in the clip, from 0.
+        chain: index of its chain in the clip, from 0.
+        follows: the previous segment belongs to the same chain.
+        leads: the next segment belongs to the same chain.
+        fades_in: its first frames are cross-faded with the previous chain, once both exist; ``fades_out``: its last
+            frames with the next chain. No part holds these frames.
     """
 
     number: int
@@ -41,14 +41,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class PlanRules:
-    """What a plan follows, beside the clip itself.
+    """Parameters of a plan, besides the clip itself. Invalid ones raise ``ValueError``.
 
     Attributes:
-        segment: frames restored at once, at most.
-        overlap: frames that neighbouring segments of a shot share.
-        chain: segments in a chain, at most.
-        join: inside a chain, ``fade``: overlapping outputs are cross-faded; ``continue``: the last outputs of the
-            segment before are known pixels of the next and are not written again.
+        segment: maximum of frames restored together.
+        overlap: frames that adjacent segments of a shot share.
+        chain: maximum of segments in a chain.
+        join: within a chain, ``fade``: overlapping outputs are cross-faded; ``continue``: the last outputs of the
+            previous segment are known pixels of the next and are not written again.
     """
 
     segment: int = 32
@@ -67,12 +67,12 @@ JOINS = ("fade", "continue")
 
 
 def longest_needed(overlap: int) -> int:
-    """The shortest upper limit of a segment's length at which no frame is ever shared by three segments."""
+    """Return the smallest ``PlanRules.segment`` at which no frame is ever shared by three segments."""
     return MIN_OVERLAPS * overlap + 1
 
 
 def make_plan(frames: int, cuts: Sequence[int], rules: PlanRules) -> tuple[Segment, ...]:
-    """The segments of a clip of ``frames`` frames, in order. ``cuts``: numbers of frames that begin a new shot."""
+    """Return the segments of a clip of ``frames`` frames, in order. ``cuts``: indices of frames that begin a shot."""
     if frames < 1:
         raise ValueError("a plan needs at least one frame")
     borders = [0, *(cut for cut in sorted(set(cuts)) if 0 < cut < frames), frames]
@@ -87,7 +87,7 @@ def make_plan(frames: int, cuts: Sequence[int], rules: PlanRules) -> tuple[Segme
 
 
 def split_shot(start: int, stop: int, segment: int, overlap: int) -> list[tuple[int, int]]:
-    """Spans of at most ``segment`` frames, neighbours sharing ``overlap``, as few and as equal as possible."""
+    """Return spans of at most ``segment`` frames that overlap by ``overlap``, as few and as equal as possible."""
     length = stop - start
     count = max(1, -(-(length - overlap) // (segment - overlap)))
     total = length + (count - 1) * overlap
@@ -99,13 +99,13 @@ def split_shot(start: int, stop: int, segment: int, overlap: int) -> list[tuple[
 
 
 def even_sizes(total: int, count: int) -> list[int]:
-    """``count`` whole numbers that differ by one at most and sum to ``total``, the larger ones first."""
+    """Return ``count`` integers that differ by at most one and sum to ``total``, the larger ones first."""
     small, larger = divmod(total, count)
     return [small + (i < larger) for i in range(count)]
 
 
 def even_runs(items: int, most: int) -> list[int]:
-    """Lengths, as equal as possible and at most ``most``, of as few runs as hold ``items``."""
+    """Split ``items`` into as few runs of at most ``most`` as possible; return their lengths, as equal as possible."""
     return even_sizes(items, -(-items // most))
 
 

@@ -1,4 +1,4 @@
-"""A look at the result in less than a tenth of the time: short runs of frames, spread over the clip, at few steps."""
+"""A preview in less than a tenth of the time: short runs of frames, spread over the clip, at few steps."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ldm_video.pipeline.stream import Piece, explain_memory, read_segments
 from ldm_video.video_io import DEFAULT_RATE, VideoInfo, probe
 
 FEW_STEPS = 8
-"""Of a model that takes more by itself."""
+"""Maximum for a model whose own default is more."""
 
-_PART = 10  # a preview has at most this part of the clip's frames
+_PART = 10  # a preview has at most one in this many of the clip's frames
 _MOST_RUNS = 10
 
 
 def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
-    """Restore a few runs of frames, one behind the other into one output without sound.
+    """Restore a few runs of frames, one after the other, into one output without audio.
 
-    A run lasts about a second, so that flicker shows; frames have the noise that they have in the whole clip.
+    A run lasts about a second, so that flicker shows; frames have the same noise as in the whole clip.
     """
     started = time.monotonic()
     info = probe(job.source)
@@ -61,10 +61,10 @@ def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
 
 
 def choose_runs(frames: int | None, length: int, window: int) -> list[range]:
-    """At most ten runs of ``length`` frames, a tenth of the clip together, each in the middle of an equal share of it.
+    """Return at most ten runs of ``length`` frames, a tenth of the clip in total, centred in equal parts of it.
 
     A clip that is too short for two has one run at its start; none is shorter than ``window`` unless the clip is.
-    ``frames`` is None where it is not known: one run.
+    ``frames`` is None if unknown: one run.
     """
     if frames is None:
         return [range(length)]
@@ -78,19 +78,19 @@ def choose_runs(frames: int | None, length: int, window: int) -> list[range]:
 
 
 def run_length(info: VideoInfo, job: Job, restorer: Restorer) -> int:
-    """Frames of a second, at least the model's window, at most what a segment holds."""
+    """Return the frames in a second, but at least the model's window and at most a segment."""
     return min(max(round(info.rate or DEFAULT_RATE), restorer.settings.window), job.rules.segment)
 
 
 def frame_count(info: VideoInfo) -> int | None:
-    """What the container says; a preview need not know better."""
+    """Return the container's frame count, or an estimate from its duration: enough for a preview."""
     if info.frames is not None or info.duration is None or info.rate is None:
         return info.frames
     return max(1, round(info.duration * info.rate))
 
 
 def shots(run: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """``run``, cut where a shot begins: nothing of one reaches the next, as in the whole clip."""
+    """Split ``run`` at cuts, so that nothing of one shot affects the next, as in the whole clip."""
     detector = CutDetector()
     found = [*(detector.push(piece.pixels, piece.hole) for piece in run), detector.finish()]
     borders = [0, *(cut for cut in found if cut is not None), len(run)]
@@ -98,7 +98,7 @@ def shots(run: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def _restore(restorer: Restorer, shot: Sequence[Piece], watch: Watch, done: int, total: int) -> torch.Tensor:
-    """``t 3 H W``."""
+    """Restore one shot: ``t 3 H W`` in [-1, 1]."""
     frames, holes = (torch.stack([getattr(piece, name) for piece in shot]) for name in ("pixels", "hole"))
     indices = [piece.index for piece in shot]
 

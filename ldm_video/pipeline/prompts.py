@@ -1,7 +1,7 @@
-"""A prompt for each part of a clip: lines ``frame: prompt`` in a file, cross-faded where one gives way to the next.
+"""Prompts for parts of a clip: lines ``frame: prompt`` in a file, cross-faded where one follows another.
 
-What a frame is given follows from its number in the clip alone, so it does not depend on how the clip is cut into
-segments, windows or shares.
+A frame's embedding depends only on its index in the clip, not on how the clip is split into segments, windows or
+shares.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from ldm_video.core.errors import UserError
 
 _LINE = re.compile(r"([0-9]{1,12})\s*:(.*)")
-_SHOWN = 40  # characters of a bad line
+_SHOWN = 40  # characters of a bad line in the error message
 _HINT = "give a text file with lines such as 120: a blue car"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Which prompt holds when.
+    """Prompts and the frames at which they start.
 
     Attributes:
-        starts: the frame from which each prompt holds, rising. The first holds before it too.
-        texts: the prompts, as many.
-        blend: frames over which one prompt is cross-faded to the next, half of them on each side of the border; less
-            where one of the two holds for fewer frames.
+        starts: first frame of each prompt, increasing. The first prompt also holds before it.
+        texts: the prompts, one per start.
+        blend: frames over which one prompt is cross-faded to the next, half of them on each side of the border; fewer
+            if either prompt holds for fewer frames.
     """
 
     starts: tuple[int, ...]
@@ -38,7 +38,7 @@ class Prompts:
     blend: int = 0
 
     def text_at(self, embeddings: Tensor, frames: Sequence[int]) -> Tensor:
-        """What each frame is given: embeddings of ``texts``, ``k n d``, and numbers in the clip -> ``t n d``."""
+        """Map embeddings ``k n d`` of ``texts`` and frame indices in the clip to each frame's embedding, ``t n d``."""
         position = self.position(frames)  # t
         first = position.floor().long()
         second = (first + 1).clamp(max=len(self.texts) - 1)
@@ -47,17 +47,17 @@ class Prompts:
         return torch.lerp(embeddings[first], embeddings[second], share)  # exact at 0 and between equals
 
     def position(self, frames: Sequence[int]) -> Tensor:
-        """``t`` in float64: 1 where the second prompt of all holds alone, 1.25 a quarter of the way to the third."""
-        held = torch.tensor((0, *self.starts[1:])).diff().double()  # by each prompt but the last, which has no end
+        """Return ``t`` in float64: 1 where the second prompt holds alone, 1.25 a quarter of the way to the third."""
+        held = torch.tensor((0, *self.starts[1:])).diff().double()  # of each prompt but the last, which has no end
         after = torch.cat([held[1:], held.new_tensor([torch.inf])])[: len(held)]
-        width = torch.minimum(held, after).clamp(max=self.blend)  # so that no two cross-fades meet
+        width = torch.minimum(held, after).clamp(max=self.blend)  # so that no two cross-fades overlap
         borders = torch.tensor(self.starts[1:], dtype=torch.float64)
-        middle = torch.tensor(frames, dtype=torch.float64)[:, None] + 0.5  # of the frame's time; never on a border
+        middle = torch.tensor(frames, dtype=torch.float64)[:, None] + 0.5  # the middle of the frame; never on a border
         return ((middle - borders) / width + 0.5).clamp(0, 1).sum(dim=1)  # t k-1 -> t
 
 
 def find_prompts(config: DictConfig) -> Prompts | None:
-    """What ``--prompt-file`` holds."""
+    """Return the prompts of ``--prompt-file``, or None. Raises ``UserError`` if ``--prompt`` is given too."""
     if config.prompt_file is None:
         return None
     if config.prompt is not None:
@@ -66,10 +66,10 @@ def find_prompts(config: DictConfig) -> Prompts | None:
 
 
 def read_prompts(path: Path, blend: int) -> Prompts:
-    """Read a file of lines ``frame: prompt``, such as ``120: a blue car``, with rising frame numbers from 0.
+    """Read a file of lines ``frame: prompt``, such as ``120: a blue car``, with increasing frame numbers from 0.
 
-    Empty lines and lines that begin with ``#`` are passed over. Nothing after the colon is the empty prompt.
-    Raises ``UserError`` with the number of the line.
+    Empty lines and lines that begin with ``#`` are skipped. Nothing after the colon is the empty prompt. Raises
+    ``UserError`` with the number of the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,8 +1,8 @@
-"""What other frames show inside the hole, carried over along completed flow, each pixel with a confidence.
+"""Propagate what other frames show into the hole, along completed flow, with a confidence for each pixel.
 
-As in flow-guided inpainting (ProPainter, arXiv:2309.03897): a point of the hole is followed forwards and backwards to
-the first frame that shows it, and that frame is read once, at the composed position. How far the result can be
-trusted is measured, not assumed: the rim of the hole, where the truth is known, is carried over in the same way.
+As in flow-guided inpainting (ProPainter, arXiv:2309.03897): a point of the hole is tracked forwards and backwards to
+the first frame that shows it, and that frame is sampled once, at the composed position. The reliability of the result
+is measured, not assumed: the rim of the hole, where the truth is known, is propagated in the same way.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from ldm_video.motion.search import dense_flow
 from ldm_video.motion.warp import at
 from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
 
-THRESHOLD = 0.5  # confidence from which a pixel is evidence
+THRESHOLD = 0.5  # confidence from which a pixel counts as evidence
 
-_RIM = 3  # pixels around the hole that are carried over too, to compare with what they are
+_RIM = 3  # pixels around the hole that are propagated too, to compare with their true colours
 _HALF_SURE = 3.7e-3  # expected squared error, of colours in [0, 1], at confidence 1/2: 24 dB
-_MARGIN = 0.25  # of the frame's long side around the hole, for the camera's motion to be read from
+_MARGIN = 0.25  # margin around the hole for estimating the camera motion, as a fraction of the frame's long side
 _LEAST_MARGIN = 128  # pixels
-_DRIFT = 0.1  # pixels a frame: slower motion cannot be told from the error of the flow
-_LEAST_SIDE = 16  # pixels; in less, dense inverse search finds no room
-_STILL = 1.0  # pixels over half a segment: less motion shows nothing of what is behind a hole
-_CHUNK = 256  # points in a row of a map of cv2.remap, whose rows are limited
+_DRIFT = 0.1  # pixels per frame: slower motion cannot be told from flow error
+_LEAST_SIDE = 16  # pixels; dense inverse search needs at least as many
+_STILL = 1.0  # pixels over half a segment: less motion reveals nothing behind a hole
+_CHUNK = 256  # points per row of a cv2.remap map, whose row length is limited
 
 
 _Window = tuple[slice, slice]  # rows and columns
 
 
 def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the hole from the other frames of a segment, where one of them shows what it hides.
+    """Fill the hole from other frames of a segment, where one of them shows what it hides.
 
     Args:
         frames: ``t 3 h w`` in [-1, 1].
-        hole: ``t 1 h w`` in {0, 1}, on the same grid; it must cover everything that is not to be believed.
+        hole: ``t 1 h w`` in {0, 1}, on the same grid; it must cover every pixel that cannot be trusted.
 
     Returns ``filled`` ``t 3 h w`` in [-1, 1] and ``confidence`` ``t 1 h w`` in [0, 1]: 1 outside the hole, 0 where no
-    frame shows the place; there ``filled`` is ``frames``. Nothing is looked for in frames of less than 16 pixels, and
-    nothing is carried over between frames that have nothing in common, as across a cut.
+    frame shows the place; there ``filled`` is ``frames``. Nothing is filled in frames with a side under 16 pixels, and
+    nothing is propagated between frames that have nothing in common, as across a cut.
     """
     confidence = 1 - hole.float()
     ever = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
@@ -75,17 +75,17 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def may_show_more(frames: Tensor, hole: Tensor) -> bool:
-    """Whether other frames may show what the hole hides: the hole moves, or what is around it does.
+    """Return whether other frames may show what the hole hides: the hole moves, or its surroundings do.
 
-    Judged by the flow from the first frame to the middle and to the last alone: a small part of the work of
-    :func:`propagate`, which finds nothing where neither moves. Arguments as there.
+    Uses only the flow from the first frame to the middle and to the last one: a small part of the work of
+    :func:`propagate`, which finds nothing if neither moves. Takes the same arguments.
     """
     ever = hole.amax(dim=(0, 1)) > 0.5  # h w
     if len(frames) < 2 or min(ever.shape) < _LEAST_SIDE or not ever.any():
         return False
     if not torch.equal(hole.amin(dim=(0, 1)) > 0.5, ever):
         return True
-    # One smooth patch in the place of the hole: it must not be read as something that stands still.
+    # Fill the hole smoothly: its contents must not be tracked as something static.
     three = frames[[0, len(frames) // 2, -1]].float()  # 3 3 h w
     seen = [_grey(frame) for frame in push_pull(three, 1 - hole[:1].float().expand(3, -1, -1, -1))]
     around = ~ever.cpu().numpy()
@@ -95,24 +95,24 @@ def may_show_more(frames: Tensor, hole: Tensor) -> bool:
 
 
 def reduce_hole(frames: Tensor, hole: Tensor, filled: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Make evidence of what was carried over: ``(frames t 3 h w, hole t 1 H W)`` with a smaller hole.
+    """Turn propagated pixels into evidence: return ``(frames t 3 h w, hole t 1 H W)`` with a smaller hole.
 
     Args:
-        frames, filled, confidence: as :func:`propagate` takes and gives them, on the low-res grid.
-        hole: ``t 1 H W`` in {0, 1} on the output's grid, of which that of :func:`propagate` was made.
-        threshold: pixels of at least this confidence count as seen; what is left and what is won are both cleared of
-            specks, in which a model could do nothing.
+        frames, filled, confidence: arguments and results of :func:`propagate`, on the low-res grid.
+        hole: ``t 1 H W`` in {0, 1} on the output's grid, from which the hole for :func:`propagate` was made.
+        threshold: pixels of at least this confidence count as seen. Specks are removed from both the seen and the
+            remaining pixels: a model could do nothing with them.
     """
     size = size_of(hole)
     unknown = _majority((confidence < THRESHOLD).to(hole)) * (confidence < 1)  # t 1 h w
     unknown = torch.maximum(unknown, (confidence == 0).to(hole))
     left = hole * F.interpolate(unknown, size=size, mode="nearest-exact")  # t 1 H W
-    # A low-res pixel under what is left of the hole is not read; its own colours may stay.
+    # Low-res pixels under the remaining hole are not read and may keep their colours.
     return torch.where(unknown.bool(), frames, filled), left
 
 
 def won_share(hole: Tensor, confidence: Tensor) -> float:
-    """Share of the hole ``t 1 h w`` that the other frames show; 0 without a hole."""
+    """Return the fraction of the hole ``t 1 h w`` that other frames show; 0 without a hole."""
     area = float(hole.sum())
     return float((hole * (confidence >= THRESHOLD)).sum()) / area if area else 0.0
 
@@ -128,8 +128,11 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One direction's answer for one frame: ``colours`` ``h w 3`` in [0, 1]; ``steps`` ``h w``, frames away, 0 for
-    none; ``error`` ``h w``, squared, measured on the rim and spread inwards."""
+    """What one direction gives for one frame.
+
+    ``colours`` ``h w 3`` in [0, 1]; ``steps`` ``h w``, distance in frames, 0 for none; ``error`` ``h w``, squared,
+    measured on the rim and spread inwards.
+    """
 
     colours: np.ndarray
     steps: np.ndarray
@@ -137,12 +140,12 @@ class _Candidate:
 
 
 def _fill_frame(t: int, window: _Window, segment: _Segment) -> tuple[np.ndarray, np.ndarray]:
-    """Colours ``h w 3`` in [0, 1] and confidence ``h w`` inside the hole of frame ``t``, in a window around it."""
+    """Return colours ``h w 3`` in [0, 1] and confidence ``h w`` in the hole of frame ``t``, in a window around it."""
     pair = [_look(t, step, window, segment) for step in (1, -1)]
     both = (pair[0].steps > 0) & (pair[1].steps > 0)
     apart = cv2.blur(np.square(pair[0].colours - pair[1].colours).mean(axis=-1), (3, 3))
     errors = np.stack([_expected_error(c, both, apart) for c in pair])  # 2 h w
-    # Nearly the better one alone: a mean of two that disagree is a ghost.
+    # Nearly winner takes all: the mean of two that disagree is a ghost.
     weights = (errors.min(axis=0) / errors) ** 4
     weights /= weights.sum(axis=0)
     colours = (weights[0, ..., None] * pair[0].colours + weights[1, ..., None] * pair[1].colours).astype(np.float32)
@@ -151,20 +154,21 @@ def _fill_frame(t: int, window: _Window, segment: _Segment) -> tuple[np.ndarray,
 
 
 def _expected_error(candidate: _Candidate, both: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """Squared error to be expected, ``h w``; a fit to 30 clips and holes, of rank correlation 0.7 with the true one."""
+    """Return the expected squared error ``h w``: a fit to 30 clips and holes, rank correlation with the truth 0.7."""
     rim = (candidate.error + 1e-4) ** 0.85
     error = 0.1 * rim * np.maximum(candidate.steps, 1) ** 0.1 * np.where(both, 2.5 * (apart + 1e-4) ** 0.2, 1.0)
     return np.where(candidate.steps > 0, error, 1e3)
 
 
 def _look(t: int, step: int, window: _Window, segment: _Segment) -> _Candidate:
-    """What the frames after (``step`` 1) or before (-1) frame ``t`` show inside its hole, in a window around it."""
+    """Collect what frames after (``step`` 1) or before (-1) frame ``t`` show in its hole, in a window around it."""
     frame, hole = segment.clip[t][window], segment.hidden[t][window] > 0
     colours, steps = np.zeros_like(frame), np.zeros(hole.shape, np.float32)
     inside = np.nonzero(hole)
     corner = window[1].start, window[0].start
     colours[inside], steps[inside] = _follow(t, step, _points(inside, corner), np.ones(len(inside[0])), segment)
-    # The rim is read from frames as far away as those that serve its neighbours: otherwise it proves nothing.
+    # Track the rim to frames as far away as those that serve its neighbours in the hole: else its error says nothing
+    # about theirs.
     side = (2 * _RIM + 1,) * 2
     rim = np.nonzero(grow(hole, _RIM) & ~hole)
     far = np.maximum(cv2.dilate(steps, np.ones(side, np.uint8))[rim], 1)
@@ -175,16 +179,16 @@ def _look(t: int, step: int, window: _Window, segment: _Segment) -> _Candidate:
     proved = np.zeros(hole.shape, np.float32)
     proved[rim] = found > 0
     inward = spread(wrong, proved)
-    # The rim's difference in brightness, carried inwards, leaves no seam.
+    # Adding the rim's colour difference, spread inwards, leaves no seam.
     return _Candidate(colours + inward[..., :3], steps, inward[..., 3])
 
 
 def _follow(
     t: int, step: int, points: np.ndarray, least: np.ndarray, segment: _Segment
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Follow ``points`` ``n 2`` (x, y) of frame ``t`` to the first frame, ``least`` or more away, that shows them.
+    """Track ``points`` ``n 2`` (x, y) of frame ``t`` to the first frame, at least ``least`` away, that shows them.
 
-    Returns their colours there ``n 3`` and its distance ``n`` in frames, 0 where none does.
+    Returns their colours there ``n 3`` and its distance ``n`` in frames, 0 if there is none.
     """
     height, width = segment.hidden[t].shape
     colours, steps = np.zeros((len(points), 3), np.float32), np.zeros(len(points), np.float32)
@@ -199,7 +203,7 @@ def _follow(
         x, y = points[:, 0], points[:, 1]
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
         shown = inside & (_read(segment.hidden[s], points)[:, 0] < 1e-3) & (abs(s - t) >= least[alive])
-        # Either the hole went away from the place, or the place came out of it faster than flow drifts by itself.
+        # Either the hole moved off the place, or the place moved out of it faster than flow drifts.
         away = points - start[alive]
         slow = np.hypot(away[:, 0], away[:, 1]) <= _DRIFT * abs(s - t)
         shown &= ~slow | (_read(segment.hidden[s], start[alive])[:, 0] < 0.5)
@@ -211,7 +215,7 @@ def _follow(
 
 
 def _read(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """``image`` ``h w [c]`` at ``points`` ``n 2`` (x, y): ``n c``."""
+    """Sample ``image`` ``h w [c]`` at ``points`` ``n 2`` (x, y): ``n c``."""
     count = len(points)
     padded = np.pad(points, ((0, -count % _CHUNK if count else _CHUNK), (0, 0)))
     values = at(image, rearrange(padded, "(a b) xy -> a b xy", b=_CHUNK), interpolation)
@@ -219,14 +223,14 @@ def _read(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_
 
 
 def _window(mask: np.ndarray, margin: int) -> _Window:
-    """Rows and columns of what is true in ``mask`` ``h w``, with a margin."""
+    """Return the bounding rows and columns of the true pixels of ``mask`` ``h w``, plus a margin."""
     spans = (np.flatnonzero(mask.any(axis=1 - axis)) for axis in (0, 1))
     rows, columns = (slice(max(int(s[0]) - margin, 0), int(s[-1]) + margin + 1) for s in spans)
     return rows, columns
 
 
 def _points(pixels: tuple[np.ndarray, ...], corner: tuple[int, int]) -> np.ndarray:
-    """(rows, columns) of a window whose corner is at (x, y) -> ``n 2``, x and y in the whole."""
+    """Convert (rows, columns) of a window with its corner at (x, y) to ``n 2``, x and y in the whole frame."""
     return (np.stack(pixels[::-1], axis=-1) + np.array(corner)).astype(np.float32)
 
 
@@ -237,5 +241,5 @@ def _grey(frame: Tensor) -> np.ndarray:
 
 
 def _majority(mask: Tensor, side: int = 3) -> Tensor:
-    """``t 1 h w`` in {0, 1}: what most of the neighbourhood is."""
+    """Return the majority of each pixel's neighbourhood, ``t 1 h w`` in {0, 1}."""
     return (F.avg_pool2d(mask, side, stride=1, padding=side // 2, count_include_pad=False) > 0.5).to(mask)

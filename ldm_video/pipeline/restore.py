@@ -41,36 +41,38 @@ from ldm_video.video_io.colour_shift import shift_colour
 
 _ALL = slice(None)
 ShareCallback = Callable[[float], None]
-"""``callback(share)``: told from time to time which share of a segment's work is done, up to 1."""
+"""``callback(share)``: called repeatedly with the fraction of a segment's work that is done, up to 1."""
 
 
 @dataclass(frozen=True)
 class RestoreSettings:
-    """How a segment is sampled and put together.
+    """How a segment is sampled and composited.
 
     Attributes:
         steps: sampling steps. 0 leaves everything to a decoder that sees the evidence: latents are zero.
         guidance: classifier-free guidance scale; 1 is none.
         seed: of the noise.
         window: frames that the denoiser and the decoder see at once.
-        overlap: frames that neighbouring windows share.
+        overlap: frames that adjacent windows share.
         tile: (height, width) in output pixels, or None for whole frames.
         tile_overlap: in output pixels.
-        dilate: low-res pixels by which the hole grows: resizing and compression have smeared what it hides.
-        feather: width in output pixels of the border where known pixels fade in.
-        colour: colour fix, see :func:`ldm_video.pipeline.colour.match_colour`.
-        strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
-        noise_level: how noisy the low-res pixels are made for a model that is told of it; None leaves them.
-        propagate: what other frames of the segment show inside the hole is carried over first, and is evidence then:
-            ``auto``, where hole or camera move, ``on``, or ``off``.
-        fill: who fills what is wide of the rest: ``model``, or ``patches`` of what surrounds it
-            (:mod:`ldm_video.pipeline.closing`), which are evidence then.
-        average: neighbours on each side with which a low-res frame is averaged along the motion; 0 leaves it as it is.
-            Where inpainting alone is asked for, no frame is averaged.
+        dilate: low-res pixels by which the hole is dilated: resizing and compression have smeared its contents.
+        feather: width in output pixels of the border over which known pixels are blended in.
+        colour: colour correction, see :func:`ldm_video.pipeline.colour.match_colour`.
+        strength: fraction of the steps that are run, starting from the evidence's guess with noise added; 1 starts from
+            pure noise.
+        noise_level: noise added to the low-res pixels, for a model that is conditioned on it; None adds none.
+        propagate: whether what other frames of the segment show inside the hole is propagated first, and is then
+            evidence: ``auto`` (if hole or camera move), ``on`` or ``off``.
+        fill: what fills the wide parts of the remaining hole: ``model``, or ``patches`` of its surroundings
+            (:mod:`ldm_video.pipeline.closing`), which are then evidence.
+        average: neighbours on each side with which a low-res frame is averaged along the motion; 0 for none. Not
+            applied when only inpainting.
         steady: neighbours on each side with which the output is blended along the motion
-            (:mod:`ldm_video.pipeline.steady`); 0 leaves it as it is. Not where inpainting alone is asked for.
-        fidelity: share of what the output, brought back down, is off the input that is given back
-            (:mod:`ldm_video.pipeline.fidelity`); the less, the further ``average`` found noise to be averaged.
+            (:mod:`ldm_video.pipeline.steady`); 0 for none. Not applied when only inpainting.
+        fidelity: fraction of the residual (input minus downsampled output) that is added back
+            (:mod:`ldm_video.pipeline.fidelity`); reduced the more noise ``average`` found. Not applied when only
+            inpainting.
     """
 
     steps: int = 1
@@ -96,10 +98,10 @@ class Restorer:
     """A model and its settings; :meth:`__call__` restores one segment.
 
     Args:
-        model: on its device, in its type.
+        model: on its device, in its dtype.
         settings: see :class:`RestoreSettings`.
-        text: prompt and negative prompt embeddings, each ``1 n d``, where the model takes them.
-        prompts: which prompt holds when; the first of ``text`` is then of all its prompts, ``k n d``.
+        text: prompt and negative prompt embeddings, each ``1 n d``, if the model takes them.
+        prompts: which prompt holds at which frame; the first of ``text`` then has all its prompts, ``k n d``.
     """
 
     def __init__(
@@ -136,14 +138,14 @@ class Restorer:
 
         Args:
             frames: low-res frames ``t 3 h w`` in [-1, 1].
-            hole: ``t 1 H W`` in {0, 1}, at the output's size. Of the low-res frames' size, it asks for inpainting
-                alone: every pixel outside the hole is known and comes back, blended with what is made over ``feather``
+            hole: ``t 1 H W`` in {0, 1}, at the output's size. At the low-res frames' size, this requests inpainting
+                only: every pixel outside the hole is known and returned, blended with the output over ``feather``
                 pixels around the hole.
-            indices: the frames' absolute numbers in the clip, from which their noise is drawn.
-            callback: told of the share that is done after every step and at the end.
-            before: ``t0 3 H W`` in [-1, 1], the finished first ``t0`` frames: known pixels, which come back unchanged.
-            shown: ``t0 3 H W`` in [-1, 1], what the first ``t0`` frames were made by the segment before: what is
-                invented in the hole goes on from there.
+            indices: the frames' absolute indices in the clip, which determine their noise.
+            callback: called with the fraction done after every step and at the end.
+            before: ``t0 3 H W`` in [-1, 1], the finished first ``t0`` frames: known pixels, returned unchanged.
+            shown: ``t0 3 H W`` in [-1, 1], the previous segment's output for the first ``t0`` frames: the fill of the
+                hole continues from it.
 
         Returns ``t 3 H W`` in [-1, 1], float32 on the CPU.
         """
@@ -152,7 +154,7 @@ class Restorer:
         height, width = hole.shape[-2:]
         hole = dilate(hole, round(settings.dilate * height / lowres.shape[-2]))
         given, hidden = lowres, lay_on_grid(hole[0], size_of(lowres))[None]  # b t 3 h w, b t 1 h w
-        # What is hidden goes at once: filters that reach over the hole's rim would bring it back.
+        # Remove hidden pixels first: filters that reach across the hole's rim would bring them back.
         lowres = push_pull(lowres[0], 1 - hidden[0])[None]
         enlarges = given.shape[-2:] != hole.shape[-2:]
         averaged = average_along_motion(lowres[0], hidden[0], settings.average if enlarges else 0)
@@ -162,7 +164,7 @@ class Restorer:
         known = None if pixels is None else 1 - hole
         if before is not None:
             pixels, known = _continued(before.to(lowres), pixels, known, hole)
-        if pixels is not None and known is not None and bool(known.all()):  # nothing is left to be made
+        if pixels is not None and known is not None and bool(known.all()):  # nothing is left to restore
             return _finished(pixels, callback)
         shift = self.model.codec.colour_shift if enlarges else 0.0
         evidence = build_evidence(shift_colour(lowres, shift), hole, known_pixels=pixels, known=known)
@@ -174,10 +176,10 @@ class Restorer:
         if enlarges:
             output = self._steadied(output, padded)
         output = self._finish(output, padded)[..., :height, :width]  # b t 3 H W
-        guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # b t 3 H W, colours in their place
+        guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # without the colour shift
         output = match_colour(output, guess, evidence.hole, settings.colour)
         if enlarges:
-            # What was averaged away is not given back.
+            # Do not add back what was averaged away.
             output = back_project(output, given.float(), hidden, settings.fidelity * (1 - averaged.noise))
         if known is not None and pixels is not None:
             output = put_back(output, pixels, 1 - known, settings.feather)
@@ -186,7 +188,10 @@ class Restorer:
         return _finished(output, callback)
 
     def _closed(self, lowres: Tensor, hole: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Low-res frames ``b t 3 h w``, in the hole ``b t 1 H W`` what others show, then patches; and the hole left."""
+        """Fill the hole ``b t 1 H W`` of low-res frames ``b t 3 h w`` from other frames, then with patches.
+
+        Returns the frames and the hole that is left.
+        """
         if self.settings.propagate != "off":
             lowres, hole = _carried_over(lowres, hole, always=self.settings.propagate == "on")
         if self.settings.fill == "patches":
@@ -201,7 +206,7 @@ class Restorer:
         if settings.steps == 0:
             return torch.zeros(1, len(indices), *shape, device=self.device, dtype=self.dtype)
         noise = frame_noise(settings.seed, indices, shape, self.model.shared_noise, self.device, self.dtype)[None]
-        # Decoding is counted as one more step.
+        # Decoding counts as one more step.
         report = (lambda done, total, _: callback(done / (total + 1))) if callback else None
         return sample(
             self._denoiser(evidence, indices),
@@ -223,19 +228,19 @@ class Restorer:
     def _noise_lowres(self, evidence: Evidence, indices: Sequence[int], level: Tensor) -> Evidence:
         factor = self.model.codec.factor
         shape = (3, evidence.size[0] // factor, evidence.size[1] // factor)
-        # Another draw than the latents' noise: the complement of a seed is a seed that nobody gives.
+        # Independent of the latents' noise: the complement of a seed is negative, unlike any seed in use.
         noise = frame_noise(~self.settings.seed, indices, shape, self.model.shared_noise, self.device)[None]
         return self.model.noise_lowres(evidence, level, noise)  # b t 3 h w
 
     def _text_of(self, indices: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """Prompt and negative prompt: each ``1 n d`` for all frames, or ``1 t n d`` where prompts change."""
+        """Return prompt and negative prompt: each ``1 n d`` for all frames, or ``1 t n d`` if prompts change."""
         if self.text is None or self.prompts is None or len(self.prompts.texts) == 1:
             return self.text
         prompt = self.prompts.text_at(self.text[0], indices)[None]  # 1 t n d
         return prompt, self.text[1][:, None].expand_as(prompt)
 
     def _denoiser(self, evidence: Evidence, indices: Sequence[int]) -> Denoise:
-        """Guidance inside tiles inside windows."""
+        """Build the denoiser: guidance inside tiles inside windows."""
         factor, settings = self.model.codec.factor, self.settings
         canvas = self.model.encode_canvas(evidence)  # b t c h w
         level = None if settings.noise_level is None else torch.tensor([settings.noise_level], device=self.device)
@@ -266,7 +271,7 @@ class Restorer:
         return windowed(inner, settings.window, settings.overlap)
 
     def _decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """Latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, in windows of frames and tiles."""
+        """Decode latents ``b t c h w`` to pixels ``b t 3 (h f) (w f)``, in windows of frames and tiles."""
         frames, overlap = latents.shape[1], self.settings.overlap
         windows = split(frames, even_size(frames, self.settings.window, overlap), overlap)
         return merge((self._decode_window(latents, evidence, window) for window in windows), windows, dim=1)
@@ -285,12 +290,12 @@ class Restorer:
         return merge_tiles(map(decode, grid), grid)
 
     def _steadied(self, output: Tensor, evidence: Evidence) -> Tensor:
-        """Decoded pixels ``b t 3 H W`` -> blended along the motion of the low-res frames."""
+        """Blend decoded pixels ``b t 3 H W`` along the motion of the low-res frames."""
         small = evidence.lowres[0]  # t 3 h w
         return steady(output[0], small, lay_on_grid(evidence.hole[0], size_of(small)), self.settings.steady)[None]
 
     def _finish(self, output: Tensor, evidence: Evidence) -> Tensor:
-        """Pixels ``b t 3 H W`` of the whole segment -> finished ones, in tiles of all frames."""
+        """Finish pixels ``b t 3 H W`` of the whole segment, in tiles of all frames."""
         codec = self.model.codec
         if not codec.finishes or self.settings.tile is None:
             return codec.finish(output, evidence)
@@ -301,21 +306,21 @@ class Restorer:
         return merge_tiles((codec.finish(*part) for part in parts), grid)
 
     def _tiles(self, size: tuple[int, int]) -> list[Tile]:
-        """Of the settings' size; they start on the latent grid."""
+        """Return tiles of the settings' size, aligned to the latent grid."""
         factor = self.model.codec.factor
         tile = self.settings.tile or size
         return tiles(*size, tile, (self.settings.tile_overlap // factor * factor,) * 2)
 
 
 def _finished(output: Tensor, callback: ShareCallback | None) -> Tensor:
-    """``b t 3 H W`` of the one clip -> ``t 3 H W`` in [-1, 1], float32 on the CPU."""
+    """Convert ``b t 3 H W`` of the only clip to ``t 3 H W`` in [-1, 1], float32 on the CPU."""
     if callback is not None:
         callback(1.0)
     return output.float().clamp(-1, 1)[0].cpu()
 
 
 def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole: Tensor) -> tuple[Tensor, Tensor]:
-    """Known pixels ``b t 3 H W`` and where they are ``b t 1 H W``, the first frames being ``before`` ``t0 3 H W``."""
+    """Make the frames ``before`` ``t0 3 H W`` known: return known pixels ``b t 3 H W`` and their mask ``b t 1 H W``."""
     frames, (height, width) = hole.shape[1], hole.shape[-2:]
     pixels = before.new_zeros(1, frames, 3, height, width) if pixels is None else pixels.clone()
     known = torch.zeros_like(hole) if known is None else known.clone()
@@ -324,7 +329,7 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
 
 
 def _carried_over(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
-    """Low-res frames ``b t 3 h w`` with what other frames show, and the hole ``b t 1 H W`` that is left."""
+    """Return low-res frames ``b t 3 h w`` with what other frames show, and the remaining hole ``b t 1 H W``."""
     frames = lowres[0]
     hidden = lay_on_grid(hole[0], size_of(frames))  # t 1 h w
     if not always and not may_show_more(frames, hidden):

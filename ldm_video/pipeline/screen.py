@@ -1,4 +1,4 @@
-"""What ``infer.py`` shows: a bar while it works, the plan, a line at the end."""
+"""Terminal output of ``infer.py``: a progress bar, the plan, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm_video.video_io import VideoInfo
 
 
 def run_with_bar(run: Callable[[Watch], Outcome], shown: bool) -> Outcome:
-    """``run`` with a bar on a terminal; there is one, so one process alone is ``shown``."""
+    """Call ``run`` with a progress bar on a terminal; only one of several processes should be ``shown``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     console = Console(stderr=True)
     hidden = not (console.is_terminal and shown)
@@ -36,12 +36,12 @@ def run_with_bar(run: Callable[[Watch], Outcome], shown: bool) -> Outcome:
 
 
 def complain(line: str) -> None:
-    """A line on stderr."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr)
 
 
 def plan(info: VideoInfo, job: Job, restorer: Restorer) -> str:
-    """What would be done, in a few lines."""
+    """Describe in a few lines what would be done."""
     settings, weights = restorer.settings, list(restorer.model.parameters())
     parameters, first = sum(p.numel() for p in weights) / 1e6, weights[0]
     return "\n".join(
@@ -59,7 +59,7 @@ def plan(info: VideoInfo, job: Job, restorer: Restorer) -> str:
 
 
 def summary(job: Job, outcome: Outcome) -> str:
-    """What was done, or is left to others."""
+    """Describe what was done, or what is left to other processes."""
     if outcome.pending:
         return outcome.pending
     rate = outcome.frames / max(outcome.seconds, 1e-9)

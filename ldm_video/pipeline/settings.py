@@ -1,4 +1,4 @@
-"""What ``infer.py`` is asked to do: defaults, a file and the command line, checked before anything is opened."""
+"""Settings of ``infer.py``: defaults, a file and the command line, checked before anything is opened."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RANGES = {
     "chain": (1, math.inf),
     "overlap": (0, math.inf),
     "prompt_blend": (0, math.inf),
-    # What is above them is a slip: frames, or pixels of a whole picture.
+    # Values above are mistakes: frames, or pixels of a whole picture.
     "average": (0, 1000),
     "steady": (0, 1000),
     "tile_overlap": (0, 4096),
@@ -40,12 +40,15 @@ RANGES = {
 
 
 def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
-    """The file ``defaults``, then that of ``--config``, then the command line: every key known, every value checked."""
+    """Merge ``defaults``, the file of ``--config`` and the command line; every key known, every value checked.
+
+    Raises ``UserError`` for an unknown key or an invalid value.
+    """
     known = load_config(defaults)
     overrides = [*flag_overrides(arguments, known), *arguments.overrides]
     config = load_config(arguments.config, overrides, base=defaults)
     for name, on in (("deinterlace", "on"), ("propagate", "on"), ("cuts", "auto")):
-        if isinstance(config[name], bool):  # YAML reads a bare on or off as a truth value
+        if isinstance(config[name], bool):  # YAML reads a bare on or off as a boolean
             config[name] = on if config[name] else "off"
     check_values(config, known)
     check_choices(config)
@@ -53,13 +56,13 @@ def read_config(arguments: argparse.Namespace, defaults: Path) -> DictConfig:
 
 
 def flag_overrides(arguments: argparse.Namespace, known: DictConfig) -> list[str]:
-    """Those command-line flags that are ``known`` keys, as overrides. Text is quoted: YAML takes it as it is."""
+    """Return the command-line flags that are ``known`` keys, as overrides. Text is quoted for YAML."""
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
     return [f"{name}={_quoted(value) if isinstance(value, str) else value}" for name, value in given.items()]
 
 
 def check_values(config: DictConfig, defaults: DictConfig) -> None:
-    """``UserError`` for a value of the wrong type. null is allowed where the defaults have it."""
+    """Raise ``UserError`` for a value of the wrong type or out of range. null is allowed where it is the default."""
     for key in map(str, config):
         value = config[key]
         if value is None and defaults[key] is None:
@@ -80,7 +83,7 @@ def check_values(config: DictConfig, defaults: DictConfig) -> None:
 
 
 def check_choices(config: DictConfig) -> None:
-    """``UserError`` for a value that is none of those to choose from."""
+    """Raise ``UserError`` for a value that is not one of its key's choices."""
     for name, choices in CHOICES.items():
         if config[name] not in choices:
             raise UserError(f"unknown {name} '{config[name]}'; use {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""Sizes in pixels: of the output, of tiles, of boxes on the output."""
+"""Sizes in pixels of the output, of tiles, and of boxes on the output."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import re
 from ldm_video.core.errors import UserError
 
 LARGEST = 65500
-"""Pixels a side that any output can have: JPEG's. A video's encoder takes less."""
+"""Maximum pixels per side of any output: JPEG's limit. A video encoder's is lower."""
 
 
 def output_size(size: tuple[int, int], scale: float | None, height: int | None) -> tuple[int, int]:
-    """(height, width) of the output: ``scale`` times the input, or ``height`` with the aspect ratio kept, even."""
+    """Return (height, width) of the output: ``scale`` times the input, or ``height`` with the aspect ratio kept.
+
+    Sides are even, except at a whole ``scale``. Raises ``UserError`` unless exactly one of the two is given and valid.
+    """
     result = _output_size(size, scale, height)
     if max(result) > LARGEST:
         option = "--scale" if height is None else "--height"
@@ -37,7 +40,7 @@ def _output_size(size: tuple[int, int], scale: float | None, height: int | None)
 
 
 def parse_tile(text: str, multiple: int, overlap: int) -> tuple[int, int]:
-    """``HxW`` in output pixels; both must be multiples of ``multiple`` and larger than ``overlap``."""
+    """Parse ``HxW`` in output pixels: both must be multiples of ``multiple`` above ``overlap``, or ``UserError``."""
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     if not match:
         raise UserError(f"tile '{text}' is not HEIGHTxWIDTH, such as 512x512")
@@ -50,9 +53,9 @@ def parse_tile(text: str, multiple: int, overlap: int) -> tuple[int, int]:
 def scale_box(
     box: tuple[int, int, int, int], source: tuple[int, int], target: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box ``x, y, w, h`` on a ``source`` (height, width) grid -> the smallest that covers it on ``target``."""
+    """Map a box ``x, y, w, h`` on a ``source`` (height, width) grid to the smallest that covers it on ``target``."""
     x, y, w, h = box
-    # In whole numbers: a float quotient that is too large by one bit would make the box a pixel larger.
+    # Integer arithmetic: a float quotient one bit too large would make the box a pixel larger.
     left, top = x * target[1] // source[1], y * target[0] // source[0]
     right, bottom = -(-(x + w) * target[1] // source[1]), -(-(y + h) * target[0] // source[0])
     return left, top, right - left, bottom - top

@@ -1,11 +1,11 @@
-"""Less flicker: what neighbours make of the same spot is brought together along the motion.
+"""Deflicker: blend what adjacent frames show of the same spot along the motion.
 
-A model that draws each spot anew in every frame draws it a little differently. Blending along the motion (Lai et al.
-2018, arXiv:1808.00449, learn it) costs the finest detail, which optical flow never meets exactly; what is coarser
-flickers more visibly and survives. So only what the blend changes smoothly is added.
+A model that draws each spot independently in every frame draws it slightly differently. Blending along the motion (Lai
+et al. 2018, arXiv:1808.00449, learn it) blurs the finest detail, which optical flow never aligns exactly; coarser
+detail flickers more visibly and survives. So only the low frequencies of the change are added.
 
-Averaging the low-res frames instead (:mod:`ldm_video.motion.average`) takes more detail, since it smooths what the
-model is shown, before it has drawn anything; it is for clips so noisy that the model draws after their noise.
+Averaging the low-res frames instead (:mod:`ldm_video.motion.average`) loses more detail, since it smooths the model's
+input. It is for clips so noisy that the model would draw the noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm_video.motion.alignment import AlignedClip, can_align
 from ldm_video.motion.pictures import grid_of, read_at, smooth
 
-_SMOOTH = 0.32  # standard deviation, in low-res pixels, of what is added: some of what flow is astray
+_SMOOTH = 0.32  # standard deviation, in low-res pixels, of the blur of what is added: part of the flow error
 
 
 def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
@@ -24,10 +24,11 @@ def steady(output: Tensor, guide: Tensor, hidden: Tensor, reach: int) -> Tensor:
 
     Args:
         output: ``t 3 H W`` in [-1, 1].
-        guide: the low-res frames that it was made of, ``t 3 h w`` in [-1, 1]: they tell motion and agreement.
-        hidden: ``t 1 h w`` in {0, 1}; 1 = the guide says nothing there, and nothing is blended.
+        guide: the low-res frames that it was made from, ``t 3 h w`` in [-1, 1], from which motion and agreement are
+            estimated.
+        hidden: ``t 1 h w`` in {0, 1}; 1 = the guide is unknown there, and nothing is blended.
 
-    Returns ``t 3 H W``. A clip of one frame, and one too small to search for motion, comes back as it is.
+    Returns ``t 3 H W``. A clip of one frame, or too small for motion search, is returned unchanged.
     """
     if not can_align(guide, reach):
         return output

@@ -1,4 +1,4 @@
-"""Segment by segment: read ahead, restore, join to the segment before."""
+"""Process segment by segment: read ahead, restore, join to the previous segment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Piece:
-    """One low-res frame ``3 h w``, its hole ``1 H W`` on the output's grid, its number in the clip and its time."""
+    """One low-res frame ``3 h w``, its hole ``1 H W`` on the output's grid, its index in the clip and its time."""
 
     pixels: Tensor
     hole: Tensor
@@ -30,24 +30,24 @@ class Piece:
 
 
 class RestoreSegment(Protocol):
-    """Restores ``t`` frames at once."""
+    """Restores ``t`` frames together."""
 
     def __call__(
         self, frames: Tensor, hole: Tensor, indices: list[int], before: Tensor | None, shown: Tensor | None
     ) -> Tensor:
-        """``t 3 h w``, ``t 1 H W``, frame numbers -> ``t 3 H W``.
+        """``t 3 h w``, ``t 1 H W``, frame indices -> ``t 3 H W``.
 
-        ``shown`` ``t0 3 H W``: what the first frames were made by the segment before; ``before``: the same, where they
-        are to stay so.
+        ``shown`` ``t0 3 H W``: the previous segment's output for the first frames; ``before``: the same, if they are to
+        stay unchanged.
         """
 
 
 def read_segments(
     pieces: Iterable[Piece], segments: Iterable[Segment], partial: bool = False
 ) -> Generator[list[Piece], None, None]:
-    """The pieces of each segment. ``pieces`` runs forwards and holds the frames of all; shared ones are kept.
+    """Yield the pieces of each segment. ``pieces`` runs forwards and holds the frames of all; shared ones are kept.
 
-    Ends early when ``pieces`` do, without the segment that is not whole; ``partial``: with what there is of it.
+    If ``pieces`` ends early, the incomplete segment is dropped, or yielded as far as it goes if ``partial``.
     """
     source = iter(pieces)
     held: list[Piece] = []
@@ -66,9 +66,9 @@ def read_segments(
 def restore_segment(
     segment: Segment, pieces: Sequence[Piece], tail: Tensor | None, restore: RestoreSegment, rules: PlanRules
 ) -> Tensor:
-    """``t 3 H W`` for all frames of the segment, joined to ``tail``, the last outputs of the one before in its chain.
+    """Restore all frames of the segment, ``t 3 H W``, joined to ``tail``, the last outputs before it in its chain.
 
-    ``fade``: the shared frames are a cross-fade of both. ``continue``: they are ``tail``'s, and known to the model.
+    ``fade``: the shared frames are cross-faded. ``continue``: they are ``tail``'s, and known to the model.
     """
     joined = tail if segment.follows and rules.overlap else None
     output = restore(
@@ -82,20 +82,20 @@ def restore_segment(
 
 
 def join_tail(tail: Tensor, output: Tensor) -> Tensor:
-    """Blend the first frames of ``output`` ``t . H W`` with ``tail``, the same frames seen by the segment before."""
+    """Blend the first frames of ``output`` ``t . H W`` with ``tail``, the previous segment's output for them."""
     n = len(tail)
     return torch.cat([cross_fade(tail, output[:n]), output[n:]])
 
 
 def cross_fade(before: Tensor, after: Tensor) -> Tensor:
-    """From ``before`` ``n . H W`` to ``after``, with linear weights that sum to one."""
+    """Cross-fade from ``before`` ``n . H W`` to ``after``, with linear weights that sum to one."""
     falling, rising = ramp([Window(0, len(before)), Window(0, len(before) + 1)])
     return before * falling[:, None, None, None] + after * rising[:-1, None, None, None]
 
 
 @contextmanager
 def read_ahead(items: Generator[T, None, None]) -> Iterator[Iterator[T]]:
-    """``items``, each made in a thread while the one before is in use: two are held at a time."""
+    """Make each of ``items`` in a thread while the previous one is in use: two are held at a time."""
     end = object()
     with ThreadPoolExecutor(1, "reader") as pool:
 
@@ -108,14 +108,14 @@ def read_ahead(items: Generator[T, None, None]) -> Iterator[Iterator[T]]:
         try:
             yield ahead()
         finally:
-            pool.submit(items.close)  # in the thread that runs it
+            pool.submit(items.close)  # in the thread that runs the generator
 
 
 class WriteBehind:
-    """Work done in a thread, in order, one piece at a time: ``with WriteBehind() as writer: writer.submit(...)``.
+    """Run work in a thread, in order, one item at a time: ``with WriteBehind() as writer: writer.submit(...)``.
 
-    ``submit`` waits for the piece before and raises what that one raised. The end waits for the last piece, and
-    raises what it raised unless the ``with`` block has an error of its own.
+    ``submit`` waits for the previous item and raises its error. Leaving the ``with`` block waits for the last item, and
+    raises its error unless the block has an error of its own.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class WriteBehind:
         self._wait: Callable[[], None] = lambda: None
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Do ``work`` behind; wait for the work before it."""
+        """Run ``work`` in the thread, after waiting for the previous item."""
         self._wait()
         self._wait = self._pool.submit(work).result
 
@@ -139,7 +139,7 @@ class WriteBehind:
 
 
 def explain_memory(run: Callable[[], Tensor]) -> Tensor:
-    """``run``; memory that is full is a ``UserError`` that says what needs less."""
+    """Call ``run``; if memory is full, raise a ``UserError`` that says what needs less."""
     try:
         return run()
     except torch.OutOfMemoryError as error:

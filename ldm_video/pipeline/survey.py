@@ -1,4 +1,4 @@
-"""One pass over a clip before the work: how many frames there really are, and where shots begin."""
+"""Survey a clip in one pass before the work: how many frames decode, and where shots begin."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ _REPORT_EVERY = 50  # frames
 
 
 def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], None], find_cuts: bool = True) -> Survey:
-    """Decode the clip once, and a moving mask; a container's own count is not to be trusted.
+    """Decode the clip and a moving mask once, since a container's own frame count is not reliable.
 
-    What the mask hides is none of the clip's: it begins no shot.
-
-    Raises ``UserError`` when mask and clip differ in length, and when the mask has frames that the clip has lost
-    elsewhere than at its end.
+    What the mask hides cannot begin a shot. Raises ``UserError`` if mask and clip differ in length, and if the mask has
+    frames that the clip has lost elsewhere than at its end.
     """
     frames, cuts, warnings, cut_short = info.frames or 0, list[int](), list[str](), True
     if info.kind == "video" or find_cuts:
@@ -32,7 +30,7 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
 
         with FrameReader(info.path, deinterlace="off", wanted=look) as reader:
             detector = CutDetector()
-            # A mask that is too short is told of once it is known how long the clip is.
+            # A mask that is too short is reported once the clip's length is known.
             found = [
                 detector.push(frame.pixels, mask.at(frame.index) if mask.has(frame.index) else None) for frame in reader
             ]
@@ -44,7 +42,7 @@ def take_survey(info: VideoInfo, mask: MaskSource, progress: Callable[[float], N
 
 
 def count_frames(info: VideoInfo) -> int | None:
-    """How many frames decode; of the same file it is found out once."""
+    """Return how many frames decode, cached per version of the file; for stills, the number of files."""
     if info.kind != "video":
         return info.frames
     facts = info.path.stat()

@@ -1,7 +1,8 @@
-"""Several processes, one clip or archive: who does what, which GPU is whose, and who may end.
+"""Several processes on one clip or archive: who does what, on which GPU, and who may end.
 
-At work no process talks to another. They meet in the journal's folder: locks (:mod:`ldm_video.core.locks`) say who is
-there. Only the end is torchrun's business, which ends all processes when one ends with an error.
+While working, processes do not communicate. They meet in the journal's folder, where locks
+(:mod:`ldm_video.core.locks`) show who is present. Only at the end is torchrun involved: it ends all processes when one
+fails.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from datetime import timedelta
 
 from ldm_video.core.errors import UserError
 
-_WAIT = 0.5  # seconds between looks at the other processes
-_ANSWER = 30.0  # seconds that torchrun's store has to answer
+_WAIT = 0.5  # seconds between polls of the other processes
+_ANSWER = 30.0  # timeout of torchrun's store, in seconds
 
 
 @dataclass(frozen=True)
 class Share:
-    """Chains ``index``, ``index + count``, ... of a clip are this process's."""
+    """This process's chains of a clip: ``index``, ``index + count``, ..."""
 
     index: int = 0
     count: int = 1
@@ -33,7 +34,10 @@ class Share:
 
 
 def find_share(text: str | None, environment: Mapping[str, str]) -> Share:
-    """From ``--share 2/8`` (counted from 1), else from the variables that torchrun sets, else everything."""
+    """Return the share of ``--share 2/8`` (from 1), else of torchrun's environment variables, else everything.
+
+    Raises ``UserError`` if either is malformed.
+    """
     if text is not None:
         parts = re.fullmatch(r"(\d+)/(\d+)", text)
         if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
@@ -46,7 +50,10 @@ def find_share(text: str | None, environment: Mapping[str, str]) -> Share:
 
 
 def own_device(device: str, environment: Mapping[str, str], gpus: int) -> str:
-    """GPU number LOCAL_RANK, modulo ``gpus``, where ``device`` is ``auto`` or ``cuda`` and there are GPUs."""
+    """Return GPU number LOCAL_RANK modulo ``gpus`` if ``device`` is ``auto`` or ``cuda`` and there are GPUs.
+
+    Otherwise return ``device``.
+    """
     local = environment.get("LOCAL_RANK", "")
     if device not in ("auto", "cuda") or not local.isdecimal() or not gpus:
         return device
@@ -54,10 +61,10 @@ def own_device(device: str, environment: Mapping[str, str], gpus: int) -> str:
 
 
 def finish(environment: Mapping[str, str], failed: bool) -> None:
-    """Under torchrun: tell its store that this process is done and, if it ``failed``, wait until all others are.
+    """Under torchrun: report to its store that this process is done and, if it ``failed``, wait for all others.
 
-    Locks cannot tell a process that has ended from one that has yet to begin. Where the store has gone, so has
-    torchrun, and there is nothing to wait for.
+    Locks cannot tell a process that has ended from one that has yet to begin. If the store is gone, so is torchrun, and
+    there is nothing to wait for.
     """
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return

@@ -1,7 +1,7 @@
-"""Floor 1: video, frames and masks in; video and frames out. The only place where pixels are uint8 or YUV.
+"""Floor 1: read and write video, frames and masks. The only place where pixels are uint8 or YUV.
 
-Reading ends in float32 ``c h w`` RGB in [-1, 1], upright, progressive, with square pixels.
-Writing starts from the same and ends in BT.709 limited range, with the source's time stamps, sound and subtitles.
+Reading yields float32 ``c h w`` RGB in [-1, 1], upright, progressive, with square pixels. Writing takes the same and
+produces BT.709 limited range, with the source's time stamps, audio and subtitles.
 """
 
 from ldm_video.video_io.colour import Colour

@@ -1,4 +1,4 @@
-"""When a frame is shown: clocks that begin anywhere, run backwards, jump or are not there at all."""
+"""Presentation times from clocks that begin anywhere, run backwards, jump or do not exist."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ldm_video.video_io.probe import DEFAULT_RATE, MAX_RATE, VideoInfo
 TimedFrame = tuple[Fraction, av.VideoFrame]
 _Clock = Callable[[av.VideoFrame], Fraction | None]
 
-# Seconds. Recordings of broadcasts put behind one another begin anew, and FFmpeg's own tool joins them at the same
-# limit; elsewhere nothing but damage makes a clock jump so far, and MP4 could not hold it.
+# Seconds. The clock of concatenated broadcast recordings restarts, and FFmpeg's own tool joins them at the same limit;
+# elsewhere only damage makes a clock jump so far, and MP4 could not hold it.
 _LONGEST_BROADCAST_GAP = Fraction(10)
 _LONGEST_GAP = Fraction(6 * 3600)
 _SHORTEST = Fraction(1, MAX_RATE)
 
 
 class JoinedClock:
-    """Seconds in, seconds out: after a jump, in either direction, time goes on from where it was."""
+    """Maps seconds to seconds: after a jump, in either direction, time continues from where it was."""
 
     def __init__(self, info: VideoInfo) -> None:
         self._limit = _LONGEST_BROADCAST_GAP if info.clock_jumps else _LONGEST_GAP
@@ -29,16 +29,16 @@ class JoinedClock:
         self._shift = Fraction(0)
 
     def __call__(self, seconds: Fraction, step: Fraction) -> Fraction:
-        """``step``: seconds from one frame or packet to the next, where the clock does not tell."""
+        """Return the joined time. ``step``: seconds from one frame or packet to the next, assumed across a jump."""
         if self._last is not None and abs(seconds - self._last) > self._limit:
             self._shift += seconds - self._last - step
         self._last = seconds
         return seconds - self._shift
 
     def beside(self, seconds: Fraction) -> Fraction:
-        """The time of something rare, such as a subtitle, whose own gaps say nothing; it changes nothing.
+        """Return the time of something rare, such as a subtitle, whose own gaps mean nothing; changes no state.
 
-        What is farther from this clock than a jump belongs to one that comes now.
+        A time farther from this clock than the jump limit belongs to a jump that is about to come.
         """
         if self._last is None:
             return seconds
@@ -46,7 +46,7 @@ class JoinedClock:
 
 
 def timed_frames(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[TimedFrame]:
-    """Exact seconds for each frame; missing time stamps, and those out of order, are replaced by the frame rate's."""
+    """Yield exact seconds and frame; missing or out-of-order time stamps are replaced by the frame rate's."""
     step = 1 / (info.rate or DEFAULT_RATE)
     clock = _storage_clock() if info.container == "avi" else _presentation_clock(info, step)
     last: Fraction | None = None
@@ -63,14 +63,14 @@ def timed_frames(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: lis
 
 
 def _in_order(last: Fraction | None, pts: Fraction, after: Fraction | None) -> bool:
-    """Whether ``pts`` follows ``last`` at a rate that can be, and is not alone in being later than ``after``."""
+    """Return whether ``pts`` follows ``last`` at a plausible rate, and is not alone in being later than ``after``."""
     if last is None:
         return after is None or pts <= after
     return pts - last >= _SHORTEST and (after is None or pts <= after or after <= last)
 
 
 def _between(last: Fraction | None, after: Fraction | None, step: Fraction) -> Fraction:
-    """A time after ``last`` and, where there is room, half-way to ``after``: damage may have touched the rate too."""
+    """Return a time after ``last`` and, if there is room, half-way to ``after``: the rate may be damaged too."""
     if last is None:
         return Fraction(0) if after is None else max(Fraction(0), after - step)
     if after is None or after - last < 2 * _SHORTEST:
@@ -90,9 +90,9 @@ def _presentation_clock(info: VideoInfo, step: Fraction) -> _Clock:
 
 
 def _storage_clock() -> _Clock:
-    """AVI holds no presentation times, and FFmpeg's guesses run backwards with B-frames: count storage slots instead.
+    """Count storage slots: AVI holds no presentation times, and FFmpeg's guesses run backwards with B-frames.
 
-    A slot is a frame period; slots without a picture (dropped frames) are counted too, which keeps the sound in sync.
+    A slot is a frame period; slots without a picture (dropped frames) are counted too, which keeps the audio in sync.
     """
     first: int | None = None
 

@@ -1,9 +1,9 @@
-"""Which YUV a file holds, and by what standard.
+"""Which YUV a file holds, and by which standard.
 
 Standards: ITU-R BT.601-7 (SD), ITU-R BT.709-6 (HD), ITU-R BT.2020-2, SMPTE ST 240. The conversions themselves run in
-swscale (see ``convert.py``); the tests hold its answers against the standards' formulas. Only matrix and range are
-converted: R'G'B' stays in the source's primaries, which differ little between SD and HD (BT.601-7 table 2, BT.709-6
-table 1) and which most SD files tag wrongly or not at all.
+swscale (see ``convert.py``); the tests check them against the standards' formulas. Only matrix and range are converted:
+R'G'B' stays in the source's primaries, which differ little between SD and HD (BT.601-7 table 2, BT.709-6 table 1) and
+which most SD files tag wrongly or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ LUMA_WEIGHTS: dict[str, tuple[float, float]] = {
     "smpte240m": (0.212, 0.087),
     "fcc": (0.30, 0.11),
 }
-# Untagged is BT.601 up to 576 lines, BT.709 above, and where they are 1280 wide: of a film in HD there may be 544.
+# Untagged video is BT.601 up to 576 lines, BT.709 above, and at a width of 1280 or more: a wide film in HD may have 544
+# lines.
 SD_MAX_HEIGHT, HD_MIN_WIDTH = 576, 1280
 # AVColorSpace (ITU-T H.273 table 4) -> our names; 2 is "unspecified".
 H273_MATRIX: dict[int, Matrix] = {
@@ -34,14 +35,14 @@ HDR_TRANSFERS: dict[int, str] = {16: "PQ", 18: "HLG"}
 
 @dataclass(frozen=True)
 class Colour:
-    """Matrix and range of a Y'CbCr signal; ``assumed`` when the file says nothing and the size decided."""
+    """Matrix and range of a Y'CbCr signal; ``assumed`` if the matrix is untagged and follows from the size."""
 
     matrix: Matrix
     range: Range
     assumed: bool = False
 
     def is_like(self, other: Colour) -> bool:
-        """Whether the signals mean the same, said or assumed."""
+        """Return whether the signals mean the same, tagged or assumed."""
         return (self.matrix, self.range) == (other.matrix, other.range)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""Colour moved beside its luma, by a fraction of a pixel.
+"""Shift colour relative to luma by a fraction of a pixel.
 
-Where chroma is stored at half the resolution, half a pixel decides which side of an edge a colour is on. A model learns
-to undo what all the clips of its training had; such a one must be shown others in the same way.
+Where chroma is stored at half resolution, half a pixel decides which side of an edge a colour is on. A model learns to
+undo a shift that all its training clips had; it must then be shown other clips with the same shift.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ _LOBES = 3  # of the Lanczos kernel
 
 
 def shift_colour(frames: Tensor, pixels: float) -> Tensor:
-    """Move the colour of frames ``... 3 h w`` in [-1, 1] to the right by ``pixels``, -1 to 1; luma (BT.601) stays.
+    """Shift the colour of frames ``... 3 h w`` in [-1, 1] to the right by ``pixels``, -1 to 1; luma (BT.601) stays.
 
-    Beyond the sides the outermost colour goes on. At 0 the frames are returned as they are.
+    The outermost colour is replicated beyond the sides. At 0 the frames are returned unchanged. Raises ``ValueError``
+    for a shift of more than a pixel.
     """
     if not -1 <= pixels <= 1:
         raise ValueError(f"colour is moved by a pixel at most, not {pixels}")

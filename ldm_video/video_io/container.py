@@ -1,4 +1,4 @@
-"""Opening containers and decoding what there is, however damaged."""
+"""Open containers and decode what is there, however damaged."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ VIDEO_SUFFIXES = frozenset(
         ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
     }
 )  # fmt: skip
-"""Of the files that are taken for videos where a folder is looked through."""
+"""Suffixes of the files that count as videos when a folder is searched."""
 
-# Local files only: a playlist must not make us fetch from the network, or wait until it becomes longer.
+# Local files only: a playlist must not make us fetch from the network, or wait for it to grow.
 _OPTIONS = {"protocol_whitelist": "file,crypto,data", "max_reload": "0"}
 _NOT_VIDEO_FORMATS = {"tty"}  # FFmpeg renders any .txt or .nfo as ANSI art
 
 
 @dataclass
 class Damage:
-    """How many packets could not be read or decoded, and how many frames came out with holes that the decoder filled.
+    """How many packets could not be read or decoded, and how many frames have holes that the decoder concealed.
 
-    Only some formats notice the latter: those with checksums, and decoders that run out of bits.
+    Only some formats detect the latter: those with checksums, and decoders that run out of bits.
     """
 
     errors: int = 0
     frames: int = 0
-    packets: int = 0  # that the container marks, whatever became of their frames
+    packets: int = 0  # marked as corrupt by the container, whatever became of their frames
 
     @property
     def concealed(self) -> int:
@@ -46,12 +46,12 @@ class Damage:
 
 
 def file_url(path: Path) -> str:
-    """``path`` for FFmpeg, such that a colon in its name is not taken for a protocol."""
+    """Return ``path`` as a URL for FFmpeg, so that a colon in its name is not taken for a protocol."""
     return f"file:{path.absolute()}"
 
 
 def require_file(path: Path) -> None:
-    """``UserError`` unless ``path`` is a regular file with something in it (a pipe or device could hang)."""
+    """Raise ``UserError`` unless ``path`` is a regular, non-empty file (a pipe or device could hang)."""
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
     if not path.is_file():
@@ -61,7 +61,7 @@ def require_file(path: Path) -> None:
 
 
 def open_input(path: Path) -> InputContainer:
-    """Open a container for reading; ``UserError`` when FFmpeg cannot."""
+    """Open a container for reading; raise ``UserError`` if FFmpeg cannot."""
     require_file(path)
     try:
         container = av.open(file_url(path), mode="r", options=_OPTIONS, metadata_errors="replace")
@@ -77,20 +77,20 @@ def open_input(path: Path) -> InputContainer:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its main video stream (never the cover picture of a song)."""
+    """Open the container and its main video stream (never the cover picture of a song)."""
     with open_input(path) as container:
         stream = _main_video_stream(container)
         if stream is None:
             raise _not_a_video(path, "it holds no video stream")
         if stream.codec_context is None:
             raise UserError(f"{path}: no decoder for its video codec; convert it with ffmpeg to H.264 first")
-        # Threads by frames would lose frames around a damaged one, other ones on machines with more cores.
+        # Frame threading would lose frames around a damaged one, and different ones with another number of cores.
         stream.thread_type = "SLICE"
         yield container, stream
 
 
 def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
-    """Every frame that decodes, in presentation order. Bounded by the packets of the file; errors are counted."""
+    """Yield every frame that decodes, in presentation order. Ends with the file's packets; errors are counted."""
     packets = container.demux(stream)
     while True:
         try:
@@ -115,7 +115,7 @@ def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damag
 
 
 def begins_whole(path: Path) -> bool:
-    """Whether the first frame that decodes is the first that the file holds."""
+    """Return whether the first frame that decodes is the first one in the file."""
     damage = Damage()
     with open_video(path) as (container, stream):
         first = next(decoded_frames(container, stream, damage), None)
@@ -123,12 +123,12 @@ def begins_whole(path: Path) -> bool:
 
 
 def clock_jumps(container: InputContainer) -> bool:
-    """Whether the container is one whose clock begins anywhere and may begin anew: MPEG-TS and -PS."""
+    """Return whether the container's clock may begin anywhere and restart: MPEG-TS and -PS."""
     return bool(container.format.flags & FormatFlags.ts_discont.value)
 
 
 def clock_origin(container: InputContainer) -> Fraction:
-    """Seconds to subtract from time stamps: where MPEG-TS and -PS clocks start; other containers' times are kept."""
+    """Return the seconds to subtract from time stamps: where MPEG-TS and -PS clocks start; 0 for other containers."""
     if not clock_jumps(container):
         return Fraction(0)
     starts = [s.start_time * s.time_base for s in container.streams if s.start_time is not None and s.time_base]

@@ -1,8 +1,8 @@
-"""Decoded frames to tensors and back, through swscale told exactly what it converts.
+"""Convert decoded frames to tensors and back, through swscale with its inputs fully specified.
 
-swscale assumes BT.601 limited range when nothing is said, repeats chroma samples instead of interpolating them unless
-asked, and its 16-bit RGB puts white at the shifted code value of the YUV white instead of at 65535. All three are
-handled here; ``tests/test_video_io_colour.py`` holds the result within 0.05/255 of the standards' own formulas.
+By default swscale assumes BT.601 limited range and repeats chroma samples instead of interpolating them, and its 16-bit
+RGB puts white at the shifted code value of the YUV white instead of at 65535. All three are handled here;
+``tests/test_video_io_colour.py`` holds the result within 0.05/255 of the standards' own formulas.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _FULL_RGB = Colour("rgb", "full")
 
 
 def bit_depth(frame: av.VideoFrame) -> int:
-    """Bits of the deepest component."""
+    """Return the bits of the deepest component."""
     return max(component.bits for component in frame.format.components)
 
 
 def colour_of(frame: av.VideoFrame) -> Colour:
-    """The colour of a decoded frame from its tags; untagged: by its size, and limited range."""
+    """Return the colour of a decoded frame from its tags; if untagged, from its size, and limited range."""
     name = frame.format.name
     if frame.format.is_rgb or name.startswith(("pal8", "bayer", "xyz")):
         return Colour("rgb", "full")
@@ -55,7 +55,7 @@ def colour_of(frame: av.VideoFrame) -> Colour:
 
 
 def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> Tensor:
-    """A decoded frame -> float32 ``c h w`` RGB in [-1, 1], resampled to ``width`` x ``height`` in the same pass."""
+    """Convert a decoded frame to float32 ``c h w`` RGB in [-1, 1], resampled to ``width`` x ``height``."""
     if frame.format.name.startswith("grayf32"):
         frame = _whole_grey(frame)
     depth = bit_depth(frame)
@@ -65,16 +65,16 @@ def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> 
     else:
         rgb = _reformat(frame, colour, width, height, "rgb48le")
         values = rgb.to_ndarray().astype(np.float32) / _white_level(frame, colour, depth)  # h w c
-    if colour.matrix == "rgb" and colour.range == "limited":  # grey with video levels: to swscale, full range
+    if colour.matrix == "rgb" and colour.range == "limited":  # grey with video levels, full range to swscale
         bits = max(depth, 8)
-        unit = (1 << bits - 8) / ((1 << bits) - 1)  # of a level of 8 bits
+        unit = (1 << bits - 8) / ((1 << bits) - 1)  # one 8-bit level
         values = (values - 16 * unit) / (219 * unit)
     pixels = torch.from_numpy(values).permute(2, 0, 1)  # h w c -> c h w
     return pixels.clamp(0.0, 1.0).mul(2.0).sub(1.0).contiguous()
 
 
 def over_black(pixels: Tensor, frame: av.VideoFrame) -> Tensor:
-    """``c h w`` in [-1, 1] that were made of ``frame``, darkened by what is transparent in it."""
+    """Composite ``c h w`` in [-1, 1], converted from ``frame``, over black by the frame's alpha, if any."""
     if not any(component.is_alpha for component in frame.format.components):
         return pixels
     height, width = pixels.shape[-2:]
@@ -84,7 +84,7 @@ def over_black(pixels: Tensor, frame: av.VideoFrame) -> Tensor:
 
 
 class ToVideoFrame:
-    """Pixels of one size -> BT.709 limited-range frames (BT.709-6 3.5), tagged in full.
+    """Convert pixels of one size to BT.709 limited-range frames (BT.709-6 3.5), fully tagged.
 
     Args:
         size: (height, width).
@@ -95,7 +95,7 @@ class ToVideoFrame:
         self._to_yuv = RgbToYuv(size, "rgb48le", pix_fmt, "bt709")
 
     def __call__(self, pixels: Tensor) -> av.VideoFrame:
-        """float ``c h w`` RGB in [-1, 1] -> a frame without a time."""
+        """Convert float ``c h w`` RGB in [-1, 1] to a frame without a time."""
         scaled = pixels.detach().float().clamp(-1.0, 1.0).add(1.0).mul(_LIMITED_WHITE / 2).round()
         frame = self._to_yuv(scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint16))  # c h w -> h w c
         frame.colorspace = Colorspace.ITU709
@@ -106,7 +106,7 @@ class ToVideoFrame:
 
 
 def image_to_pixels(bgr: np.ndarray) -> Tensor:
-    """OpenCV's ``h w 3`` (uint8, uint16 or float in [0, 1]) -> float32 ``c h w`` RGB in [-1, 1]."""
+    """Convert OpenCV's ``h w 3`` BGR (uint8, uint16 or float in [0, 1]) to float32 ``c h w`` RGB in [-1, 1]."""
     rgb = np.ascontiguousarray(bgr[..., ::-1])
     if rgb.dtype == np.uint8:
         return to_signed(torch.from_numpy(rgb).permute(2, 0, 1)).contiguous()  # h w c -> c h w
@@ -116,13 +116,13 @@ def image_to_pixels(bgr: np.ndarray) -> Tensor:
 
 
 def _whole_grey(frame: av.VideoFrame) -> av.VideoFrame:
-    """Floats in [0, 1], as EXR and PFM hold mattes, in 16 bits: swscale takes 16/255 and 235/255 for their ends."""
+    """Convert float grey in [0, 1], as in EXR and PFM mattes, to 16 bits; swscale would assume 16/255 to 235/255."""
     values = frame.to_ndarray().clip(0.0, 1.0)  # h w
     return av.VideoFrame.from_ndarray((values * _FULL_16).round().astype(np.uint16), format="gray16le")
 
 
 def refit(frame: av.VideoFrame, colour: Colour, width: int, height: int, pix_fmt: str) -> av.VideoFrame:
-    """The same picture and time in another size, pixel format, matrix and range."""
+    """Convert a frame to another size, pixel format, matrix and range, keeping its time."""
     fitted = _reformat(frame, colour_of(frame), width, height, pix_fmt, colour)
     fitted.pts, fitted.time_base = frame.pts, frame.time_base
     return fitted
@@ -145,7 +145,7 @@ def _reformat(
 
 
 def _white_level(frame: av.VideoFrame, colour: Colour, depth: int) -> float:
-    """Where swscale's 16-bit RGB puts the white of this frame."""
+    """Return where swscale's 16-bit RGB puts the white of this frame."""
     if frame.format.is_rgb:
         return _FULL_16
     if colour.matrix != "rgb" and colour.range == "limited":

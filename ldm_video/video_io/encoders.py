@@ -1,4 +1,4 @@
-"""The encoders on offer and how each takes quality and speed."""
+"""The available encoders, and how each one takes quality and speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ldm_video.core.errors import UserError
 
-# SVT-AV1 numbers its presets; these give about x264's meaning of the names.
+# SVT-AV1 numbers its presets; these roughly match the meaning of x264's names.
 _SVT_PRESETS = {
     "ultrafast": "12", "superfast": "11", "veryfast": "10", "faster": "9", "fast": "8",
     "medium": "6", "slow": "5", "slower": "4", "veryslow": "3",
@@ -16,10 +16,10 @@ _SVT_PRESETS = {
 
 
 def repeatable_x264() -> dict[str, str]:
-    """Options that make x264 write the same bytes for the same pictures.
+    """Return options that make x264 write the same bytes for the same pictures.
 
-    Its AVX-512 code reads memory that nobody has written: bytes differ from run to run, at widths such as 192. Its AVX2
-    code does not, and answers as its plain SSE code does.
+    Its AVX-512 code reads uninitialised memory: bytes differ from run to run, at widths such as 192. Its AVX2 code does
+    not, and gives the same results as its plain SSE code.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return {}
@@ -28,9 +28,9 @@ def repeatable_x264() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pixel format, the sizes that it allows (multiples), and whether ``crf`` and ``preset`` mean anything.
+    """A pixel format, the size multiples that it requires, and whether ``crf`` and ``preset`` apply.
 
-    ``containers``: suffixes of a source that its output keeps; in the place of any other comes ``.mkv``.
+    ``containers``: source suffixes that the output keeps; any other becomes ``.mkv``.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Encoder:
     options: tuple[tuple[str, str], ...] = ()
 
     def arguments(self, crf: int, preset: str) -> dict[str, str]:
-        """FFmpeg's options for this encoder."""
+        """Return FFmpeg's options for this encoder. Raises ``UserError`` for an invalid ``crf`` or ``preset``."""
         arguments = dict(self.options)
         if self.rate_factor:
             if preset not in _SVT_PRESETS:
                 raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(_SVT_PRESETS)}")
-            largest = 51 if self.name == "libx265" else 63  # x264 takes what is above 51 for 51
+            largest = 51 if self.name == "libx265" else 63  # x264 clips values above 51
             if not 0 <= crf <= largest:
                 raise UserError(f"--crf {crf} is outside 0 to {largest}; 16 is near transparent, 28 is small")
             named = _SVT_PRESETS[preset] if self.name == "libsvtav1" else preset
@@ -55,7 +55,7 @@ class Encoder:
         return arguments | (repeatable_x264() if self.name == "libx264" else {})
 
 
-_LARGEST = 16384  # pixels a side; x264 and SVT-AV1 take no more
+_LARGEST = 16384  # pixels per side; the maximum of x264 and SVT-AV1
 
 ENCODERS = {
     encoder.name: encoder
@@ -65,23 +65,23 @@ ENCODERS = {
         Encoder("libsvtav1", "yuv420p", 2, 2, True, ".mp4 .mkv", (("svtav1-params", "chroma-sample-position=left"),)),
         # For editing: 10 bits, so that nothing is lost to banding before the final encode.
         Encoder("prores_ks", "yuv422p10le", 1, 2, False, ".mov .mkv", (("profile", "hq"), ("vendor", "apl0"))),
-        # Lossless: at 4:4:4 and 10 bits an 8-bit RGB value survives the trip through BT.709.
+        # Lossless: at 4:4:4 and 10 bits an 8-bit RGB value survives the round trip through BT.709.
         Encoder("ffv1", "yuv444p10le", 1, 1, False, ".mkv", (("level", "3"), ("slicecrc", "1"))),
     )
 }
 
 
 def find_encoder(name: str) -> Encoder:
-    """``UserError`` that lists the names when there is none such."""
+    """Return the encoder ``name``; raise ``UserError`` that lists the names if there is none."""
     if name not in ENCODERS:
         raise UserError(f"unknown codec {name!r}; choose one of {', '.join(ENCODERS)}")
     return ENCODERS[name]
 
 
 def check_size(encoder: Encoder, size: tuple[int, int], source: tuple[int, int] | None = None) -> None:
-    """``UserError`` that names options which help, when ``size`` is too large or chroma subsampling forbids it.
+    """Raise ``UserError``, naming options that help, if ``size`` is too large or chroma subsampling forbids it.
 
-    ``source``: the clip's size, where it is known. At that size pixels are kept: another one is no help.
+    ``source``: the clip's size, if known. At that size pixels are kept, so another size is not suggested.
     """
     height, width = size
     if height < 1 or width < 1:

@@ -1,7 +1,8 @@
-"""Is the picture two half pictures? Detection (``idet``) and deinterlacing (``bwdif``).
+"""Interlacing: detection (``idet``) and deinterlacing (``bwdif``).
 
-Flags in the stream lie in both directions: progressive film is often coded as interlaced ("PsF"), and captured tapes
-are often coded as progressive with the fields woven in. So the pixels decide; the flags count where pixels say little.
+Stream flags are wrong in both directions: progressive film is often coded as interlaced ("PsF"), and captured tapes are
+often coded as progressive with the fields woven in. So the pixels decide; the flags count if the pixels are
+inconclusive.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MIN_SIDE = 16  # smaller pictures have no room for the filters
 
 
 def detect_field_order(path: Path) -> FieldOrder:
-    """Look at up to ``SAMPLES * FRAMES_PER_SAMPLE`` frames. Telecined film counts as interlaced."""
+    """Examine up to ``SAMPLES * FRAMES_PER_SAMPLE`` frames. Telecined film counts as interlaced."""
     counts: Counter[str] = Counter()
     with open_video(path) as (container, stream):
         if min(stream.height, stream.width) < MIN_SIDE or stream.height > MAX_INTERLACED_HEIGHT:
@@ -42,14 +43,14 @@ def detect_field_order(path: Path) -> FieldOrder:
 
 
 def classify(frames: Iterable[av.VideoFrame]) -> Counter[str]:
-    """Of consecutive frames: idet's verdicts (tff, bff, progressive, undetermined), and how many are flagged."""
+    """Count idet's verdicts on consecutive frames (tff, bff, progressive, undetermined), and flagged frames."""
     counts: Counter[str] = Counter()
 
     def alike() -> Iterator[av.VideoFrame]:
         shape = None
         for frame in frames:
             shape = shape or _shape(frame)
-            if _shape(frame) == shape:  # a filter graph holds for one picture format
+            if _shape(frame) == shape:  # a filter graph works for one picture format
                 counts.update(frames=1, flagged=int(frame.interlaced_frame))
                 yield frame
 
@@ -59,20 +60,20 @@ def classify(frames: Iterable[av.VideoFrame]) -> Counter[str]:
 
 
 def decide(counts: Counter[str]) -> FieldOrder:
-    """From the counts of :func:`classify` to a verdict for the whole clip."""
+    """Turn the counts of :func:`classify` into a verdict for the whole clip."""
     combed, progressive = counts["tff"] + counts["bff"], counts["progressive"]
     looked_at = combed + progressive + counts["undetermined"]
     flagged = counts["flagged"] * 2 > looked_at
     if combed + progressive == 0:
         return "auto" if flagged else "progressive"
-    # Telecine combs 2 frames of 5; where the stream agrees, that much is enough.
+    # Telecine combs 2 frames of 5; if the stream's flags agree, that is enough.
     if combed > progressive or (flagged and combed * 4 > progressive):
         return "tff" if counts["tff"] >= counts["bff"] else "bff"
     return "progressive"
 
 
 def deinterlace(frames: Iterable[av.VideoFrame], order: FieldOrder) -> Iterator[av.VideoFrame]:
-    """One full frame for each interlaced frame, same count, same times (``bwdif``, ``send_frame``)."""
+    """Yield one full frame per interlaced frame, same count, same times (``bwdif``, ``send_frame``)."""
     parity = "auto" if order in ("auto", "progressive") else order
     return _run(frames, "bwdif", f"mode=send_frame:parity={parity}:deint=all")
 

@@ -1,4 +1,4 @@
-"""Masks in step with the clip: white (1) = fill, black or transparent (0) = keep."""
+"""Masks in sync with the clip: white (1) = fill, black or transparent (0) = keep."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ THRESHOLD = 128 / 255  # grey 128 and above is white
 
 
 class MaskSource:
-    """The hole of each frame of a clip: boxes, and an image, folder or video read in step with the clip.
+    """The hole of each frame of a clip: boxes, and an image, folder or video read in sync with the clip.
 
-    ``at(index)``: float32 ``1 h w`` in {0, 1}. A mask video is decoded once, forwards, and one frame is held; asking
-    for an earlier frame starts it again. A one-frame mask holds for the whole clip.
-    ``finish(frames)`` must be called once the clip's true length is known. Both raise ``UserError`` on a mismatch.
-    ``recount``: see :func:`read_mask`.
+    ``at(index)``: float32 ``1 h w`` in {0, 1}. A mask video is decoded once, forwards, holding one frame; requesting an
+    earlier frame restarts it. A one-frame mask applies to the whole clip. ``finish(frames)`` must be called once the
+    clip's true length is known. Both raise ``UserError`` on a mismatch. ``recount``: see :func:`read_mask`.
     """
 
     def __init__(
@@ -39,10 +38,10 @@ class MaskSource:
         self._promised = frames
         self._boxes = fill_boxes(boxes, size)
         self._reader: FrameReader | None = None
-        self._held, self._held_index = self._boxes, -1  # the frame last asked for
-        self._pixels: Tensor | None = None  # of the frame last read, where it is not made into a mask yet
+        self._held, self._held_index = self._boxes, -1  # the frame last requested
+        self._pixels: Tensor | None = None  # of the frame last read, if it is not a mask yet
         self._next: Tensor | None = None
-        self.frames: int | None = None  # 1: one frame that holds for the clip; None: as many as the clip's
+        self.frames: int | None = None  # 1: one frame for the whole clip; None: as many as the clip's
         if path is not None:
             announced = self._open(path).info.frames
             if self.frames != 1 and None not in (announced, frames) and announced != frames:
@@ -52,7 +51,7 @@ class MaskSource:
                     raise self._mismatch(str(announced), str(self._promised))
 
     def at(self, index: int) -> Tensor:
-        """``1 h w`` for frame ``index`` of the clip."""
+        """Return ``1 h w`` for frame ``index`` of the clip."""
         if self._path is None or self.frames == 1:
             return self._hole()
         if index < self._held_index:
@@ -64,14 +63,14 @@ class MaskSource:
         return self._hole()
 
     def has(self, index: int) -> bool:
-        """Whether there is a mask for the frame ``index``, the one last asked for or the one after it."""
+        """Return whether there is a mask for frame ``index``, the one last requested or the next one."""
         return self._path is None or self.frames == 1 or index <= self._held_index or self._next is not None
 
     def finish(self, frames: int, cut_short: bool = True) -> None:
-        """Check the mask's length against the clip's, ``frames`` as decoded: they are laid one on the other by number.
+        """Check the mask's length against the clip's ``frames`` as decoded: they are matched by index.
 
-        ``cut_short``: frames that the clip promised and has not, if any, would be its last ones, as of a truncated
-        file. A mask that has them too is right then; where they are missing elsewhere, it would come late from there.
+        ``cut_short``: frames that the container announced but that did not decode are the clip's last ones, as in a
+        truncated file. A mask that has them too is then correct; if they were lost elsewhere, it would lag from there.
         """
         if self._path is None or self.frames == 1:
             return
@@ -86,7 +85,7 @@ class MaskSource:
             raise self._mismatch(str(count), f"{frames}, lost ones not being its last (docs/films.md says what helps)")
 
     def close(self) -> None:
-        """Let go of the mask file."""
+        """Close the mask file."""
         if self._reader is not None:
             self._reader.close()
 
@@ -97,7 +96,7 @@ class MaskSource:
         self.close()
 
     def _open(self, path: Path) -> FrameReader:
-        """Start the mask from its first frame; one frame of look-ahead tells a still mask from a moving one."""
+        """Restart the mask from its first frame; one frame of look-ahead tells a still mask from a moving one."""
         self.close()
         self._reader = reader = FrameReader(path, deinterlace="off", over_black=True)
         self._next, self._held_index = self._load(), -1  # a reader has at least one frame
@@ -112,7 +111,7 @@ class MaskSource:
         self._next = self._load()
 
     def _hole(self) -> Tensor:
-        """Made when it is asked for: frames that are passed over cost no resizing."""
+        """Return the current hole, made on demand: skipped frames cost no resizing."""
         if self._pixels is not None:
             self._held = torch.maximum(binary_mask(self._pixels, self.size), self._boxes)
             self._pixels = None
@@ -137,18 +136,22 @@ def read_mask(
     frames: int | None,
     recount: Callable[[], int | None] | None = None,
 ) -> MaskSource:
-    """The hole of each frame of a clip of ``size`` (height, width) and ``frames`` frames (None: not known yet).
+    """Open the holes of a clip of ``size`` (height, width) and ``frames`` frames (None: not known yet).
 
     ``source``: image, folder of frames or video, white = fill, transparent = keep, of any size (nearest neighbour).
     ``box``: one or several ``(x, y, w, h)`` in pixels of the clip. Both: their union. Neither: nothing to fill.
-    ``recount``: counts the clip's frames, where ``frames`` is its container's word alone and the mask has others.
+    ``recount``: counts the clip's frames, called if the mask's length differs from ``frames``, which only the container
+    claims. Raises ``UserError`` for an unreadable mask, another length, and a box outside the frame.
     """
     boxes: Sequence[Box] = [] if box is None else [box] if isinstance(box[0], int) else box  # type: ignore[list-item, assignment]
     return MaskSource(None if source is None else Path(source), boxes, size, frames, recount)
 
 
 def parse_box(text: str) -> Box:
-    """``"x,y,w,h"`` -> four integers; ``x`` and ``y`` may be negative, ``w`` and ``h`` must be positive."""
+    """Parse ``"x,y,w,h"`` as integers; ``x`` and ``y`` may be negative, ``w`` and ``h`` must be positive.
+
+    Raises ``UserError`` otherwise.
+    """
     parts = text.split(",")
     if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d+\s*", part) for part in parts):
         raise UserError(f"box {text!r} is not x,y,w,h in whole pixels; for example 16,8,120,40")
@@ -159,7 +162,7 @@ def parse_box(text: str) -> Box:
 
 
 def fill_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
-    """Boxes -> ``1 h w`` in {0, 1}, clipped to the frame; ``UserError`` for a box that misses it altogether."""
+    """Draw boxes as ``1 h w`` in {0, 1}, clipped to the frame; ``UserError`` for one entirely outside it."""
     height, width = size
     mask = torch.zeros(1, height, width)
     for x, y, w, h in boxes:
@@ -171,7 +174,7 @@ def fill_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
 
 
 def binary_mask(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """``c h w`` in [-1, 1] -> ``1 h w`` in {0, 1} at ``size``: mean of RGB against 128, then nearest neighbour."""
+    """Threshold ``c h w`` in [-1, 1] to ``1 h w`` in {0, 1}: mean of RGB against 128, resized to ``size`` (nearest)."""
     grey = (pixels.mean(0, keepdim=True) + 1) / 2  # c h w -> 1 h w
     mask = (grey >= THRESHOLD - 1e-4).float()
     if mask.shape[-2:] != size:

@@ -1,7 +1,7 @@
 """The display matrix of phones and cameras: which way is up.
 
-ISO/IEC 14496-12 8.2.2 (``matrix`` of the track header): a stored point (x, y) is shown at (a x + c y, b x + d y).
-All eight combinations of quarter turns and mirrors are honoured, not only the four rotations.
+ISO/IEC 14496-12 8.2.2 (``matrix`` of the track header): a stored point (x, y) is shown at (a x + c y, b x + d y). All
+eight combinations of quarter turns and mirrors are supported, not only the four rotations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Orientation:
     flip: bool = False
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """``c h w`` as stored -> ``c h w`` (or ``c w h``) upright."""
+        """Turn ``c h w`` as stored into ``c h w`` (or ``c w h``) upright."""
         if self.transpose:
             pixels = pixels.transpose(1, 2)  # c h w -> c w h
         axes = [2] * self.mirror + [1] * self.flip
@@ -31,7 +31,7 @@ class Orientation:
 
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
-    """The nearest of the eight orientations to the frame's display matrix; upright when there is none."""
+    """Return the nearest of the eight orientations to the frame's display matrix; upright if there is none."""
     data = frame.side_data.get(Type.DISPLAYMATRIX)
     if data is None:
         return Orientation()

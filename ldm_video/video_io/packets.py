@@ -1,7 +1,7 @@
-"""Encoded frames with their exact times in one file: a part of a video that is put together later.
+"""Encoded frames with exact times in one file: a part of a video that is joined later.
 
-A container would not do: NUT holds no ProRes, Matroska rounds times to milliseconds, MP4 rewrites packets and moves
-times by edit lists. A part holds the encoder's packets as they came, in decoding order, in a safetensors file.
+A container would not do: NUT holds no ProRes, Matroska rounds times to milliseconds, MP4 rewrites packets and shifts
+times with edit lists. A part holds the encoder's packets unchanged, in decoding order, in a safetensors file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldm_video.core.errors import UserError
 
 @dataclass(frozen=True)
 class Packets:
-    """One entry a frame, in decoding order: bytes, presentation time in the encoder's ticks, whether a key frame."""
+    """One entry per frame, in decoding order: bytes, presentation time in encoder ticks, whether a key frame."""
 
     data: list[bytes]
     pts: list[int]
@@ -26,7 +26,7 @@ class Packets:
 
 
 def write_packets(path: Path, packets: Packets) -> None:
-    """Raises ``OSError`` when the disk is full."""
+    """Write packets to ``path``. Raises ``OSError``, such as for a full disk."""
     arrays: dict[str, np.ndarray] = {
         "data": np.frombuffer(b"".join(packets.data), np.uint8),
         "sizes": np.array([len(data) for data in packets.data], np.int64),
@@ -37,7 +37,7 @@ def write_packets(path: Path, packets: Packets) -> None:
 
 
 def read_packets(path: Path) -> Packets:
-    """What :func:`write_packets` wrote; ``UserError`` for a damaged file."""
+    """Read what :func:`write_packets` wrote; ``UserError`` for a damaged file."""
     try:
         arrays = load_file(path)
     except SafetensorError as error:
@@ -50,7 +50,7 @@ def read_packets(path: Path) -> Packets:
 
 
 def reorder_depth(path: Path) -> int:
-    """By how many frames decoding must run ahead of presentation, so that no frame is shown before it is decoded."""
+    """Return by how many frames decoding must precede presentation, so that no frame is due before it is decoded."""
     try:
         with safe_open(path, framework="np") as file:
             pts = file.get_tensor("pts")

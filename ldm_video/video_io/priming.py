@@ -1,4 +1,4 @@
-"""Sound that a decoder needs before the first that is heard, in Matroska, where no time is below 0."""
+"""Audio priming (decoder delay) in Matroska, which has no time stamps below 0."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import av
 from av.packet import Packet
 from av.stream import Stream
 
-# Of a Matroska file (RFC 9559, 5.1.4.1): the track's name in eight letters, and what stands in its place as many bytes
-# long: its codec delay, of eight bytes.
+# Matroska elements (RFC 9559, 5.1.4.1): the track's name, of eight letters, and its replacement of the same length in
+# bytes: the codec delay, of eight bytes.
 _NAME = "priming!"
 _TRACK_NAME = bytes.fromhex("536e88") + _NAME.encode()
 _CODEC_DELAY = bytes.fromhex("56aa88")
@@ -20,11 +20,11 @@ _CODEC_DELAY = bytes.fromhex("56aa88")
 
 @contextmanager
 def primed(template: Stream, packet: Packet, seconds: Fraction) -> Iterator[Stream]:
-    """``template``, of whose sound the first ``seconds`` are to be decoded and not heard; ``packet`` is one of its own.
+    """Copy ``template`` with a codec delay: its first ``seconds`` of audio are decoded but not heard.
 
-    Without it FFmpeg's muxer moves everything in the file, the picture too, until what is not heard begins at 0. With
-    it the delay is in the track's header, and players subtract it. PyAV has no name for it (``initial_padding``), so
-    it comes from a file in memory. Leaves ``packet`` with other times.
+    Without it, FFmpeg's muxer shifts everything in the file, the picture too, until the unheard part begins at 0. With
+    it, the delay is in the track's header, and players subtract it. PyAV does not expose it (``initial_padding``), so
+    the stream is read from a file in memory. ``packet`` is one of the template's own; its times are changed.
     """
     file = io.BytesIO()
     with av.open(file, "w", format="matroska", options={"write_crc32": "0"}) as output:

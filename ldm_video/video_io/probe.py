@@ -1,4 +1,4 @@
-"""What a file, folder or still image holds, before anything is read in earnest."""
+"""Probe what a file, folder or still image holds, before it is read."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class VideoInfo:
     orientation: Orientation = Orientation()  # noqa: RUF009 (frozen)
     sample_aspect_ratio: Fraction = Fraction(1)
     rate: Fraction | None = None
-    frames: int | None = None  # the container's word, not a promise
+    frames: int | None = None  # as the container claims; may be wrong
     duration: Fraction | None = None  # seconds
     time_base: Fraction | None = None
     time_origin: Fraction = Fraction(0)  # seconds that reader and writer subtract from the container's clock
-    clock_jumps: bool = False  # the container's clock may begin anew midway
-    interlaced: bool | None = None  # what the bitstream says; see interlace.py for what the pixels say
+    clock_jumps: bool = False  # the container's clock may restart midway
+    interlaced: bool | None = None  # according to the bitstream; see interlace.py for detection from pixels
     audio_streams: int = 0
     subtitle_streams: int = 0
     codec: str = ""
-    container: str = ""  # FFmpeg's name of the format
-    left_untagged: bool = False  # chroma stands left, and no frame says so
+    container: str = ""  # FFmpeg's name for the format
+    left_untagged: bool = False  # chroma is left-sited, and no frame is tagged so
     hdr: str = ""  # "PQ" or "HLG" when the transfer curve is not SDR's
 
     @property
@@ -61,7 +61,7 @@ class VideoInfo:
         return self.height, self.width
 
     def summary(self) -> str:
-        """One line for people, such as ``a.mp4: 768x576 (coded 720x576), 25 fps, 250 frames, ...``."""
+        """Return one human-readable line: ``a.mp4: 768x576 (coded 720x576), 25 fps, 250 frames, ...``."""
         parts = [f"{self.width}x{self.height}"]
         if (self.coded_width, self.coded_height) != (self.width, self.height):
             parts[0] += f" (coded {self.coded_width}x{self.coded_height})"
@@ -81,7 +81,7 @@ class VideoInfo:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Facts about ``path``: a video file, a folder of frames, or a still image. ``UserError`` when it is neither.
+    """Return facts about ``path``: a video file, a folder of frames, or a still image; else raise ``UserError``.
 
     An animated PNG is a video; other files of several pictures are refused.
     """
@@ -155,14 +155,14 @@ def _video_info(
 
 
 def square_width(width: int, aspect: Fraction) -> int:
-    """The width that shows ``width`` samples of ``aspect`` with square pixels, to the nearest pixel."""
+    """Return the width, to the nearest pixel, that shows ``width`` samples of ``aspect`` with square pixels."""
     return max(1, round(width * aspect))
 
 
 def _pixel_aspect(stream: VideoStream) -> Fraction:
     aspect = stream.sample_aspect_ratio
     if not aspect or not _SANE_ASPECT[0] <= aspect <= _SANE_ASPECT[1]:
-        return Fraction(1)  # absent, or nonsense that would blow the picture up
+        return Fraction(1)  # absent, or a bogus value that would blow the picture up
     return aspect
 
 
@@ -174,7 +174,7 @@ def _frame_rate(stream: VideoStream) -> Fraction | None:
 
 
 def _frame_count(stream: VideoStream, rate: Fraction | None, duration: Fraction | None) -> int | None:
-    """The container's count; None when it has none, or when an edit list shows fewer frames than are stored."""
+    """Return the container's count; None if it has none, or if an edit list shows fewer frames than are stored."""
     if not stream.frames or (rate and duration and stream.frames > duration * rate + 1):
         return None
     return stream.frames
@@ -184,7 +184,7 @@ def _duration(container: InputContainer, stream: VideoStream) -> Fraction | None
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska
-    if tag:  # when the last frame ends, wherever the first one begins
+    if tag:  # end of the last frame, wherever the first one begins
         begins = max(0, stream.start_time or 0) * (stream.time_base or 0)
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3]) - begins
     return Fraction(container.duration, av.time_base) if container.duration else None

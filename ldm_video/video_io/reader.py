@@ -1,4 +1,4 @@
-"""Frames, one at a time, as the models want them: upright, progressive, square pixels, RGB in [-1, 1]."""
+"""Read frames, one at a time, as the models need them: upright, progressive, square pixels, RGB in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ldm_video.video_io.stills import list_frames, read_image, require_size
 from ldm_video.video_io.subsample import LeftChroma
 
 Deinterlace = Literal["auto", "on", "off"]
-_ON_TIME = Fraction(1, 4)  # of a frame: clocks of milliseconds round
+_ON_TIME = Fraction(1, 4)  # of a frame: millisecond clocks round
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class Frame:
 class FrameReader:
     """``with FrameReader(path) as reader: for frame in reader: ...``; a single pass, in constant memory.
 
-    ``start`` and ``stop`` are frame numbers (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
-    Frames between them that are not ``wanted`` are decoded, so that the numbers and times of the others are exact, but
-    not converted and not given out. ``decoded``: how many frames there were so far, wanted or not. ``in_step``: whether
-    each of them came when the frame rate says, counted from the first, as where none is missing between them.
-    ``over_black``: what is transparent is black, whatever colour it hides; else transparency is dropped.
-    ``deinterlacing`` says what ``deinterlace="auto"`` decided. ``warnings``, and those of them that tell of ``damage``,
-    are complete once the pass is over.
+    ``start`` and ``stop`` are frame indices (``stop`` excluded); ``Frame.index`` counts from the clip's first frame.
+    Frames between them that are not ``wanted`` are decoded, so that the others' indices and times are exact, but are
+    neither converted nor yielded. ``over_black``: composite over black, so that transparent pixels are black whatever
+    colour they hide; else alpha is dropped.
+
+    ``decoded``: number of frames so far, wanted or not. ``in_step``: whether each of them came when the frame rate
+    says, counted from the first, as if none is missing between them. ``deinterlacing`` says what ``deinterlace="auto"``
+    decided. ``warnings``, and ``damage``, those of them that report damage, are complete once the pass is over.
+
     Raises ``UserError``: missing path, not a video, no frame that decodes, frames of different sizes in a folder.
     """
 
@@ -150,7 +152,7 @@ class FrameReader:
 
 
 def _uniform(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[str]) -> Iterator[av.VideoFrame]:
-    """Broadcast recordings may change size, format or colour midway: bring later frames to the first one's."""
+    """Convert frames to the first one's size, format and colour, which may change midway in broadcast recordings."""
     wanted: str | None = None
     warned = False
     for frame in frames:
@@ -165,7 +167,7 @@ def _uniform(frames: Iterable[av.VideoFrame], info: VideoInfo, warnings: list[st
 
 
 def _deinterlaced(timed: Iterable[TimedFrame], order: FieldOrder) -> Iterator[TimedFrame]:
-    """bwdif gives one frame for each, in order, a frame late: times wait in a queue."""
+    """Deinterlace. bwdif yields one frame per input frame, in order, one frame late: times wait in a queue."""
     times: deque[Fraction] = deque()
 
     def note_times() -> Iterator[av.VideoFrame]:
@@ -179,10 +181,10 @@ def _deinterlaced(timed: Iterable[TimedFrame], order: FieldOrder) -> Iterator[Ti
 
 
 def _damage_warnings(info: VideoInfo, count: int, span: Fraction, damage: Damage) -> list[str]:
-    """How many frames there were, when the container promised more or some packets were bad; how many are patched.
+    """Report the number of frames if the container promised more or packets were bad, and of concealed frames.
 
-    ``span``: seconds from the first to the last frame. Fewer frames than announced that still fill the duration are
-    no loss: an edit list trims the file, as phones do.
+    ``span``: seconds from the first to the last frame. Fewer frames than announced that still fill the duration are not
+    a loss: an edit list trims the file, as phones do.
     """
     step = 1 / (info.rate or DEFAULT_RATE)
     missing = Fraction(0) if info.duration is None else info.duration - span - step  # seconds

@@ -1,4 +1,4 @@
-"""Sound and subtitles of the source, packet by packet, never re-encoded, and the fonts that subtitles ask for."""
+"""Copy the source's audio and subtitles packet by packet, never re-encoded, and the fonts for subtitles."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ldm_video.video_io.priming import primed
 from ldm_video.video_io.probe import VideoInfo
 
 _EDITED = {"mp4", "mov", "ipod", "3gp", "3g2"}  # containers whose edit lists say what is not shown; ipod is .m4v
-_PREROLL = Fraction(1, 10)  # seconds of sound that a decoder may want before the first that is heard: 80 ms in Opus
-_LOOKAHEAD = 500  # packets, of all copied streams together, in which the first one of each is looked for
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV tell the number of channels alone
-# What a muxer says of a packet that it does not take, other than of a disk that is full.
+_PREROLL = Fraction(1, 10)  # seconds of audio pre-roll that a decoder may need: 80 ms in Opus
+_LOOKAHEAD = 500  # packets, of all copied streams together, searched for the first one of each
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV give only the number of channels
+# Errors of a muxer that rejects a packet, as opposed to a full disk.
 _REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
 
 
 class StreamCopier:
-    """Copies audio and subtitle streams of ``source`` into ``output`` in step with the picture.
+    """Copies audio and subtitle streams of ``source`` into ``output`` in sync with the picture.
 
-    Streams that the container cannot hold are left out with a warning each, and so are damaged packets: the picture
-    never fails for its sound. What the source's edit list cuts off stays in containers that have one, unheard; Matroska
-    keeps what decoders want of it as the track's delay. Time stamps keep their distance to the picture: both lose the
-    same ``source.time_origin``.
+    Streams that the container cannot hold are left out with a warning each, and damaged packets are too: audio never
+    makes the picture fail. What the source's edit list cuts off stays, unheard, in containers with edit lists; Matroska
+    keeps the part that decoders need as the track's delay. Time stamps keep their distance to the picture: both are
+    reduced by ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -42,7 +42,7 @@ class StreamCopier:
         self._source = source
         self._warnings = warnings
         self._streams: dict[int, Stream] = {}
-        self._clocks: dict[int, JoinedClock] = {}  # of sound
+        self._clocks: dict[int, JoinedClock] = {}  # of audio
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
         self._left_out = 0  # packets
@@ -69,7 +69,7 @@ class StreamCopier:
             self._waiting = self._next()
 
     def advance(self, until: Fraction | None) -> None:
-        """Mux the packets that come before ``until`` seconds; all that are left for ``None``."""
+        """Mux the packets that come before ``until`` seconds; all remaining ones for ``None``."""
         while self._waiting is not None and (until is None or self._seconds(self._waiting) <= until):
             packet, self._waiting = self._waiting, self._next()
             packet.stream = self._streams[packet.stream.index]
@@ -107,7 +107,7 @@ class StreamCopier:
         return packet
 
     def _joined(self, packet: Packet, seconds: Fraction) -> Fraction:
-        """``seconds`` on the clock of the packet's stream; subtitles, which are rare, go by that of the first sound."""
+        """Map ``seconds`` to the clock of the packet's stream; sparse subtitles use the first audio stream's."""
         if packet.stream.index in self._clocks:
             return self._clocks[packet.stream.index](seconds, (packet.duration or 0) * packet.time_base)
         return next(iter(self._clocks.values())).beside(seconds) if self._clocks else seconds
@@ -120,7 +120,7 @@ class StreamCopier:
             self._output.set_chapters(container.chapters())
 
     def _copy_attachments(self, container: InputContainer) -> None:
-        """Fonts, as a rule; Matroska alone has them. The muxer takes none that lacks its name or type."""
+        """Copy attachments, usually fonts, which only Matroska has. The muxer requires their name and type."""
         if self._output.format.name != "matroska":
             return
         for attached in container.streams.attachments:
@@ -129,7 +129,7 @@ class StreamCopier:
 
 
 def _is_cut_off(packet: Packet, container_format: str) -> bool:
-    """Whether the source's edit list hides it, and the output has no such list and would show it."""
+    """Return whether the source's edit list hides the packet and the output, without such a list, would show it."""
     if not packet.is_discard or container_format in _EDITED:
         return False
     seconds = _begins(packet)
@@ -137,15 +137,15 @@ def _is_cut_off(packet: Packet, container_format: str) -> bool:
 
 
 def _begins(packet: Packet) -> Fraction | None:
-    """Seconds."""
+    """Return when the packet begins, in seconds."""
     ticks = packet.dts if packet.pts is None else packet.pts
     return None if ticks is None else ticks * packet.time_base
 
 
 def _unheard(template: Stream, packet: Packet | None, container_format: str) -> Fraction:
-    """Seconds from ``packet``, the first of the stream that is copied, to the first sound that the source lets hear.
+    """Return the seconds from ``packet``, the stream's first copied one, to the first audible sound in the source.
 
-    From MP4, where sound before 0 is not heard, to Matroska; not of Opus, which brings its own.
+    Only from MP4, where audio before 0 is not heard, to Matroska; not for Opus, which has its own pre-skip.
     """
     if packet is None or container_format != "matroska" or template.type != "audio":
         return Fraction(0)
@@ -159,18 +159,18 @@ def _unheard(template: Stream, packet: Packet | None, container_format: str) -> 
 def _add_copy(
     output: OutputContainer, template: Stream, packet: Packet | None = None, priming: Fraction = Fraction(0)
 ) -> Stream:
-    """``priming``: see :func:`_unheard`; ``packet`` is one of the stream's."""
+    """Add a copy of the stream ``template``. ``priming``: see :func:`_unheard`; ``packet`` is one of the stream's."""
     with primed(template, packet, priming) if packet is not None and priming else nullcontext(template) as copied:
         stream = output.add_stream_from_template(copied)
     stream.metadata.update({k: v for k, v in template.metadata.items() if k in ("language", "title")})
     stream.disposition = template.disposition
-    if template.type == "audio" and template.layout.name.endswith(" channels"):  # which is which, nobody said
+    if template.type == "audio" and template.layout.name.endswith(" channels"):  # the order of channels is unspecified
         stream.layout = _USUAL_LAYOUTS.get(template.layout.nb_channels, template.layout.name)
     return stream
 
 
 def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
-    """Of each stream of sound or subtitles, the first that is copied, where it comes early enough, or else any."""
+    """Return the first copied packet of each audio or subtitle stream, if it comes early enough, or else any."""
     found, copied = dict[int, Packet](), set[int]()
     with open_input(path) as container, suppress(av.FFmpegError):
         streams = [*container.streams.audio, *container.streams.subtitles]
@@ -186,9 +186,10 @@ def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
 
 
 def _why_not(template: Stream, packet: Packet | None, container_format: str) -> str | None:
-    """Write a file with this stream alone into memory: only the muxer itself knows what it can hold.
+    """Return why the output cannot hold the stream, or None, by writing a file with it alone into memory.
 
-    MPEG-TS takes everything, but what it has no name for becomes data that no player knows for sound or subtitles.
+    Only the muxer itself knows what it can hold. MPEG-TS takes everything, but what it has no name for becomes data
+    that no player recognises as audio or subtitles.
     """
     file = io.BytesIO()
     try:
@@ -196,7 +197,7 @@ def _why_not(template: Stream, packet: Packet | None, container_format: str) -> 
             stream = _add_copy(trial, template)
             trial.start_encoding()
             if packet is not None:
-                with suppress(*_REFUSALS):  # it is damaged; the next may be whole
+                with suppress(*_REFUSALS):  # it is damaged; the next one may be intact
                     packet.stream, packet.pts, packet.dts = stream, 0, 0
                     trial.mux(packet)
     except (ValueError, av.FFmpegError) as error:
@@ -205,7 +206,7 @@ def _why_not(template: Stream, packet: Packet | None, container_format: str) -> 
 
 
 def _is_data(file: io.BytesIO) -> bool:
-    """Whether a file that can be read holds streams of data alone."""
+    """Return whether a readable file holds only data streams."""
     file.seek(0)
     with suppress(av.FFmpegError), av.open(file) as container:
         return {stream.type for stream in container.streams} == {"data"}

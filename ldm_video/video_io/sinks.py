@@ -1,4 +1,4 @@
-"""Where a writer's frames go: a container with sound and subtitles, bare packets, PNG files, or a picture."""
+"""Where a writer's frames go: a container with audio and subtitles, bare packets, PNG files, or a picture."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from ldm_video.video_io.probe import VideoInfo
 from ldm_video.video_io.remux import StreamCopier
 
 _MOV_FAMILY = {".mp4", ".m4v", ".mov"}
-_MAX_TIME_SCALE = 10_000_000  # ticks a second; time scales are 32-bit in MP4
-_X265_DELAY = 2  # x265 gives clips of up to two frames decoding times from uninitialised memory; such have no B-frames
+_MAX_TIME_SCALE = 10_000_000  # ticks per second; time scales are 32-bit in MP4
+_X265_DELAY = 2  # up to this many frames, x265 takes decoding times from uninitialised memory; there are no B-frames
 
 
 class Sink(Protocol):
-    """Takes frames ``c h w``, or finished parts; ``finish`` makes it whole, ``close`` may follow at any point."""
+    """Takes frames ``c h w``, or finished parts. ``finish`` completes it; ``close`` may follow at any point."""
 
     def write(self, pixels: Tensor, pts_seconds: Fraction) -> None: ...
 
@@ -48,7 +48,7 @@ class Sink(Protocol):
 
 
 class _Encoding(ABC):
-    """Frames through the stream's encoder."""
+    """Encodes frames with the stream's encoder."""
 
     def __init__(self, stream: av.VideoStream) -> None:
         context = stream.codec_context
@@ -73,17 +73,17 @@ class _Encoding(ABC):
 
 
 class VideoSink(_Encoding):
-    """A container with the picture, and what ``copier`` brings."""
+    """A container with the picture, and what ``copier`` adds."""
 
     def __init__(self, output: av.container.OutputContainer, stream: av.VideoStream, copier: StreamCopier) -> None:
         super().__init__(stream)
         self._output, self._copier = output, copier
-        output.start_encoding()  # the header is written now: an unwritable path shows before any work is done
+        output.start_encoding()  # writes the header: an unwritable path fails before any work is done
 
     def join(self, parts: Sequence[Path]) -> int:
-        """Append parts that :class:`PacketSink` wrote, as they are. Returns the number of frames."""
+        """Append parts that :class:`PacketSink` wrote, unchanged. Returns the number of frames."""
         depth = max(map(reorder_depth, parts), default=0)
-        clock: deque[int] = deque()  # decoding times to come
+        clock: deque[int] = deque()  # upcoming decoding times
         frames = 0
         for part in parts:
             packets = read_packets(part)
@@ -109,7 +109,7 @@ class VideoSink(_Encoding):
 
     def close(self) -> None:
         self._copier.close()
-        with suppress(av.FFmpegError, OSError):  # after finish() nothing is left; after an error the file goes anyway
+        with suppress(av.FFmpegError, OSError):  # nothing left to do after finish(); after an error the file is removed
             self._output.close()
 
     def _take(self, packets: list[av.Packet]) -> None:
@@ -125,11 +125,11 @@ class VideoSink(_Encoding):
 
 
 class PacketSink(_Encoding):
-    """A part of a video on its own: encoded frames, the first a key frame, in a file of :mod:`packets`."""
+    """A part of a video: encoded frames, the first a key frame, in a file of :mod:`packets`."""
 
     def __init__(self, temporary: Path, output: av.container.OutputContainer, stream: av.VideoStream) -> None:
         super().__init__(stream)
-        self._temporary, self._output = temporary, output  # never started: it tells the encoder what it wants
+        self._temporary, self._output = temporary, output  # never started: it only configures the encoder
         self._packets = Packets([], [], [])
 
     def join(self, parts: Sequence[Path]) -> int:
@@ -160,7 +160,7 @@ class FolderSink:
         write_image(self._next(), pixels)
 
     def join(self, parts: Sequence[Path]) -> int:
-        """Take over the frames of other folders, by link where the file system has links."""
+        """Append the frames of other folders, as hard links if the file system has them, else as copies."""
         before = self._count
         for part in parts:
             for file in sorted(part.iterdir()):
@@ -185,7 +185,7 @@ class StillSink:
 
     def __init__(self, temporary: Path, target: Path) -> None:
         self._temporary, self._target = temporary, target
-        temporary.touch()  # an unwritable path shows before any work is done
+        temporary.touch()  # an unwritable path fails before any work is done
         self._written = False
 
     def write(self, pixels: Tensor, pts_seconds: Fraction) -> None:
@@ -206,7 +206,7 @@ class StillSink:
 
 
 def write_image(path: Path, pixels: Tensor) -> None:
-    """``c h w`` in [-1, 1] to a picture of 8 bits. ``UserError`` for one that is too large for its format."""
+    """Write ``c h w`` in [-1, 1] as an 8-bit picture. ``UserError`` for one that is too large for its format."""
     bgr = to_bytes(pixels).permute(1, 2, 0).flip(-1).cpu().numpy()  # c h w -> h w c
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix.lower() in (".jpg", ".jpeg") else []
     encoded, data = cv2.imencode(path.suffix, np.ascontiguousarray(bgr), quality)
@@ -217,9 +217,9 @@ def write_image(path: Path, pixels: Tensor) -> None:
 
 
 def time_base(source: VideoInfo | None, rate: Fraction, container: str) -> Fraction:
-    """Ticks in which both the source's time stamps and the steps of ``rate`` are whole numbers.
+    """Return a tick in which both the source's time stamps and the steps of ``rate`` are whole numbers.
 
-    AVI holds no time stamps: each tick takes a slot of the file, and players take the ticks for the frame rate.
+    AVI holds no time stamps: each tick takes a slot of the file, and players take the tick for the frame rate.
     """
     if source is None or source.time_base is None or container == "avi":
         return 1 / rate
@@ -228,13 +228,16 @@ def time_base(source: VideoInfo | None, rate: Fraction, container: str) -> Fract
 
 
 def open_output(temporary: Path, target: Path) -> av.container.OutputContainer:
-    """A container of ``target``'s format. No file is made before its header is written."""
+    """Open a container of ``target``'s format. No file is created before its header is written.
+
+    Raises ``UserError`` for an unknown format, and for one that writes several files.
+    """
     options = {"movflags": "+faststart"} if target.suffix.lower() in _MOV_FAMILY else {}
     try:
         output = av.open(file_url(temporary), "w", container_options=options)
     except ValueError as error:
         raise UserError(f"unknown output format {target.suffix} of {target}; use .mp4, .mkv or .mov") from error
-    if output.format.flags & FormatFlags.no_file.value:  # it makes files of its own, under names of its own: HLS, DASH
+    if output.format.flags & FormatFlags.no_file.value:  # writes files of its own, under its own names: HLS, DASH
         raise UserError(f"{target.suffix} of {target} is no single file; use .mp4, .mkv or .mov")
     return output
 
@@ -247,7 +250,7 @@ def add_video(
     size: tuple[int, int],
     rate: Fraction,
 ) -> av.VideoStream:
-    """The picture's stream, its encoder ready."""
+    """Add the video stream, its encoder configured. ``UserError`` if the format cannot hold the codec."""
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints a page of settings otherwise; 1 = errors
     try:
         stream = output.add_stream(encoder.name, rate=rate, options=arguments)
@@ -263,5 +266,5 @@ def add_video(
     context.color_trc = ColorTrc.BT709
     context.flags |= CodecFlags.frame_duration
     if encoder.name == "libx265" and target.suffix.lower() in _MOV_FAMILY:
-        context.codec_tag = "hvc1"  # the tag that Apple's players ask for
+        context.codec_tag = "hvc1"  # the tag that Apple's players require
     return stream

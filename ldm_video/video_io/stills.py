@@ -16,12 +16,12 @@ import numpy as np
 from ldm_video.core.errors import UserError
 
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-_SEE_THROUGH = (".png", ".webp")  # of TIFF, OpenCV gives colours that are over black already
+_SEE_THROUGH = (".png", ".webp")  # OpenCV composites TIFF over black already
 _TIFF = (b"II", b"MM")  # byte orders
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 _one_at_a_time = threading.Lock()
-# What the decoders print. So do other threads meanwhile: a bar ten times a second.
+# Messages of the decoders. Other threads print meanwhile: a progress bar ten times a second.
 _DECODERS = re.compile(
     rb"(?:libpng \w+: |Corrupt JPEG data: |Premature end of JPEG |Inconsistent progression |Invalid SOS parameters |"
     rb"Unknown Adobe color |Warning: unknown JFIF |\[[ A-Z]+:\d+@[\d.]+\] global )[^\n]*\n?"
@@ -29,18 +29,18 @@ _DECODERS = re.compile(
 
 
 def is_image(path: Path) -> bool:
-    """By its suffix."""
+    """Return whether the suffix is an image's."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key with numbers by value: ``frame2 < frame10``; ties (``01``, ``1``) by the text itself."""
+    """Return a sort key with numbers by value: ``frame2 < frame10``; ties (``01``, ``1``) by the text itself."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part] + [(2, 0, name)]
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The images of a folder in natural order; hidden files and other files are passed over."""
+    """Return the images of a folder in natural order, without hidden files; ``UserError`` if there are none."""
     files = [p for p in folder.iterdir() if is_image(p) and not p.name.startswith(".") and p.is_file()]
     if not files:
         raise UserError(f"the folder {folder} holds no frames; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -48,11 +48,11 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = False) -> np.ndarray:
-    """``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped.
+    """Read ``h w 3`` BGR, uint8 or uint16 (or float in [0, 1]). Transparency is dropped.
 
-    ``over_black``: what is transparent, in PNG and WebP, is black instead.
-    ``damaged``: takes the names of pictures that are damaged, but not altogether, and what is wrong with them.
-    Raises ``UserError`` for a file that cannot be read, or that holds several pictures.
+    ``over_black``: composite PNG and WebP over black instead. ``damaged``: collects the names of pictures that are
+    partly damaged, with the reason. Raises ``UserError`` for a file that cannot be read, or that holds several
+    pictures.
     """
     complaints: list[str] = []
     data = _load(path)
@@ -74,7 +74,7 @@ def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = 
 
 
 def _over_black(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """``image``, darkened by what is transparent in ``layer``, the same picture with alpha where it has some."""
+    """Composite ``image`` over black by the alpha of ``layer``, the same picture with alpha if it has any."""
     if layer.ndim != 3 or layer.shape[2] != 4 or layer.shape[:2] != image.shape[:2]:
         return image
     alpha = layer[..., 3:].astype(np.float32) / np.iinfo(layer.dtype).max  # h w 1
@@ -82,10 +82,10 @@ def _over_black(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether it is an animated PNG, which FFmpeg reads as the video that it is."""
+    """Return whether the file is an animated PNG, which FFmpeg reads as a video."""
     if path.suffix.lower() != ".png":
         return False
-    with _overheard([]), suppress(cv2.error):  # reading it in earnest says what is wrong with it
+    with _overheard([]), suppress(cv2.error):  # errors are reported when it is actually read
         return _holds_several(_load(path))
     return False
 
@@ -100,9 +100,9 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _holds_several(data: np.ndarray) -> bool:
-    """Whether there is a second picture as large as the first; a smaller one is a thumbnail, as GIMP adds to TIFF.
+    """Return whether there is a second picture as large as the first; a smaller one is a thumbnail, as in GIMP's TIFF.
 
-    Few files are looked at twice: those of animations (PNG, WebP) have a chunk that says so. (``cv2.imcount`` takes no
+    Few files are decoded twice: animations (PNG, WebP) have a chunk that identifies them. (``cv2.imcount`` takes no
     bytes, and crashes on names that are not UTF-8.)
     """
     raw = data.tobytes()
@@ -114,7 +114,7 @@ def _holds_several(data: np.ndarray) -> bool:
 
 @contextmanager
 def _overheard(complaints: list[str]) -> Iterator[None]:
-    """Take what decoders print on standard error: libjpeg and libpng tell of damage there, and nowhere else."""
+    """Capture what decoders print to stderr: libjpeg and libpng report damage only there."""
     with _one_at_a_time, TemporaryFile() as heard:
         standard_error = os.dup(2)
         os.dup2(heard.fileno(), 2)
@@ -126,14 +126,14 @@ def _overheard(complaints: list[str]) -> Iterator[None]:
             heard.seek(0)
             text = heard.read()
             lines = [line.decode(errors="replace").strip() for line in _DECODERS.findall(text)]
-            complaints += [line for line in lines if "warning" not in line]  # those are of profiles and the like
+            complaints += [line for line in lines if "warning" not in line]  # warnings concern profiles and the like
             others = _DECODERS.sub(b"", text)
             if others.strip():
                 os.write(2, others)
 
 
 def require_size(image: np.ndarray, size: tuple[int, int], path: Path, first: Path) -> None:
-    """``UserError`` naming the file whose size differs from the first frame's."""
+    """Raise ``UserError``, naming the file, if its size differs from the first frame's."""
     if image.shape[:2] != size:
         raise UserError(
             f"{path} is {image.shape[1]}x{image.shape[0]} but {first.name} is {size[1]}x{size[0]}; "

@@ -1,4 +1,4 @@
-"""HD video out: BT.709 limited range, the source's clock, sound and subtitles; or PNG files; whole or absent."""
+"""Write HD video: BT.709 limited range, the source's time stamps, audio and subtitles; or PNG files. Atomic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image
 
 
 class _Writer(ABC):
-    """Frames into a sink; the file or folder ``path`` appears after a clean end only.
+    """Writes frames to a sink; the file or folder ``path`` appears only after a clean exit.
 
     ``overwrite``: replace what is there then.
     """
@@ -58,7 +58,10 @@ class _Writer(ABC):
         self._session.__exit__(kind, error, trace)
 
     def write(self, pixels: Tensor, pts_seconds: Fraction | None = None) -> None:
-        """Append one frame: ``c h w`` float RGB in [-1, 1], shown at ``pts_seconds`` (default: index / rate)."""
+        """Append one frame: ``c h w`` float RGB in [-1, 1], shown at ``pts_seconds`` (default: index / rate).
+
+        Raises ``ValueError`` for a wrong shape or time, ``UserError`` for pixels that are not finite or a failed write.
+        """
         assert self._sink is not None, "write inside `with`"
         if tuple(pixels.shape) != (3, *self.size):
             raise ValueError(f"frame of shape {tuple(pixels.shape)}, expected {(3, *self.size)}")
@@ -96,12 +99,12 @@ class VideoWriter(_Writer):
     """``with VideoWriter(path, size, source, rate) as writer: writer.write(pixels, pts_seconds)``.
 
     ``path``: a video file by its suffix (.mp4, .mkv, .mov, ...), a folder (no suffix, or an existing folder) for
-    numbered PNG files, or one .png/.jpg/... image. The file appears under its name only after a clean end.
-    ``size``: (height, width), exactly what is written: a size that 4:2:0 cannot hold is refused, never padded.
-    ``source``: where sound, subtitles and the clock's resolution come from. MP4 and MOV keep time stamps exactly;
-    Matroska counts milliseconds. ``warnings`` names each stream that could not be copied.
-    Raises ``UserError``: the path exists, at the end too; cannot be written, no space left, unknown codec, unsupported
-    size. With ``overwrite`` what exists is replaced.
+    numbered PNG files, or one .png/.jpg/... image. The file appears under its name only after a clean exit.
+    ``size``: (height, width), written exactly: a size that 4:2:0 cannot hold is refused, never padded.
+    ``source``: provides audio, subtitles and the time base. MP4 and MOV keep time stamps exactly; Matroska rounds to
+    milliseconds. ``warnings`` names each stream that could not be copied.
+    Raises ``UserError``: the path exists (also at the end); cannot be written, no space left, unknown codec,
+    unsupported size. With ``overwrite``, existing outputs are replaced.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class VideoWriter(_Writer):
             )
 
     def rehearse(self) -> None:
-        """Open the output and let go of it: what is wrong with the place or the container shows before the work."""
+        """Open the output and discard it, so that a bad path or container fails before the work."""
         with suppress(_Rehearsed), atomic_path(self.path) as temporary:
             with _explained(self.path):
                 self._make_sink(temporary).close()
@@ -138,19 +141,19 @@ class VideoWriter(_Writer):
         self.warnings.clear()
 
     def check_free(self) -> None:
-        """``Taken`` for what has come to be at the path and is not to be replaced: before another output appears."""
+        """Raise ``Taken`` if the path has been taken and must not be replaced, before another output appears."""
         if not self.overwrite:
             check_free(self.path)
 
     def part(self, path: Path) -> PartWriter:
-        """A writer for some of this output's frames, encoded on their own; :meth:`join` puts parts together.
+        """Return a writer for some of this output's frames, encoded separately; :meth:`join` joins the parts.
 
         It writes a folder for frames, a file for a video.
         """
         return PartWriter(self, path)
 
     def join(self, parts: Sequence[Path]) -> None:
-        """Append parts, in the clip's order, without encoding them again."""
+        """Append parts, in the clip's order, without re-encoding them."""
         assert self._sink is not None, "join inside `with VideoWriter(...)`"
         with _explained(self.path):
             self.frames += self._sink.join(parts)
@@ -192,7 +195,7 @@ class PartWriter(_Writer):
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of the system and of FFmpeg, while writing, as one line."""
+    """Turn errors of the system and of FFmpeg, while writing, into a ``UserError`` of one line."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
