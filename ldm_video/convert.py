@@ -28,7 +28,7 @@ from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.text import save_text_model
 from ldm_video.models.video_model import VideoModel
 
-_OF_CHECKPOINTS = ("head_dim", "heads", "variant")  # options of to-bundle that have no effect on a bundle
+_CHECKPOINT_OPTIONS = ("head_dim", "heads", "variant")  # options of to-bundle that have no effect on a bundle
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parse_share(word: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     try:
         value = float(word)
     except ValueError:
@@ -115,14 +115,14 @@ def parse_share(word: str) -> float:
 
 
 def parse_frames(word: str) -> int:
-    """A whole number from 1 on."""
+    """Parse an integer of at least 1."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
     return int(word)
 
 
 def parse_seed(word: str) -> int:
-    """A whole number that torch takes for a seed, and none below 0."""
+    """Parse a non-negative integer that torch accepts as a seed."""
     if not word.isdecimal() or int(word) >= 2**63:
         raise argparse.ArgumentTypeError(f"{word} is no seed; give a whole number from 0 to 2^63 - 1")
     return int(word)
@@ -145,7 +145,7 @@ def to_bundle(arguments: argparse.Namespace) -> list[str]:
     new = TemporalConfig(head_dim=arguments.head_dim or TemporalConfig.head_dim, heads=arguments.heads)
     temporal = FRAME_BY_FRAME if arguments.head_dim == 0 else new
     files = find_model(arguments.model, variant=arguments.variant)
-    given = [f"--{name.replace('_', '-')}" for name in _OF_CHECKPOINTS if getattr(arguments, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in _CHECKPOINT_OPTIONS if getattr(arguments, name) is not None]
     if given and is_bundle(files):
         raise UserError(
             f"{arguments.model} is a bundle, on which {given[0]} has no effect; give the checkpoint that it began as"
@@ -220,7 +220,7 @@ def fresh(arguments: argparse.Namespace) -> list[str]:
 
 
 def enlarge_decoder(arguments: argparse.Namespace) -> list[str]:
-    """Write a model with a larger decoder that draws the same until it is trained."""
+    """Write a model with a larger decoder that gives the same output until it is trained."""
     torch.manual_seed(0)
     model = open_model(arguments.model)
     codec = build(load_config(arguments.config).codec)

@@ -320,7 +320,7 @@ def test_a_process_that_failed_waits_for_those_that_have_not_even_begun() -> Non
 
 
 def test_without_torchrun_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm_video.pipeline.workers._ANSWER", 1.0)
+    monkeypatch.setattr("ldm_video.pipeline.workers._STORE_TIMEOUT", 1.0)
     finish({"RANK": "0", "WORLD_SIZE": "2"}, failed=True)
     port = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port  # closed at once: nobody is there
     gone = {"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}

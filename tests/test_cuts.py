@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_video.pipeline.cuts import THRESHOLD, CutDetector, _beside, _difference, _look
+from ldm_video.pipeline.cuts import THRESHOLD, CutDetector, _difference, _thumbnail, _visible
 from ldm_video.video_io import FrameReader
 from tests.video_io_support import texture
 
@@ -84,7 +84,7 @@ def test_a_whip_pan_is_no_cut() -> None:
 
 def test_a_frame_differs_from_itself_in_nothing_and_not_by_its_brightness_alone() -> None:
     frame = scene(0, 1)[0]
-    here, darker, elsewhere = (_look(picture) for picture in (frame, frame * 0.8 - 0.2, scene(1, 1)[0]))
+    here, darker, elsewhere = (_thumbnail(picture) for picture in (frame, frame * 0.8 - 0.2, scene(1, 1)[0]))
     assert _difference(here, here) == pytest.approx(0, abs=0.01)
     assert _difference(here, darker) < THRESHOLD < _difference(here, elsewhere)
 
@@ -126,8 +126,8 @@ def test_cuts_beside_a_hole_are_found(share: float, place: str) -> None:
 
 def test_a_hole_changes_nothing_by_what_is_in_it() -> None:
     frames, hole = [scene(seed, 1)[0] for seed in range(3)], box(0.4)
-    beside = _beside(hole, frames[0].shape[-2:])
-    first, second, third = (_look(frame, beside) for frame in (*frames[:2], *under(hole, frames[:1], frames[2:])))
+    beside = _visible(hole, frames[0].shape[-2:])
+    first, second, third = (_thumbnail(frame, beside) for frame in (*frames[:2], *under(hole, frames[:1], frames[2:])))
     assert _difference(first, second) == _difference(third, second) > THRESHOLD
     assert _difference(first, third) == pytest.approx(0, abs=0.01)
 
@@ -152,7 +152,7 @@ def test_frames_that_are_hidden_whole_are_passed_over() -> None:
 
 def test_a_still_hole_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    monkeypatch.setattr("ldm_video.pipeline.cuts._beside", lambda hole, size: looks.append(size))
+    monkeypatch.setattr("ldm_video.pipeline.cuts._visible", lambda hole, size: looks.append(size))
     find(scene(0, 9), [box(0.3)] * 9)
     assert len(looks) == 1
 

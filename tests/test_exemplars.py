@@ -41,7 +41,7 @@ def error(made: Tensor, truth: Tensor, hole: Tensor) -> float:
     ids=["inside", "at the top", "in a corner"],
 )
 def test_a_pattern_goes_on(rows: slice, columns: slice, compared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exemplars, "_COMPARED", compared)
+    monkeypatch.setattr(exemplars, "_EXHAUSTIVE_PAIRS", compared)
     truth, hole = bricks(72, 100), box((72, 100), rows, columns)
     painted = torch.where(hole.bool(), 0.0, truth)
     made = complete(painted, hole)

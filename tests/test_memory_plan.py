@@ -20,7 +20,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.memory import peak_resident
 from ldm_video.diffusion.windows import split
 from ldm_video.models.paired_codec import PairedCodec
-from ldm_video.pipeline.memory_costs import Costs, LiveBytes, _forgettable, _kilobytes, free_memory, measure_costs
+from ldm_video.pipeline.memory_costs import Costs, LiveBytes, _kilobytes, _reclaimable, free_memory, measure_costs
 from ldm_video.pipeline.memory_plan import (
     Choice,
     Demand,
@@ -221,7 +221,7 @@ def test_the_tightest_group(own: str, above: str, room: int, tmp_path: Path, mon
 
 def test_files_that_are_kept_while_there_is_room_are_free(tmp_path: Path) -> None:
     (tmp_path / "memory.stat").write_text("anon 7\nfile 500\ninactive_anon 9\ninactive_file 400\nactive_file 100\n")
-    assert _forgettable(tmp_path) == 400
+    assert _reclaimable(tmp_path) == 400
 
 
 def test_windows_has_no_count_of_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,10 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
-    return parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
+    return parser.parse_intermixed_args(_join_negative_values(sys.argv[1:] if words is None else words))
 
 
-def _with_values(words: Sequence[str]) -> list[str]:
+def _join_negative_values(words: Sequence[str]) -> list[str]:
     """Turn ``--box -5,0,9,9`` into ``--box=-5,0,9,9``: argparse takes a word with a leading minus for an option."""
     joined: list[str] = []
     for word in words:

@@ -149,7 +149,7 @@ class Report:
         if not self._shared:
             yield
             return
-        with locked(_meeting_place(self.path.parent) / self.path.stem):
+        with locked(_lock_folder(self.path.parent) / self.path.stem):
             yield
 
     def _read(self) -> dict[str, Any]:
@@ -221,13 +221,13 @@ def at_work(target: Path, share: Share) -> Iterator[None]:
     if share.count == 1:
         yield
         return
-    with locked(_meeting_place(target) / f"share-{share.index}", wait=False) as mine:
+    with locked(_lock_folder(target) / f"share-{share.index}", wait=False) as mine:
         if not mine:
             raise UserError(f"another process is at work on share {share} of {target}; wait for it or stop it")
         yield
 
 
-def _meeting_place(target: Path) -> Path:
+def _lock_folder(target: Path) -> Path:
     folder = target / ".shares"
     try:
         folder.mkdir(parents=True, exist_ok=True)

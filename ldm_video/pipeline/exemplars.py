@@ -25,19 +25,19 @@ from ldm_video.core.push_pull import push_pull
 from ldm_video.core.total_variation import continue_edges
 
 _PATCH = 7  # pixels to a side
-_REACH = _PATCH // 2
-_GUIDED = 0.5  # weight of a difference of smooth colour, relative to that of the patches' mean
-_SMOOTH = 9  # side of the box filter that smooths the guide colours; applied twice
-_HELD = 0.5  # fraction of the smooth colours' offset from the continued rim that is removed: no sharp patch outlines
-_COARSEST = 3 * _PATCH  # minimum short side of a grid
-_COMPARED = 2**24  # number of patch pairs up to which the search is exhaustive
+_RADIUS = _PATCH // 2
+_GUIDE_WEIGHT = 0.5  # weight of a difference of smooth colour, relative to that of the patches' mean
+_SMOOTH_SIDE = 9  # side of the box filter that smooths the guide colours; applied twice
+_CORRECTED = 0.5  # fraction of the smooth colours' offset from the continued rim that is removed: no sharp outlines
+_MIN_SIDE = 3 * _PATCH  # minimum short side of a grid
+_EXHAUSTIVE_PAIRS = 2**24  # number of patch pairs up to which the search is exhaustive
 _ROUNDS = (8, 4)  # of search and averaging: on the coarsest grid, on each finer one
-_AGAIN = 2  # rounds on every grid when an existing fill is redrawn
-_AT_ONCE = 2**14  # patches held in memory
-_SPREADS = 2  # times that matches spread to neighbours per round
+_REDRAW_ROUNDS = 2  # rounds on every grid when an existing fill is redrawn
+_BATCH = 2**14  # patches held in memory
+_PROPAGATIONS = 2  # times that matches spread to neighbours per round
 _STEPS = tuple((dy, dx) for step in (1, 3) for dy, dx in ((0, step), (0, -step), (step, 0), (-step, 0)))
-_NUDGES = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
-_USUAL = 0.75  # quantile of the distances at which a patch's weight has fallen to exp(-1/2)
+_OFFSETS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx)
+_TYPICAL_QUANTILE = 0.75  # quantile of the distances at which a patch's weight has fallen to exp(-1/2)
 
 
 def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor:
@@ -53,30 +53,30 @@ def complete(frame: Tensor, hole: Tensor, start: Tensor | None = None) -> Tensor
     picture, mask = frame.float().cpu()[None], hole.float().cpu()[None]  # 1 3 h w, 1 1 h w
     if not bool(mask.any()):
         return frame
-    begun = continue_edges(picture, 1 - mask) if start is None else start.to(picture)
-    smooth = torch.where(mask.bool(), begun, picture)
-    made: _Grid | None = None
-    for size in _sizes(mask[0, 0]):
-        grid = _lay(smooth, mask, size)
+    initial = continue_edges(picture, 1 - mask) if start is None else start.to(picture)
+    smooth = torch.where(mask.bool(), initial, picture)
+    previous: _Grid | None = None
+    for size in _grid_sizes(mask[0, 0]):
+        grid = _make_grid(smooth, mask, size)
         if len(grid.sources) < _PATCH**2:
             continue
-        if made is not None:
-            grid.find_again(made)
+        if previous is not None:
+            grid.start_from_matches(previous)
             if start is None:
-                grid.begin_with(made)
-        for _ in range(_ROUNDS[made is not None] if start is None else _AGAIN):
+                grid.start_from_fill(previous)
+        for _ in range(_ROUNDS[previous is not None] if start is None else _REDRAW_ROUNDS):
             grid.search()
             grid.average()
-        made = grid
-    if made is None:
+        previous = grid
+    if previous is None:
         filled = smooth
     else:
-        filled = made.without_step()
-        filled = filled + _HELD * _smoothed(smooth - filled)
+        filled = previous.without_seam()
+        filled = filled + _CORRECTED * _smoothed(smooth - filled)
     return torch.where(hole.bool(), filled[0].to(frame).clamp(-1, 1), frame)
 
 
-def _sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
+def _grid_sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
     """Yield the (height, width) of grids, coarse to fine, up to the frame's own.
 
     On the coarsest one, the hole ``h w`` is about a patch wide and few pairs of patches have to be compared.
@@ -84,8 +84,8 @@ def _sizes(hole: Tensor) -> Iterator[tuple[int, int]]:
     height, width = hole.shape
     inside = cv2.distanceTransform(np.pad(hole.byte().numpy(), 1), cv2.DIST_L2, cv2.DIST_MASK_5)
     wide, pairs, halvings = 2 * float(inside.max()), float(hole.sum()) * hole.numel(), 0
-    while min(height, width) >= 2 ** (halvings + 1) * _COARSEST and (
-        wide > 2**halvings * _PATCH or pairs > 16**halvings * _COMPARED
+    while min(height, width) >= 2 ** (halvings + 1) * _MIN_SIDE and (
+        wide > 2**halvings * _PATCH or pairs > 16**halvings * _EXHAUSTIVE_PAIRS
     ):
         halvings += 1
     for level in range(halvings, -1, -1):
@@ -118,39 +118,41 @@ class _Grid:
 
     def search(self) -> None:
         """Find the nearest source of each target."""
-        padded = F.pad(self.picture.permute(2, 0, 1)[None], (_REACH,) * 4, mode="replicate")[0]  # 3 h+6 w+6
+        padded = F.pad(self.picture.permute(2, 0, 1)[None], (_RADIUS,) * 4, mode="replicate")[0]  # 3 h+6 w+6
         windows = padded.unfold(1, _PATCH, 1).unfold(2, _PATCH, 1).permute(1, 2, 0, 3, 4)  # h w 3 7 7, a view
-        if self.first or len(self.targets) * len(self.sources) <= _COMPARED:
+        if self.first or len(self.targets) * len(self.sources) <= _EXHAUSTIVE_PAIRS:
             self._compare_all(windows)
         else:
-            self._ask_neighbours(windows)
+            self._propagate_matches(windows)
 
     def _compare_all(self, windows: Tensor) -> None:
         """Compare every target with every source."""
         given = self._patches(windows, self.sources)  # m d
         norms = given.square().sum(1)
-        for part in torch.arange(len(self.targets)).split(max(1, _COMPARED // len(given))):
+        for part in torch.arange(len(self.targets)).split(max(1, _EXHAUSTIVE_PAIRS // len(given))):
             wanted = self._patches(windows, self.targets[part])
             nearest = (norms - 2 * wanted @ given.T).argmin(1)
             self.found[part] = self.sources[nearest]
             self.distance[part] = (wanted - given[nearest]).square().mean(1)
 
-    def _ask_neighbours(self, windows: Tensor) -> None:
+    def _propagate_matches(self, windows: Tensor) -> None:
         """Try each target's current match, its neighbours' matches, and positions next to its match."""
         number = torch.full(self.hole.shape, -1)  # h w, index of the target there
         number[tuple(self.targets.T)] = torch.arange(len(self.targets))
-        for part in torch.arange(len(self.targets)).split(_AT_ONCE):
+        for part in torch.arange(len(self.targets)).split(_BATCH):
             targets = self.targets[part]
             wanted = self._patches(windows, targets)
             self.distance[part] = torch.inf  # the picture has changed
-            self._try(windows, part, wanted, self.found[part])
-            for _ in range(_SPREADS):
+            self._accept_nearer(windows, part, wanted, self.found[part])
+            for _ in range(_PROPAGATIONS):
                 for step in _STEPS:
                     neighbour = number[tuple(self._inside(targets + torch.tensor(step)).T)]
-                    offered = self.found[neighbour] - torch.tensor(step)
-                    self._try(windows, part, wanted, torch.where(neighbour[:, None] < 0, self.found[part], offered))
-                for nudge in _NUDGES:
-                    self._try(windows, part, wanted, self.found[part] + torch.tensor(nudge))
+                    proposed = self.found[neighbour] - torch.tensor(step)
+                    self._accept_nearer(
+                        windows, part, wanted, torch.where(neighbour[:, None] < 0, self.found[part], proposed)
+                    )
+                for nudge in _OFFSETS:
+                    self._accept_nearer(windows, part, wanted, self.found[part] + torch.tensor(nudge))
 
     def average(self) -> None:
         """Set every pixel of the hole to the weighted mean of what the patches that cover it found."""
@@ -159,7 +161,7 @@ class _Grid:
         self.picture = self.picture.clone()  # leave the picture it was built from unchanged
         self.picture[tuple(self.targets[inside].T)] = made[inside]
 
-    def without_step(self) -> Tensor:
+    def without_seam(self) -> Tensor:
         """Return the picture ``1 3 h w``, its hole corrected by the error of its rim, made in the same way: no seam."""
         made, mass = self._means()
         rim = ~self.hole[tuple(self.targets.T)] & (mass > 0)
@@ -177,24 +179,24 @@ class _Grid:
             return total, mass
         offset = torch.zeros(*self.hole.shape, 2, dtype=torch.long)
         weight = torch.zeros(self.hole.shape)
-        usual = self.distance[has].quantile(_USUAL)
+        typical = self.distance[has].quantile(_TYPICAL_QUANTILE)
         offset[tuple(self.targets.T)] = self.found - self.targets
-        weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * usual + 1e-8))
-        for step in torch.cartesian_prod(*[torch.arange(-_REACH, _REACH + 1)] * 2):
+        weight[tuple(self.targets.T)] = torch.exp(-self.distance / (2 * typical + 1e-8))
+        for step in torch.cartesian_prod(*[torch.arange(-_RADIUS, _RADIUS + 1)] * 2):
             middle = self._inside(self.targets + step)
-            say = weight[tuple(middle.T)] * (middle == self.targets + step).all(-1)  # n
+            vote = weight[tuple(middle.T)] * (middle == self.targets + step).all(-1)  # n
             source = self._inside(self.targets + offset[tuple(middle.T)])
-            total += say[:, None] * self.picture[tuple(source.T)]
-            mass += say
+            total += vote[:, None] * self.picture[tuple(source.T)]
+            mass += vote
         return total / mass.clamp(min=1e-12)[:, None], mass
 
-    def begin_with(self, coarse: _Grid) -> None:
+    def start_from_fill(self, coarse: _Grid) -> None:
         """Initialise the hole with the fill from a coarser grid."""
         made = coarse.picture.permute(2, 0, 1)[None]
         larger = F.interpolate(made, size=self.hole.shape, mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
         self.picture = torch.where(self.hole[..., None], larger, self.picture)
 
-    def find_again(self, coarse: _Grid) -> None:
+    def start_from_matches(self, coarse: _Grid) -> None:
         """Initialise the search with the matches from a coarser grid."""
         size, old = self.hole.shape, coarse.hole.shape
         there = torch.cartesian_prod(*(torch.arange(side) for side in old)).view(*old, 2)  # outside: itself
@@ -204,7 +206,7 @@ class _Grid:
         moved = (there[tuple(before.T)] - before) * scale
         self.found, self.first = self._inside(self.targets + moved.round().long()), False
 
-    def _try(self, windows: Tensor, part: Tensor, wanted: Tensor, source: Tensor) -> None:
+    def _accept_nearer(self, windows: Tensor, part: Tensor, wanted: Tensor, source: Tensor) -> None:
         """Accept ``source`` ``k 2`` where it is whole and nearer than the match of the targets ``part`` ``k``."""
         source = self._inside(source)
         whole = self.whole[tuple(source.T)]
@@ -223,20 +225,20 @@ class _Grid:
         return at.clamp(min=0).minimum(torch.tensor((height - 1, width - 1)))
 
 
-def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
+def _make_grid(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
     """Put the frame ``1 3 h w``, smooth in its hole ``1 1 h w``, on a grid of ``size``."""
     same = smooth.shape[-2:] == torch.Size(size)
     picture = smooth if same else F.interpolate(smooth, size=size, mode="bicubic", antialias=True)
     hole = F.adaptive_max_pool2d(mask, size)  # 1 1 h w
-    touched = F.max_pool2d(hole, _PATCH, stride=1, padding=_REACH)[0, 0] > 0.5
+    touched = F.max_pool2d(hole, _PATCH, stride=1, padding=_RADIUS)[0, 0] > 0.5
     whole = torch.zeros_like(touched)
-    whole[_REACH : size[0] - _REACH, _REACH : size[1] - _REACH] = True
+    whole[_RADIUS : size[0] - _RADIUS, _RADIUS : size[1] - _RADIUS] = True
     whole &= ~touched
     targets = touched.nonzero()
     return _Grid(
         picture=picture[0].permute(1, 2, 0).contiguous(),
         hole=hole[0, 0] > 0.5,
-        guide=_GUIDED * _PATCH * _smoothed(picture)[0].permute(1, 2, 0),
+        guide=_GUIDE_WEIGHT * _PATCH * _smoothed(picture)[0].permute(1, 2, 0),
         whole=whole,
         sources=whole.nonzero(),
         targets=targets,
@@ -247,5 +249,5 @@ def _lay(smooth: Tensor, mask: Tensor, size: tuple[int, int]) -> _Grid:
 
 def _smoothed(picture: Tensor) -> Tensor:
     """``1 c h w -> 1 c h w``, low-pass filtered by two box filters in succession."""
-    padded = F.pad(picture, (_SMOOTH - 1,) * 4, mode="replicate")
-    return F.avg_pool2d(F.avg_pool2d(padded, _SMOOTH, stride=1), _SMOOTH, stride=1)
+    padded = F.pad(picture, (_SMOOTH_SIDE - 1,) * 4, mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, _SMOOTH_SIDE, stride=1), _SMOOTH_SIDE, stride=1)

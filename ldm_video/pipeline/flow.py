@@ -15,19 +15,19 @@ import numpy as np
 from ldm_video.motion.search import fine_flow
 from ldm_video.motion.warp import at, positions
 
-_REACH = 4  # pixels around a hole where the filled hole may distort the flow
-_SEARCHED = 90_000  # pixels; larger frames are halved, for speed and because texture depends on scale
+_MARGIN = 4  # pixels around a hole where the filled hole may distort the flow
+_MAX_PIXELS = 90_000  # pixels; larger frames are halved, for speed and because texture depends on scale
 _TEXTURE = 2e-3  # smaller eigenvalue of the structure tensor at which a vector is half trusted; grey in [0, 1]
 _TEXTURE_BLOCK = 7  # pixels
-_CONSISTENT = 0.5  # forward-backward error in pixels at which a vector's trust has fallen to 1/e
-_NEAR = 0.1  # distance from the hole, as a fraction of the frame's long side, at which a vector's weight is 1/e
+_CONSISTENCY_SCALE = 0.5  # forward-backward error in pixels at which a vector's trust has fallen to 1/e
+_FALLOFF = 0.1  # distance from the hole, as a fraction of the frame's long side, at which a vector's weight is 1/e
 _OUTLIER = 0.5  # pixels: scale of the robust fit
 _FIT_POINTS = 6_000
 _FIT_ROUNDS = 8
-_STILL = 0.9  # support of zero motion, as a fraction of the fitted motion's, above which the camera is static
+_STATIC = 0.9  # support of zero motion, as a fraction of the fitted motion's, above which the camera is static
 _TRUST_GROWTH = 1.5  # growth of a cell's trust per pyramid level; 4 would be a plain sum
-_LEAST_TRUST = 0.15  # fraction of the texture to be matched: on real clips over 0.5, across their cuts under 0.03
-_BLANK = 0.04  # mean trust near the hole below which nothing there indicates a motion
+_MIN_MATCHED = 0.15  # fraction of the texture to be matched: on real clips over 0.5, across their cuts under 0.03
+_MIN_MEAN_TRUST = 0.04  # mean trust near the hole below which nothing there indicates a motion
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def clip_flows(grey: Sequence[np.ndarray], holes: Sequence[np.ndarray]) -> list[
 
 def _shrink(image: np.ndarray) -> np.ndarray:
     """Halve ``h w`` uint8 until it is small enough to search."""
-    while image.size > _SEARCHED:
+    while image.size > _MAX_PIXELS:
         image = cv2.resize(image, ((image.shape[1] + 1) // 2, (image.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
     return image
 
@@ -81,20 +81,20 @@ def _enlarge(flow: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class _View:
     """Reliability of a frame's vectors, each ``h w``.
 
-    ``texture`` in [0, 1], 0 under the dilated hole; ``grown`` in {0, 1}, the dilated hole; ``near`` in [0, 1], 1 at the
-    hole.
+    ``texture`` in [0, 1], 0 under the dilated hole; ``grown`` in {0, 1}, the dilated hole; ``proximity`` in [0, 1], 1
+    at the hole.
     """
 
     texture: np.ndarray
     grown: np.ndarray
-    near: np.ndarray
+    proximity: np.ndarray
 
 
 def _view(grey: np.ndarray, hole: np.ndarray) -> _View:
     corner = np.maximum(cv2.cornerMinEigenVal(grey.astype(np.float32) / 255, _TEXTURE_BLOCK, ksize=3), 0)
-    grown = grow(hole, _REACH).astype(np.float32)
+    grown = grow(hole, _MARGIN).astype(np.float32)
     distance = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-    return _View(corner / (corner + _TEXTURE) * (1 - grown), grown, np.exp(-distance / (_NEAR * max(hole.shape))))
+    return _View(corner / (corner + _TEXTURE) * (1 - grown), grown, np.exp(-distance / (_FALLOFF * max(hole.shape))))
 
 
 def _complete(flow: np.ndarray, back: np.ndarray, here: _View, there: _View) -> np.ndarray | None:
@@ -103,17 +103,17 @@ def _complete(flow: np.ndarray, back: np.ndarray, here: _View, there: _View) -> 
     Returns None where hardly anything is matched.
     """
     target = positions(flow)
-    away = _squared_norm(flow + at(back, target))
+    error = _squared_norm(flow + at(back, target))
     height, width = here.texture.shape
     inside = (
         (target[..., 0] >= 0) & (target[..., 0] <= width - 1) & (target[..., 1] >= 0) & (target[..., 1] <= height - 1)
     )
-    trust = here.texture * np.exp(-away / _CONSISTENT**2) * inside * (at(there.grown, target) == 0)
-    if trust.sum() < _LEAST_TRUST * here.texture.sum():
+    trust = here.texture * np.exp(-error / _CONSISTENCY_SCALE**2) * inside * (at(there.grown, target) == 0)
+    if trust.sum() < _MIN_MATCHED * here.texture.sum():
         return None
-    if (trust * here.near).sum() < _BLANK * ((1 - here.grown) * here.near).sum():
+    if (trust * here.proximity).sum() < _MIN_MEAN_TRUST * ((1 - here.grown) * here.proximity).sum():
         return np.zeros_like(flow)
-    model = fit_camera(flow, trust * here.near)
+    model = fit_camera(flow, trust * here.proximity)
     return model + spread(flow - model, trust.astype(np.float32))
 
 
@@ -141,7 +141,7 @@ def fit_camera(flow: np.ndarray, weight: np.ndarray) -> np.ndarray:
         solution = np.linalg.solve(normal, a.T @ (v * robust[:, None]))
         robust = w / (1 + _squared_norm(v - a @ solution) / scale**2) ** 2
         scale = max(scale / 2, _OUTLIER)
-    if _support(v, w) > _STILL * _support(v - a @ solution, w):
+    if _support(v, w) > _STATIC * _support(v - a @ solution, w):
         return np.zeros_like(flow)
     return (basis @ solution).astype(np.float32)
 

@@ -204,7 +204,7 @@ def _restore_share(job: Job, restorer: Restorer, watch: Watch, share: Share, par
             watch.say(f"going on: {kept} of {frames} frames are kept in {parts.journal.folder}")
         sizes = [parts.frames_of(segment) for segment in todo]
         restore = _reporting(restorer, watch, sizes, frames, kept)
-        canvas = _wide if job.compare is not None else _plain
+        canvas = _comparison_canvas if job.compare is not None else _result_canvas
         pieces = read_pieces(job, todo, watch, lambda: parts.stopped)
         done = restore_parts(parts, todo, pieces, restore, canvas, watch.timed)
         if done < len(todo):
@@ -339,9 +339,9 @@ def side_by_side(lowres: Tensor, output: Tensor) -> Tensor:
     return torch.cat([resize(lowres, size_of(output)), output], dim=-1)
 
 
-def _wide(piece: Piece, output: Tensor) -> Tensor:
+def _comparison_canvas(piece: Piece, output: Tensor) -> Tensor:
     return side_by_side(piece.pixels, output)
 
 
-def _plain(piece: Piece, output: Tensor) -> Tensor:
+def _result_canvas(piece: Piece, output: Tensor) -> Tensor:
     return output

@@ -150,7 +150,7 @@ class Journal:
 
     def discard(self) -> None:
         """Remove what is kept; raises ``UserError`` while a process is at work here."""
-        if self._busy():
+        if self._in_use():
             raise UserError(f"another process is at work in {self.folder}; wait for it or stop it")
         self.remove()
 
@@ -165,17 +165,17 @@ class Journal:
         if not self.folder.exists() or self.exists:
             return
         with suppress(UserError), self._locked():  # if it cannot be removed, it does no harm
-            if not self.exists and not self._busy():
+            if not self.exists and not self._in_use():
                 self.remove()
 
     def _begin(self, identity: Mapping[str, Any] | None, survey: Survey | None) -> str:
         kept = self._read()
         different = [] if kept is None or identity is None else changes(kept["identity"], identity)
         if kept is not None and survey is not None and not different:
-            if not self._busy():
+            if not self._in_use():
                 self._remove(".*.part*")  # what a killed process was writing
             return ""
-        if self._busy():
+        if self._in_use():
             what = f" with another {different[0]}" if different else ""
             raise UserError(f"another process is at work in {self.folder}{what}; wait for it")
         self._remove("[!l]*", ".*", keep=self.folder / "lock")
@@ -191,10 +191,10 @@ class Journal:
         if not self.folder.exists():
             return
         with self._locked():
-            if not self._busy() and not any(self.folder.glob("[0-9]*.*")):
+            if not self._in_use() and not any(self.folder.glob("[0-9]*.*")):
                 self.remove()
 
-    def _busy(self) -> bool:
+    def _in_use(self) -> bool:
         return any(map(is_held, self.folder.glob("share-*")))
 
     def _read(self) -> dict[str, Any] | None:

@@ -167,7 +167,7 @@ def _kilobytes(path: Path, name: str) -> int:
     return int(found[1]) * 1024
 
 
-def _forgettable(group: Path) -> int:
+def _reclaimable(group: Path) -> int:
     """Return the bytes of page cache that can be reclaimed: they count as used."""
     found = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
     return int(found[1]) if found else 0
@@ -184,7 +184,7 @@ def _cgroup_room() -> Iterator[int]:
         if not folder.is_relative_to(root):
             return
         try:
-            used = int((folder / "memory.current").read_text()) - _forgettable(folder)
+            used = int((folder / "memory.current").read_text()) - _reclaimable(folder)
             yield int((folder / "memory.max").read_text()) - used
         except (OSError, ValueError):  # no limit, or "max"
             continue

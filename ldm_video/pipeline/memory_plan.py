@@ -31,10 +31,10 @@ from ldm_video.video_io import VideoInfo
 
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30}
 _FIXED = 150 * 10**6
-_CODING = 500  # bytes per output pixel for the encoders, at preset medium: 110 (ProRes) to 500 (AV1)
+_CODEC_BYTES = 500  # bytes per output pixel for the encoders, at preset medium: 110 (ProRes) to 500 (AV1)
 _PER_OUTPUT, _PER_INPUT, _PADDED, _COMPARED, _CONTINUED = 90, 130, 32, 36, 40  # bytes per pixel of a segment's frame
 _TOLERANCE = 1.02  # resident memory varies between processes and hosts; do not discard kept work for it
-_ROUND = 50 * 10**6  # the reported minimum is a multiple of this: resident memory varies by a few MB
+_REPORT_STEP = 50 * 10**6  # the reported minimum is a multiple of this: resident memory varies by a few MB
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,11 @@ def choose(limit: int, costs: Costs, demand: Demand) -> Choice:
             least = min(least, peak)
             if peak > limit:
                 continue
-            work = segment / (segment - demand.overlap) * _seen(demand, tile)
+            work = segment / (segment - demand.overlap) * _coverage(demand, tile)
             if best is None or work < best[0]:
                 best = work, Choice(tile, segment, peak)
     if best is None:
-        needed = (int(least) // _ROUND + 2) * _ROUND
+        needed = (int(least) // _REPORT_STEP + 2) * _REPORT_STEP
         height, width = demand.size
         raise UserError(
             f"--memory {in_words(limit)} is too little for {width}x{height} with this model; "
@@ -210,7 +210,7 @@ def demand_of(info: VideoInfo, job: Job, restorer: Restorer) -> Demand:
         least=min(job.rules.segment, max(settings.window, longest_needed(job.rules.overlap))),
         frames=None if info.kind == "video" else info.frames,
         per_frame=(_PER_OUTPUT + extra) * output + _PER_INPUT * source,
-        fixed=_FIXED + _CODING * output * (3 if job.compare is not None else 1) if on_cpu else 0,
+        fixed=_FIXED + _CODEC_BYTES * output * (3 if job.compare is not None else 1) if on_cpu else 0,
         multiple=multiple,
         tile_overlap=settings.tile_overlap,
     )
@@ -228,22 +228,22 @@ def kept_choice(output: Path, allowed: float, costs: Costs, demand: Demand) -> C
         segment = int(identity["segments: segment"])
     except (ValueError, KeyError, TypeError):
         return None
-    if not demand.least <= segment <= demand.segment or not all(_can_be(side, demand) for side in tile or ()):
+    if not demand.least <= segment <= demand.segment or not all(_is_valid_side(side, demand) for side in tile or ()):
         return None  # another command's work
     choice = Choice(tile, segment, expected_peak(costs, demand, segment, tile))
     return choice if choice.peak <= allowed else None
 
 
-def _can_be(side: int, demand: Demand) -> bool:
-    return side % demand.multiple == 0 and side >= _floor(demand)
+def _is_valid_side(side: int, demand: Demand) -> bool:
+    return side % demand.multiple == 0 and side >= _min_side(demand)
 
 
-def _floor(demand: Demand) -> int:
+def _min_side(demand: Demand) -> int:
     return max(demand.multiple, round_up(2 * demand.tile_overlap, demand.multiple))
 
 
 def _sides(length: int, demand: Demand) -> list[int]:
-    floor = _floor(demand)
+    floor = _min_side(demand)
     sides, count = [length], 1
     while sides[-1] > floor:
         count += 1
@@ -252,7 +252,7 @@ def _sides(length: int, demand: Demand) -> list[int]:
     return sides
 
 
-def _seen(demand: Demand, tile: tuple[int, int] | None) -> float:
+def _coverage(demand: Demand, tile: tuple[int, int] | None) -> float:
     """Return how often a pixel is seen on average, because of overlapping tiles: 1 for whole frames."""
     if tile is None:
         return 1.0

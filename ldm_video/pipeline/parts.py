@@ -131,7 +131,7 @@ class Parts:
             # The last one opened is closed first: a comparison never appears without its result.
             for number, (name, (writer, _)) in reversed([*enumerate(self._writers.items())]):
                 if number == 0:  # for the result only, not for the comparison, which comes after it
-                    stack.enter_context(_gone_if_taken(joining))
+                    stack.enter_context(_removed_if_taken(joining))
                 stack.enter_context(writer).join(list(self._in_order(name)))
             for writer, _ in self._writers.values():  # all outputs, or none
                 writer.check_free()
@@ -178,7 +178,7 @@ class Parts:
 
 
 @contextmanager
-def _gone_if_taken(joining: Path) -> Iterator[None]:
+def _removed_if_taken(joining: Path) -> Iterator[None]:
     """Remove ``joining`` if an output is taken before any is in place: what exists is not this journal's."""
     try:
         yield

@@ -26,12 +26,12 @@ from ldm_video.pipeline.flow import FlowPair, clip_flows, grow, spread
 THRESHOLD = 0.5  # confidence from which a pixel counts as evidence
 
 _RIM = 3  # pixels around the hole that are propagated too, to compare with their true colours
-_HALF_SURE = 3.7e-3  # expected squared error, of colours in [0, 1], at confidence 1/2: 24 dB
+_HALF_CONFIDENCE_ERROR = 3.7e-3  # expected squared error, of colours in [0, 1], at confidence 1/2: 24 dB
 _MARGIN = 0.25  # margin around the hole for estimating the camera motion, as a fraction of the frame's long side
-_LEAST_MARGIN = 128  # pixels
+_MIN_MARGIN = 128  # pixels
 _DRIFT = 0.1  # pixels per frame: slower motion cannot be told from flow error
-_LEAST_SIDE = 16  # pixels; dense inverse search needs at least as many
-_STILL = 1.0  # pixels over half a segment: less motion reveals nothing behind a hole
+_MIN_SIDE = 16  # pixels; dense inverse search needs at least as many
+_MIN_MOTION = 1.0  # pixels over half a segment: less motion reveals nothing behind a hole
 _CHUNK = 256  # points per row of a cv2.remap map, whose row length is limited
 
 
@@ -50,10 +50,10 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     nothing is propagated between frames that have nothing in common, as across a cut.
     """
     confidence = 1 - hole.float()
-    ever = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
-    if len(frames) < 2 or min(ever.shape) < _LEAST_SIDE or not ever.any():
+    union = (hole.amax(dim=(0, 1)) > 0.5).cpu().numpy()  # h w
+    if len(frames) < 2 or min(union.shape) < _MIN_SIDE or not union.any():
         return frames, confidence
-    rows, columns = _window(ever, max(_LEAST_MARGIN, round(_MARGIN * max(ever.shape))))
+    rows, columns = _window(union, max(_MIN_MARGIN, round(_MARGIN * max(union.shape))))
     part, mask = frames[..., rows, columns].float(), hole[..., rows, columns].float()
     smooth = push_pull(part, 1 - mask)
     clip = rearrange((part.cpu() + 1) / 2, "t c h w -> t h w c").contiguous().numpy()
@@ -61,7 +61,7 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
     flows = clip_flows([_grey(frame) for frame in smooth.cpu()], list(holes))
     segment = _Segment(clip, holes.astype(np.float32), flows)
     filled = frames.clone()
-    part, sure = filled[..., rows, columns], confidence[:, 0, rows, columns]  # views
+    part, certainties = filled[..., rows, columns], confidence[:, 0, rows, columns]  # views
     for t in np.flatnonzero(holes.any(axis=(1, 2))):
         window = _window(holes[t], _RIM)
         colours, certainty = _fill_frame(int(t), window, segment)
@@ -70,7 +70,7 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         part[t][:, *window] = torch.where(
             torch.from_numpy(seen).to(frames.device), new.clamp(-1, 1), part[t][:, *window]
         )
-        sure[t][window] += torch.from_numpy(certainty * seen).to(confidence)
+        certainties[t][window] += torch.from_numpy(certainty * seen).to(confidence)
     return filled, confidence
 
 
@@ -80,18 +80,18 @@ def may_show_more(frames: Tensor, hole: Tensor) -> bool:
     Uses only the flow from the first frame to the middle and to the last one: a small part of the work of
     :func:`propagate`, which finds nothing if neither moves. Takes the same arguments.
     """
-    ever = hole.amax(dim=(0, 1)) > 0.5  # h w
-    if len(frames) < 2 or min(ever.shape) < _LEAST_SIDE or not ever.any():
+    union = hole.amax(dim=(0, 1)) > 0.5  # h w
+    if len(frames) < 2 or min(union.shape) < _MIN_SIDE or not union.any():
         return False
-    if not torch.equal(hole.amin(dim=(0, 1)) > 0.5, ever):
+    if not torch.equal(hole.amin(dim=(0, 1)) > 0.5, union):
         return True
     # Fill the hole smoothly: its contents must not be tracked as something static.
     three = frames[[0, len(frames) // 2, -1]].float()  # 3 3 h w
-    seen = [_grey(frame) for frame in push_pull(three, 1 - hole[:1].float().expand(3, -1, -1, -1))]
-    around = ~ever.cpu().numpy()
-    flows = [dense_flow(seen[0], other, cv2.DISOPTICAL_FLOW_PRESET_FAST) for other in seen[1:]]
+    greys = [_grey(frame) for frame in push_pull(three, 1 - hole[:1].float().expand(3, -1, -1, -1))]
+    around = ~union.cpu().numpy()
+    flows = [dense_flow(greys[0], other, cv2.DISOPTICAL_FLOW_PRESET_FAST) for other in greys[1:]]
     moved = [np.hypot(*np.moveaxis(flow, -1, 0)) for flow in flows]
-    return any(float(np.quantile(m[around], 0.75)) > _STILL for m in moved) if around.any() else False
+    return any(float(np.quantile(m[around], 0.75)) > _MIN_MOTION for m in moved) if around.any() else False
 
 
 def reduce_hole(frames: Tensor, hole: Tensor, filled: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,50 +141,50 @@ class _Candidate:
 
 def _fill_frame(t: int, window: _Window, segment: _Segment) -> tuple[np.ndarray, np.ndarray]:
     """Return colours ``h w 3`` in [0, 1] and confidence ``h w`` in the hole of frame ``t``, in a window around it."""
-    pair = [_look(t, step, window, segment) for step in (1, -1)]
+    pair = [_track_one_way(t, step, window, segment) for step in (1, -1)]
     both = (pair[0].steps > 0) & (pair[1].steps > 0)
-    apart = cv2.blur(np.square(pair[0].colours - pair[1].colours).mean(axis=-1), (3, 3))
-    errors = np.stack([_expected_error(c, both, apart) for c in pair])  # 2 h w
+    disagreement = cv2.blur(np.square(pair[0].colours - pair[1].colours).mean(axis=-1), (3, 3))
+    errors = np.stack([_expected_error(c, both, disagreement) for c in pair])  # 2 h w
     # Nearly winner takes all: the mean of two that disagree is a ghost.
     weights = (errors.min(axis=0) / errors) ** 4
     weights /= weights.sum(axis=0)
     colours = (weights[0, ..., None] * pair[0].colours + weights[1, ..., None] * pair[1].colours).astype(np.float32)
     seen = (pair[0].steps > 0) | (pair[1].steps > 0)
-    return colours, np.where(seen, 1 / (1 + errors.min(axis=0) / _HALF_SURE), 0).astype(np.float32)
+    return colours, np.where(seen, 1 / (1 + errors.min(axis=0) / _HALF_CONFIDENCE_ERROR), 0).astype(np.float32)
 
 
-def _expected_error(candidate: _Candidate, both: np.ndarray, apart: np.ndarray) -> np.ndarray:
+def _expected_error(candidate: _Candidate, both: np.ndarray, disagreement: np.ndarray) -> np.ndarray:
     """Return the expected squared error ``h w``: a fit to 30 clips and holes, rank correlation with the truth 0.7."""
     rim = (candidate.error + 1e-4) ** 0.85
-    error = 0.1 * rim * np.maximum(candidate.steps, 1) ** 0.1 * np.where(both, 2.5 * (apart + 1e-4) ** 0.2, 1.0)
+    error = 0.1 * rim * np.maximum(candidate.steps, 1) ** 0.1 * np.where(both, 2.5 * (disagreement + 1e-4) ** 0.2, 1.0)
     return np.where(candidate.steps > 0, error, 1e3)
 
 
-def _look(t: int, step: int, window: _Window, segment: _Segment) -> _Candidate:
+def _track_one_way(t: int, step: int, window: _Window, segment: _Segment) -> _Candidate:
     """Collect what frames after (``step`` 1) or before (-1) frame ``t`` show in its hole, in a window around it."""
     frame, hole = segment.clip[t][window], segment.hidden[t][window] > 0
     colours, steps = np.zeros_like(frame), np.zeros(hole.shape, np.float32)
     inside = np.nonzero(hole)
     corner = window[1].start, window[0].start
-    colours[inside], steps[inside] = _follow(t, step, _points(inside, corner), np.ones(len(inside[0])), segment)
+    colours[inside], steps[inside] = _track(t, step, _points(inside, corner), np.ones(len(inside[0])), segment)
     # Track the rim to frames as far away as those that serve its neighbours in the hole: else its error says nothing
     # about theirs.
     side = (2 * _RIM + 1,) * 2
     rim = np.nonzero(grow(hole, _RIM) & ~hole)
-    far = np.maximum(cv2.dilate(steps, np.ones(side, np.uint8))[rim], 1)
-    read, found = _follow(t, step, _points(rim, corner), far, segment)
-    wrong = np.zeros((*hole.shape, 4), np.float32)  # difference of three channels, mean squared difference
+    min_steps = np.maximum(cv2.dilate(steps, np.ones(side, np.uint8))[rim], 1)
+    read, found = _track(t, step, _points(rim, corner), min_steps, segment)
+    errors = np.zeros((*hole.shape, 4), np.float32)  # difference of three channels, mean squared difference
     difference = np.where(found[:, None] > 0, frame[rim] - read, 0)  # n 3
-    wrong[rim] = np.concatenate([difference, np.square(difference).mean(axis=1, keepdims=True)], axis=1)
-    proved = np.zeros(hole.shape, np.float32)
-    proved[rim] = found > 0
-    inward = spread(wrong, proved)
+    errors[rim] = np.concatenate([difference, np.square(difference).mean(axis=1, keepdims=True)], axis=1)
+    measured = np.zeros(hole.shape, np.float32)
+    measured[rim] = found > 0
+    inward = spread(errors, measured)
     # Adding the rim's colour difference, spread inwards, leaves no seam.
     return _Candidate(colours + inward[..., :3], steps, inward[..., 3])
 
 
-def _follow(
-    t: int, step: int, points: np.ndarray, least: np.ndarray, segment: _Segment
+def _track(
+    t: int, step: int, points: np.ndarray, min_steps: np.ndarray, segment: _Segment
 ) -> tuple[np.ndarray, np.ndarray]:
     """Track ``points`` ``n 2`` (x, y) of frame ``t`` to the first frame, at least ``least`` away, that shows them.
 
@@ -198,23 +198,23 @@ def _follow(
         pair = segment.flows[min(s, s + step)]
         if pair is None:
             break
-        points = points + _read(pair.forward if step > 0 else pair.backward, points)
+        points = points + _sample(pair.forward if step > 0 else pair.backward, points)
         s += step
         x, y = points[:, 0], points[:, 1]
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-        shown = inside & (_read(segment.hidden[s], points)[:, 0] < 1e-3) & (abs(s - t) >= least[alive])
+        shown = inside & (_sample(segment.hidden[s], points)[:, 0] < 1e-3) & (abs(s - t) >= min_steps[alive])
         # Either the hole moved off the place, or the place moved out of it faster than flow drifts.
-        away = points - start[alive]
-        slow = np.hypot(away[:, 0], away[:, 1]) <= _DRIFT * abs(s - t)
-        shown &= ~slow | (_read(segment.hidden[s], start[alive])[:, 0] < 0.5)
-        colours[alive[shown]] = _read(segment.clip[s], points[shown], cv2.INTER_CUBIC)
+        displacement = points - start[alive]
+        slow = np.hypot(displacement[:, 0], displacement[:, 1]) <= _DRIFT * abs(s - t)
+        shown &= ~slow | (_sample(segment.hidden[s], start[alive])[:, 0] < 0.5)
+        colours[alive[shown]] = _sample(segment.clip[s], points[shown], cv2.INTER_CUBIC)
         steps[alive[shown]] = abs(s - t)
         going = inside & ~shown
         alive, points = alive[going], points[going]
     return colours, steps
 
 
-def _read(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+def _sample(image: np.ndarray, points: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """Sample ``image`` ``h w [c]`` at ``points`` ``n 2`` (x, y): ``n c``."""
     count = len(points)
     padded = np.pad(points, ((0, -count % _CHUNK if count else _CHUNK), (0, 0)))

@@ -159,13 +159,13 @@ class Restorer:
         enlarges = given.shape[-2:] != hole.shape[-2:]
         averaged = average_along_motion(lowres[0], hidden[0], settings.average if enlarges else 0)
         lowres = averaged.frames[None]
-        lowres, hole = self._closed(lowres, hole, shown)
+        lowres, hole = self._fill_wide_holes(lowres, hole, shown)
         pixels = lowres if lowres.shape[-2:] == hole.shape[-2:] else None
         known = None if pixels is None else 1 - hole
         if before is not None:
-            pixels, known = _continued(before.to(lowres), pixels, known, hole)
+            pixels, known = _with_known(before.to(lowres), pixels, known, hole)
         if pixels is not None and known is not None and bool(known.all()):  # nothing is left to restore
-            return _finished(pixels, callback)
+            return _to_result(pixels, callback)
         shift = self.model.codec.colour_shift if enlarges else 0.0
         evidence = build_evidence(shift_colour(lowres, shift), hole, known_pixels=pixels, known=known)
         padded = pad_evidence(evidence, self.model.multiple)
@@ -174,7 +174,7 @@ class Restorer:
         if before is not None:
             output[:, : len(before), :, :height, :width] = before.to(output)
         if enlarges:
-            output = self._steadied(output, padded)
+            output = self._deflickered(output, padded)
         output = self._finish(output, padded)[..., :height, :width]  # b t 3 H W
         guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # without the colour shift
         output = match_colour(output, guess, evidence.hole, settings.colour)
@@ -185,21 +185,21 @@ class Restorer:
             output = put_back(output, pixels, 1 - known, settings.feather)
         if before is not None:
             output[:, : len(before)] = before.to(output)
-        return _finished(output, callback)
+        return _to_result(output, callback)
 
-    def _closed(self, lowres: Tensor, hole: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _fill_wide_holes(self, lowres: Tensor, hole: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
         """Fill the hole ``b t 1 H W`` of low-res frames ``b t 3 h w`` from other frames, then with patches.
 
         Returns the frames and the hole that is left.
         """
         if self.settings.propagate != "off":
-            lowres, hole = _carried_over(lowres, hole, always=self.settings.propagate == "on")
+            lowres, hole = _with_propagated(lowres, hole, always=self.settings.propagate == "on")
         if self.settings.fill == "patches":
             lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
         return lowres, hole
 
     def sample(self, evidence: Evidence, indices: Sequence[int], callback: ShareCallback | None) -> Tensor:
-        """Scaled latents ``b t c h w`` of the whole segment."""
+        """Sample scaled latents ``b t c h w`` of the whole segment."""
         factor, settings = self.model.codec.factor, self.settings
         grid = (evidence.size[0] // factor, evidence.size[1] // factor)
         shape = (self.model.codec.latent_channels, *grid)
@@ -289,7 +289,7 @@ class Restorer:
 
         return merge_tiles(map(decode, grid), grid)
 
-    def _steadied(self, output: Tensor, evidence: Evidence) -> Tensor:
+    def _deflickered(self, output: Tensor, evidence: Evidence) -> Tensor:
         """Blend decoded pixels ``b t 3 H W`` along the motion of the low-res frames."""
         small = evidence.lowres[0]  # t 3 h w
         return steady(output[0], small, lay_on_grid(evidence.hole[0], size_of(small)), self.settings.steady)[None]
@@ -312,14 +312,14 @@ class Restorer:
         return tiles(*size, tile, (self.settings.tile_overlap // factor * factor,) * 2)
 
 
-def _finished(output: Tensor, callback: ShareCallback | None) -> Tensor:
+def _to_result(output: Tensor, callback: ShareCallback | None) -> Tensor:
     """Convert ``b t 3 H W`` of the only clip to ``t 3 H W`` in [-1, 1], float32 on the CPU."""
     if callback is not None:
         callback(1.0)
     return output.float().clamp(-1, 1)[0].cpu()
 
 
-def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole: Tensor) -> tuple[Tensor, Tensor]:
+def _with_known(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole: Tensor) -> tuple[Tensor, Tensor]:
     """Make the frames ``before`` ``t0 3 H W`` known: return known pixels ``b t 3 H W`` and their mask ``b t 1 H W``."""
     frames, (height, width) = hole.shape[1], hole.shape[-2:]
     pixels = before.new_zeros(1, frames, 3, height, width) if pixels is None else pixels.clone()
@@ -328,7 +328,7 @@ def _continued(before: Tensor, pixels: Tensor | None, known: Tensor | None, hole
     return pixels, known
 
 
-def _carried_over(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
+def _with_propagated(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
     """Return low-res frames ``b t 3 h w`` with what other frames show, and the remaining hole ``b t 1 H W``."""
     frames = lowres[0]
     hidden = lay_on_grid(hole[0], size_of(frames))  # t 1 h w

@@ -15,8 +15,8 @@ from datetime import timedelta
 
 from ldm_video.core.errors import UserError
 
-_WAIT = 0.5  # seconds between polls of the other processes
-_ANSWER = 30.0  # timeout of torchrun's store, in seconds
+_POLL_INTERVAL = 0.5  # seconds between polls of the other processes
+_STORE_TIMEOUT = 30.0  # timeout of torchrun's store, in seconds
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ def finish(environment: Mapping[str, str], failed: bool) -> None:
 
     done = f"infer/{environment.get('TORCHELASTIC_RESTART_COUNT', 0)}/done"
     try:
-        place, answer = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=_ANSWER)
+        place, answer = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), timedelta(seconds=_STORE_TIMEOUT)
         store = TCPStore(*place, timeout=answer, wait_for_workers=False)
         count = store.add(done, 1)
         while failed and count < int(environment["WORLD_SIZE"]):
-            time.sleep(_WAIT)
+            time.sleep(_POLL_INTERVAL)
             count = store.add(done, 0)
     except RuntimeError:  # torch's DistError
         return

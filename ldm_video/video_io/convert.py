@@ -57,7 +57,7 @@ def colour_of(frame: av.VideoFrame) -> Colour:
 def to_pixels(frame: av.VideoFrame, colour: Colour, width: int, height: int) -> Tensor:
     """Convert a decoded frame to float32 ``c h w`` RGB in [-1, 1], resampled to ``width`` x ``height``."""
     if frame.format.name.startswith("grayf32"):
-        frame = _whole_grey(frame)
+        frame = _grey_to_16_bits(frame)
     depth = bit_depth(frame)
     if colour.matrix == "rgb" and depth <= 8:
         rgb = _reformat(frame, colour, width, height, "rgb24")
@@ -115,7 +115,7 @@ def image_to_pixels(bgr: np.ndarray) -> Tensor:
     return torch.from_numpy(values * 2.0 - 1.0).permute(2, 0, 1).contiguous()  # h w c -> c h w
 
 
-def _whole_grey(frame: av.VideoFrame) -> av.VideoFrame:
+def _grey_to_16_bits(frame: av.VideoFrame) -> av.VideoFrame:
     """Convert float grey in [0, 1], as in EXR and PFM mattes, to 16 bits; swscale would assume 16/255 to 235/255."""
     values = frame.to_ndarray().clip(0.0, 1.0)  # h w
     return av.VideoFrame.from_ndarray((values * _FULL_16).round().astype(np.uint16), format="gray16le")

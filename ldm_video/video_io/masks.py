@@ -35,7 +35,7 @@ class MaskSource:
     ) -> None:
         self.size = size
         self._path = path
-        self._promised = frames
+        self._announced = frames
         self._boxes = fill_boxes(boxes, size)
         self._reader: FrameReader | None = None
         self._held, self._held_index = self._boxes, -1  # the frame last requested
@@ -45,10 +45,10 @@ class MaskSource:
         if path is not None:
             announced = self._open(path).info.frames
             if self.frames != 1 and None not in (announced, frames) and announced != frames:
-                self._promised = frames if recount is None else recount()
-                if announced != self._promised:
+                self._announced = frames if recount is None else recount()
+                if announced != self._announced:
                     self.close()
-                    raise self._mismatch(str(announced), str(self._promised))
+                    raise self._mismatch(str(announced), str(self._announced))
 
     def at(self, index: int) -> Tensor:
         """Return ``1 h w`` for frame ``index`` of the clip."""
@@ -58,7 +58,7 @@ class MaskSource:
             self._open(self._path)
         while self._held_index < index:
             if self._next is None:
-                raise self._mismatch(str(self._held_index + 1), str(self._promised or f"at least {index + 1}"))
+                raise self._mismatch(str(self._held_index + 1), str(self._announced or f"at least {index + 1}"))
             self._advance()
         return self._hole()
 
@@ -79,7 +79,7 @@ class MaskSource:
         count = self._held_index + 1
         if count == frames:
             return
-        if count != self._promised or count < frames:
+        if count != self._announced or count < frames:
             raise self._mismatch(str(count), str(frames))
         if not cut_short:
             raise self._mismatch(str(count), f"{frames}, lost ones not being its last (docs/films.md says what helps)")

@@ -23,7 +23,7 @@ from ldm_video.video_io.stills import list_frames, read_image, require_size
 from ldm_video.video_io.subsample import LeftChroma
 
 Deinterlace = Literal["auto", "on", "off"]
-_ON_TIME = Fraction(1, 4)  # of a frame: millisecond clocks round
+_TIME_TOLERANCE = Fraction(1, 4)  # of a frame: millisecond clocks round
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class FrameReader:
                 first = last if count == 1 else first
                 self.decoded = count
                 late = (last - first) * (info.rate or DEFAULT_RATE) - (count - 1)  # in frames
-                self.in_step &= abs(late) < _ON_TIME
+                self.in_step &= abs(late) < _TIME_TOLERANCE
                 if count > self._start and self._wanted(count - 1):
                     frame = placed(frame) if placed else frame
                     pixels = to_pixels(frame, info.colour, width, info.coded_height)

@@ -19,12 +19,18 @@ from ldm_video.video_io.container import open_input
 from ldm_video.video_io.priming import primed
 from ldm_video.video_io.probe import VideoInfo
 
-_EDITED = {"mp4", "mov", "ipod", "3gp", "3g2"}  # containers whose edit lists say what is not shown; ipod is .m4v
+_EDIT_LIST_FORMATS = {
+    "mp4",
+    "mov",
+    "ipod",
+    "3gp",
+    "3g2",
+}  # their edit lists say what is not shown; ipod is .m4v
 _PREROLL = Fraction(1, 10)  # seconds of audio pre-roll that a decoder may need: 80 ms in Opus
 _LOOKAHEAD = 500  # packets, of all copied streams together, searched for the first one of each
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV give only the number of channels
 # Errors of a muxer that rejects a packet, as opposed to a full disk.
-_REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
+_REJECTIONS = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
 
 
 class StreamCopier:
@@ -53,8 +59,8 @@ class StreamCopier:
         first = _first_packets(source.path, output.format.name) if templates else {}
         for template in templates:
             packet = first.get(template.index)
-            priming = _unheard(template, packet, output.format.name)
-            problem = _why_not(template, packet, output.format.name)
+            priming = _priming_seconds(template, packet, output.format.name)
+            problem = _why_rejected(template, packet, output.format.name)
             if problem:
                 warnings.append(_left_out(template, target, problem))
             else:
@@ -75,7 +81,7 @@ class StreamCopier:
             packet.stream = self._streams[packet.stream.index]
             try:
                 self._output.mux(packet)
-            except _REFUSALS:
+            except _REJECTIONS:
                 self._left_out += 1
         if until is None and self._left_out:
             self._warnings.append(f"{self._left_out} damaged packets of sound or subtitles are left out")
@@ -89,7 +95,7 @@ class StreamCopier:
         try:
             for packet in self._packets:
                 timed = packet.dts is not None or packet.pts is not None
-                if packet.size and timed and not _is_cut_off(packet, self._output.format.name):
+                if packet.size and timed and not _is_trimmed(packet, self._output.format.name):
                     return self._shifted(packet)
         except av.FFmpegError as error:
             self._warnings.append(f"sound or subtitles end early, the source is damaged ({error.strerror})")
@@ -128,30 +134,30 @@ class StreamCopier:
                 self._output.add_attachment(attached.name, attached.mimetype, attached.data)
 
 
-def _is_cut_off(packet: Packet, container_format: str) -> bool:
+def _is_trimmed(packet: Packet, container_format: str) -> bool:
     """Return whether the source's edit list hides the packet and the output, without such a list, would show it."""
-    if not packet.is_discard or container_format in _EDITED:
+    if not packet.is_discard or container_format in _EDIT_LIST_FORMATS:
         return False
-    seconds = _begins(packet)
+    seconds = _start_seconds(packet)
     return seconds is None or not -_PREROLL <= seconds < 0
 
 
-def _begins(packet: Packet) -> Fraction | None:
+def _start_seconds(packet: Packet) -> Fraction | None:
     """Return when the packet begins, in seconds."""
     ticks = packet.dts if packet.pts is None else packet.pts
     return None if ticks is None else ticks * packet.time_base
 
 
-def _unheard(template: Stream, packet: Packet | None, container_format: str) -> Fraction:
+def _priming_seconds(template: Stream, packet: Packet | None, container_format: str) -> Fraction:
     """Return the seconds from ``packet``, the stream's first copied one, to the first audible sound in the source.
 
     Only from MP4, where audio before 0 is not heard, to Matroska; not for Opus, which has its own pre-skip.
     """
     if packet is None or container_format != "matroska" or template.type != "audio":
         return Fraction(0)
-    edited = not _EDITED.isdisjoint(template.container.format.name.split(","))
-    seconds, opus = _begins(packet), template.codec_context.codec.canonical_name == "opus"
-    if not edited or opus or seconds is None or _is_cut_off(packet, container_format):
+    edited = not _EDIT_LIST_FORMATS.isdisjoint(template.container.format.name.split(","))
+    seconds, opus = _start_seconds(packet), template.codec_context.codec.canonical_name == "opus"
+    if not edited or opus or seconds is None or _is_trimmed(packet, container_format):
         return Fraction(0)
     return max(Fraction(0), -seconds)
 
@@ -159,7 +165,10 @@ def _unheard(template: Stream, packet: Packet | None, container_format: str) -> 
 def _add_copy(
     output: OutputContainer, template: Stream, packet: Packet | None = None, priming: Fraction = Fraction(0)
 ) -> Stream:
-    """Add a copy of the stream ``template``. ``priming``: see :func:`_unheard`; ``packet`` is one of the stream's."""
+    """Add a copy of the stream ``template``; ``packet`` is one of its own.
+
+    ``priming``: see :func:`_priming_seconds`.
+    """
     with primed(template, packet, priming) if packet is not None and priming else nullcontext(template) as copied:
         stream = output.add_stream_from_template(copied)
     stream.metadata.update({k: v for k, v in template.metadata.items() if k in ("language", "title")})
@@ -178,14 +187,14 @@ def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
             index = packet.stream.index
             if packet.size and index not in copied:
                 found[index] = packet
-                if not _is_cut_off(packet, container_format):
+                if not _is_trimmed(packet, container_format):
                     copied.add(index)
             if len(copied) == len(streams):
                 break
     return found
 
 
-def _why_not(template: Stream, packet: Packet | None, container_format: str) -> str | None:
+def _why_rejected(template: Stream, packet: Packet | None, container_format: str) -> str | None:
     """Return why the output cannot hold the stream, or None, by writing a file with it alone into memory.
 
     Only the muxer itself knows what it can hold. MPEG-TS takes everything, but what it has no name for becomes data
@@ -197,7 +206,7 @@ def _why_not(template: Stream, packet: Packet | None, container_format: str) -> 
             stream = _add_copy(trial, template)
             trial.start_encoding()
             if packet is not None:
-                with suppress(*_REFUSALS):  # it is damaged; the next one may be intact
+                with suppress(*_REJECTIONS):  # it is damaged; the next one may be intact
                     packet.stream, packet.pts, packet.dts = stream, 0, 0
                     trial.mux(packet)
     except (ValueError, av.FFmpegError) as error:

@@ -16,13 +16,13 @@ import numpy as np
 from ldm_video.core.errors import UserError
 
 _COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-_SEE_THROUGH = (".png", ".webp")  # OpenCV composites TIFF over black already
+_ALPHA_SUFFIXES = (".png", ".webp")  # OpenCV composites TIFF over black already
 _TIFF = (b"II", b"MM")  # byte orders
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
-_one_at_a_time = threading.Lock()
+_stderr_lock = threading.Lock()
 # Messages of the decoders. Other threads print meanwhile: a progress bar ten times a second.
-_DECODERS = re.compile(
+_DECODER_MESSAGES = re.compile(
     rb"(?:libpng \w+: |Corrupt JPEG data: |Premature end of JPEG |Inconsistent progression |Invalid SOS parameters |"
     rb"Unknown Adobe color |Warning: unknown JFIF |\[[ A-Z]+:\d+@[\d.]+\] global )[^\n]*\n?"
 )
@@ -57,10 +57,10 @@ def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = 
     complaints: list[str] = []
     data = _load(path)
     try:
-        with _overheard(complaints):
+        with _captured_stderr(complaints):
             image = cv2.imdecode(data, _COLOUR) if data.size else None
             several = image is not None and _holds_several(data)
-            if image is not None and over_black and path.suffix.lower() in _SEE_THROUGH:
+            if image is not None and over_black and path.suffix.lower() in _ALPHA_SUFFIXES:
                 image = _over_black(image, cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
     except cv2.error as error:
         raise UserError(f"{path} cannot be read as an image ({error.err})") from error
@@ -85,7 +85,7 @@ def is_animated(path: Path) -> bool:
     """Return whether the file is an animated PNG, which FFmpeg reads as a video."""
     if path.suffix.lower() != ".png":
         return False
-    with _overheard([]), suppress(cv2.error):  # errors are reported when it is actually read
+    with _captured_stderr([]), suppress(cv2.error):  # errors are reported when it is actually read
         return _holds_several(_load(path))
     return False
 
@@ -113,21 +113,21 @@ def _holds_several(data: np.ndarray) -> bool:
 
 
 @contextmanager
-def _overheard(complaints: list[str]) -> Iterator[None]:
+def _captured_stderr(complaints: list[str]) -> Iterator[None]:
     """Capture what decoders print to stderr: libjpeg and libpng report damage only there."""
-    with _one_at_a_time, TemporaryFile() as heard:
+    with _stderr_lock, TemporaryFile() as captured:
         standard_error = os.dup(2)
-        os.dup2(heard.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(standard_error, 2)
             os.close(standard_error)
-            heard.seek(0)
-            text = heard.read()
-            lines = [line.decode(errors="replace").strip() for line in _DECODERS.findall(text)]
+            captured.seek(0)
+            text = captured.read()
+            lines = [line.decode(errors="replace").strip() for line in _DECODER_MESSAGES.findall(text)]
             complaints += [line for line in lines if "warning" not in line]  # warnings concern profiles and the like
-            others = _DECODERS.sub(b"", text)
+            others = _DECODER_MESSAGES.sub(b"", text)
             if others.strip():
                 os.write(2, others)
 

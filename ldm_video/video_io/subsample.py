@@ -22,7 +22,7 @@ from ldm_video.video_io.colour import Range
 _SCALE = "in_range=pc:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 # In a frame chroma lies half-way between two lines; in fields a quarter of a field line above and below that, so that
 # all lines of the interleaved frame are equally far apart (H.262 figure 6-3).
-_PLACES = {
+_CHROMA_POSITIONS = {
     "frame": "out_chroma_loc=left",
     "top": "out_h_chr_pos=0:out_v_chr_pos=64",  # in 1/256 of a line
     "bottom": "out_h_chr_pos=0:out_v_chr_pos=192",
@@ -32,10 +32,10 @@ _PLACES = {
 Lines = Literal["frame", "top", "bottom"]
 FIELDS: tuple[Lines, Lines] = ("top", "bottom")
 # Decoders that tag no frame, of formats with left-sited chroma. That of JPEG, MPEG-1 and H.263 is tagged as centred.
-_UNTAGGED = frozenset({"prores", "dnxhd", "vp8", "vp9", "libvpx", "libvpx-vp9"})
+_UNTAGGED_DECODERS = frozenset({"prores", "dnxhd", "vp8", "vp9", "libvpx", "libvpx-vp9"})
 # Capture formats. 4:2:2 video has left-sited chroma (BT.601-7, BT.709-6); full-range JPEG need not. For 4:2:0 it is
 # unknown, and Matroska's tag, if any, as for PAL DV, must stand.
-_CAPTURES = frozenset(
+_CAPTURE_CODECS = frozenset(
     {"ffv1", "v210", "rawvideo", "huffyuv", "ffvhuff", "utvideo", "magicyuv", "lagarith", "cfhd", "jpeg2000"}
 )
 
@@ -43,12 +43,12 @@ _CAPTURES = frozenset(
 def is_left_untagged(context: VideoCodecContext, layout: VideoFormat, range_: Range) -> bool:
     """Return whether the frames of a stream have left-sited chroma without a tag that says so."""
     if context.codec.canonical_name == "av1":
-        return _av1_is_silent(context.extradata or b"")
+        return _av1_is_untagged(context.extradata or b"")
     halved = layout.chroma_width(2) == 1 and layout.chroma_height(2) == 2
-    return context.name in _UNTAGGED or (context.name in _CAPTURES and halved and range_ == "limited")
+    return context.name in _UNTAGGED_DECODERS or (context.name in _CAPTURE_CODECS and halved and range_ == "limited")
 
 
-def _av1_is_silent(header: bytes) -> bool:
+def _av1_is_untagged(header: bytes) -> bool:
     """Return whether ``chroma_sample_position`` is 0, unknown (AV1 6.4.2; ``av1C``, AV1-ISOBMFF 2.3).
 
     ``header`` is the ``av1C`` of MP4 and Matroska. Encoders leave the field 0 for left-sited chroma, as in earlier
@@ -98,7 +98,7 @@ class RgbToYuv:
         self._source, self._graph = source, Graph()
         height, width = size
         entry = self._graph.add_buffer(width=width, height=height, format=source, time_base=1)
-        scale = self._graph.add("scale", f"out_color_matrix={matrix}:{_PLACES[lines]}:{_SCALE}")
+        scale = self._graph.add("scale", f"out_color_matrix={matrix}:{_CHROMA_POSITIONS[lines]}:{_SCALE}")
         self._graph.link_nodes(entry, scale, self._graph.add("format", target), self._graph.add("buffersink"))
         self._graph.configure()
 

@@ -72,7 +72,7 @@ class _Writer(ABC):
         pts = self.frames / self.rate if pts_seconds is None else pts_seconds
         if self._last is not None and pts <= self._last:
             raise ValueError(f"time stamps must increase: {pts} after {self._last}")
-        with _explained(self.path):
+        with _as_user_errors(self.path):
             self._sink.write(pixels, pts)
         self._last = pts
         self.frames += 1
@@ -80,13 +80,13 @@ class _Writer(ABC):
     @contextmanager
     def _open(self) -> Iterator[Sink]:
         with atomic_path(self.path, self.overwrite) as temporary:
-            with _explained(self.path):
+            with _as_user_errors(self.path):
                 sink = self._make_sink(temporary)
             try:
                 yield sink
                 if not self.frames:
                     raise UserError(f"no frame to write to {self.path}; the input holds none")
-                with _explained(self.path):
+                with _as_user_errors(self.path):
                     sink.finish()
             finally:
                 sink.close()
@@ -135,7 +135,7 @@ class VideoWriter(_Writer):
     def rehearse(self) -> None:
         """Open the output and discard it, so that a bad path or container fails before the work."""
         with suppress(_Rehearsed), atomic_path(self.path) as temporary:
-            with _explained(self.path):
+            with _as_user_errors(self.path):
                 self._make_sink(temporary).close()
             raise _Rehearsed
         self.warnings.clear()
@@ -155,7 +155,7 @@ class VideoWriter(_Writer):
     def join(self, parts: Sequence[Path]) -> None:
         """Append parts, in the clip's order, without re-encoding them."""
         assert self._sink is not None, "join inside `with VideoWriter(...)`"
-        with _explained(self.path):
+        with _as_user_errors(self.path):
             self.frames += self._sink.join(parts)
 
     def _make_sink(self, temporary: Path) -> Sink:
@@ -194,7 +194,7 @@ class PartWriter(_Writer):
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_user_errors(path: Path) -> Iterator[None]:
     """Turn errors of the system and of FFmpeg, while writing, into a ``UserError`` of one line."""
     try:
         yield
