@@ -1,4 +1,4 @@
-"""Floor 0: configuration files (OmegaConf YAML) and the building of the parts that they name."""
+"""Floor 0: configuration files (OmegaConf YAML) and building the parts that they name."""
 
 from ldm_video.config.build import ALLOWED_PREFIXES, build, check_target, missing_arguments
 from ldm_video.config.load import load_config, save_config

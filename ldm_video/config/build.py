@@ -1,6 +1,7 @@
 """Build the parts that a configuration names: ``{target: package.module.Name, parameter: value, ...}``.
 
-Only names from :data:`ALLOWED_PREFIXES` can be built, so that a configuration file is data and never a program.
+Only names that start with one of :data:`ALLOWED_PREFIXES` can be built, so a configuration file is data and cannot run
+arbitrary code.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEY
 
 
 def build(node: Mapping[str, Any] | DictConfig, **injected: Any) -> Any:
-    """Call the ``target`` of ``node`` with its other keys; nested mappings that have a ``target`` are built first.
+    """Call the ``target`` of ``node`` with its other keys as arguments; build nested mappings with a ``target`` first.
 
-    ``injected`` are arguments that no file can hold (parameters, built parts); they go to the outermost target.
-    ``partial: true`` returns ``functools.partial`` of the target instead of calling it.
+    ``injected`` are arguments that a file cannot hold (parameters, built parts); they are passed to the outermost
+    target. ``partial: true`` returns ``functools.partial`` of the target instead of calling it.
 
-    Raises ``UserError`` for a target that is unknown or not allowed, for an argument that it does not take, that
-    it needs and does not get, or whose value it refuses.
+    Raises ``UserError`` for a target that is unknown or not allowed, and for an argument that is unexpected, missing or
+    rejected by the target.
     """
     plain = _plain(node)
     function = check_target(plain, injected)
@@ -43,14 +44,14 @@ def build(node: Mapping[str, Any] | DictConfig, **injected: Any) -> Any:
         raise UserError(f"{plain[TARGET_KEY]} needs '{missing[0]}', which the configuration does not give; add it")
     try:
         return function(**arguments)
-    except (TypeError, ValueError) as error:  # an argument of the wrong type or value
+    except (TypeError, ValueError) as error:  # an argument has the wrong type or value
         raise UserError(f"cannot build {plain[TARGET_KEY]}: {error}") from error
 
 
 def check_target(node: Mapping[str, Any] | DictConfig, injected: Collection[str] = ()) -> Callable[..., Any]:
-    """The callable that ``node`` names, after checking that it takes every key of ``node`` and of ``injected``.
+    """Return the callable that ``node`` names, after checking that it accepts every key of ``node`` and ``injected``.
 
-    Nothing is called. Nested targets are not looked at. Raises ``UserError`` as :func:`build` does.
+    Nothing is called, and nested targets are not checked. Raises ``UserError`` as :func:`build` does.
     """
     plain = _plain(node)
     target = plain.get(TARGET_KEY)
@@ -71,7 +72,7 @@ def check_target(node: Mapping[str, Any] | DictConfig, injected: Collection[str]
 
 
 def missing_arguments(node: Mapping[str, Any] | DictConfig) -> list[str]:
-    """Names that the target of ``node`` needs and ``node`` does not give; the program has to inject them."""
+    """Return the required arguments of the target that ``node`` does not give; the program has to inject them."""
     plain = _plain(node)
     return [name for name in _required(check_target(plain)) if name not in plain]
 
@@ -108,7 +109,7 @@ def _is_partial(plain: dict[str, Any]) -> bool:
 
 
 def _locate(target: str) -> Callable[..., Any]:
-    """``package.module.Name`` or ``package.module.Class.method``, allow-listed; private names cannot be reached."""
+    """Import ``package.module.Name`` or ``package.module.Class.method``, if allowed and not private."""
     segments = target.split(".")
     if not target.startswith(ALLOWED_PREFIXES):
         raise UserError(f"model part '{target}' is not allowed; it must start with {', '.join(ALLOWED_PREFIXES)}")
@@ -121,14 +122,14 @@ def _locate(target: str) -> Callable[..., Any]:
         raise UserError(f"unknown model part '{target}'; there is no such module or name")
     if not callable(found):
         raise UserError(f"model part '{target}' is neither a class nor a function")
-    # A module's namespace also holds what it imported: without this, `ldm_video.x.run` could be `subprocess.run`.
+    # A module's namespace includes its imports: without this check, `ldm_video.x.run` could be `subprocess.run`.
     if not f"{getattr(found, '__module__', None)}.".startswith(ALLOWED_PREFIXES):
         raise UserError(f"model part '{target}' comes from a package that is not allowed: {found.__module__}")
     return found
 
 
 def _import_from(module_path: list[str], names: list[str], target: str) -> Any:
-    """The attribute ``names`` of a module, through classes only; ``None`` when the module or the name is absent."""
+    """Return the attribute ``names`` of a module, through classes only; ``None`` if module or name is absent."""
     module_name = ".".join(module_path)
     try:
         found: Any = importlib.import_module(module_name)
@@ -144,7 +145,7 @@ def _import_from(module_path: list[str], names: list[str], target: str) -> Any:
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The signature of ``function``, or ``None`` for a built-in that does not tell."""
+    """Return the parameters of ``function``, or ``None`` for a built-in without a signature."""
     try:
         return dict(inspect.signature(function).parameters)
     except ValueError:
@@ -152,7 +153,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | 
 
 
 def _accepted(function: Callable[..., Any]) -> list[str] | None:
-    """Names that may be given by keyword; ``None`` when any may."""
+    """Return the names that can be passed by keyword; ``None`` if any can."""
     parameters = _parameters(function)
     if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return None

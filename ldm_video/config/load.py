@@ -1,4 +1,4 @@
-"""Read, merge, override and save YAML configurations; a key that nobody knows is an error, never ignored."""
+"""Read, merge, override and save YAML configurations; unknown keys are errors, never ignored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
 DEFAULTS_KEY = "defaults"
-# Of YAML: a character that it forbids, a number that is none (0x_), brackets a thousand deep.
+# Raised for bad YAML: forbidden characters, malformed numbers (0x_), brackets nested a thousand deep.
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException)
 
 
@@ -29,20 +29,20 @@ def load_config(
     known: Collection[str] | None = None,
     allow_missing: bool = False,
 ) -> DictConfig:
-    """Read ``path``, the files that its ``defaults`` names, then ``key=value`` overrides; later ones win.
+    """Read the files that ``defaults`` in ``path`` names, then ``path``, then ``key=value`` overrides; later ones win.
 
-    ``+section.key=value`` adds a key that the files leave at its default, as in Hydra; the section has to be there.
+    ``+section.key=value`` adds a key that the files leave at its default, as in Hydra; the section must exist.
 
-    ``defaults`` is a list at the top of the file. ``other.yaml`` (relative to the file that names it) is merged
-    at the root, ``section: other.yaml`` under the key ``section``. Interpolations (``${data.size}``) are allowed,
-    ``???`` marks a value that the caller must give (``allow_missing`` lets it stand, to look at a file as it is).
-    The result is in struct mode: reading an unknown key raises.
+    ``defaults`` is a list at the top of the file. ``other.yaml`` (relative to the file that names it) is merged at the
+    root, ``section: other.yaml`` under the key ``section``. Interpolations (``${data.size}``) are allowed. ``???``
+    marks a value that the caller must give, unless ``allow_missing`` is set (to inspect a file as it is). The result is
+    in struct mode: reading an unknown key raises.
 
-    ``base`` is a file under everything, whose keys are then the only ones that ``path`` may have at its top level;
-    ``known`` names those keys outright; a dotted one (``data.root``) makes its section a closed one too.
+    ``base`` is a file merged below everything else; ``path`` may then only have the top-level keys of ``base``.
+    ``known`` lists the permitted keys directly; a dotted key (``data.root``) also restricts the keys of its section.
 
-    Raises ``UserError`` for a missing or invalid file, a circular ``defaults``, a malformed override, an override
-    of a key that does not exist, and a mandatory value that is still missing.
+    Raises ``UserError`` for a missing or invalid file, an unknown key, a circular ``defaults``, a malformed override,
+    an override of a key that does not exist, and a mandatory value that is still missing.
     """
     path = Path(path)
     merged = _read_merged(path, ())
@@ -66,7 +66,7 @@ def load_config(
             more = f" (and {', '.join(missing[1:])})" if len(missing) > 1 else ""
             raise UserError(f"{path}: the value of '{key}'{more} is missing; give it as {key}=VALUE")
         if not missing:
-            OmegaConf.to_container(config, resolve=True)  # a broken interpolation shows now, not hours into a run
+            OmegaConf.to_container(config, resolve=True)  # a broken interpolation fails now, not hours into a run
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_first_line(error)}") from error
     OmegaConf.set_struct(config, True)
@@ -74,7 +74,10 @@ def load_config(
 
 
 def save_config(config: DictConfig, path: str | Path) -> None:
-    """Write ``config`` with every interpolation resolved, as YAML that :func:`load_config` reads back unchanged."""
+    """Write ``config``, with interpolations resolved, as YAML that :func:`load_config` reads back unchanged.
+
+    Raises ``UserError`` if an interpolation cannot be resolved or the file cannot be written.
+    """
     try:
         text = OmegaConf.to_yaml(OmegaConf.create(_escaped(OmegaConf.to_container(config, resolve=True))))
     except OmegaConfBaseException as error:
@@ -84,7 +87,7 @@ def save_config(config: DictConfig, path: str | Path) -> None:
 
 
 def _escaped(node: Any) -> Any:
-    """Resolved values, such that none of their text is taken for an interpolation."""
+    """Escape the strings of resolved values, so that none is read as an interpolation."""
     if isinstance(node, dict):
         return {key: _escaped(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -93,7 +96,10 @@ def _escaped(node: Any) -> Any:
 
 
 def _check_known(config: Mapping[Any, Any], known: Collection[str], where: str) -> None:
-    """``UserError`` for a key at the top, or in a section of which ``known`` has keys, that is not in ``known``."""
+    """Raise ``UserError`` for a key that is not in ``known``.
+
+    Checked at the top level and in each section of which ``known`` has dotted keys.
+    """
     top = {key.partition(".")[0] for key in known}
     _check_keys(map(str, config), top, where)
     for section in sorted({key.partition(".")[0] for key in known if "." in key} & set(config)):
@@ -112,7 +118,7 @@ def _check_keys(keys: Iterable[str], known: Collection[str], where: str) -> None
 
 
 def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
-    """The file at ``path`` on top of the files that it names in ``defaults``, depth first."""
+    """Read the file at ``path`` on top of the files in its ``defaults``, depth first."""
     if path.resolve() in parents:
         chain = " -> ".join(str(parent) for parent in (*parents, path))
         raise UserError(f"{path}: its '{DEFAULTS_KEY}' come back to it ({chain}); remove one of them")
@@ -129,13 +135,13 @@ def _read_merged(path: Path, parents: tuple[Path, ...]) -> DictConfig:
 
 
 def _pop_defaults(own: DictConfig, path: Path) -> list[tuple[str | None, str]]:
-    """Section and file of each of the entries, which are taken out of ``own``."""
+    """Remove ``defaults`` from ``own`` and return the section and file of each entry."""
     try:
         entries = own.pop(DEFAULTS_KEY, [])
         if not isinstance(entries, list | ListConfig):
             raise UserError(f"{path}: '{DEFAULTS_KEY}' must be a list of YAML files")
         return [_parse_default(entry, path) for entry in entries]
-    except OmegaConfBaseException as error:  # of an interpolation
+    except OmegaConfBaseException as error:  # from an interpolation
         raise UserError(f"{path}: cannot read its '{DEFAULTS_KEY}': {_first_line(error)}") from error
 
 
@@ -165,7 +171,7 @@ def _read(path: Path) -> DictConfig:
 def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
     """Set one ``dotted.key=value`` in ``tree``. The value is YAML; a mapping is merged, anything else replaces.
 
-    So does a mapping with a ``target``: it is another part, and takes other arguments.
+    A mapping with a ``target`` also replaces: it is a different part with different arguments.
     """
     key, separator, text = override.partition("=")
     key, adds = key.strip().removeprefix("+"), key.strip().startswith("+")
@@ -181,7 +187,7 @@ def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
 
 
 def _add(tree: dict[Any, Any], key: str, path: Path) -> None:
-    """Make room for ``key`` in its section, where it has one."""
+    """Add ``key`` to its section, if it has one and the key does not exist."""
     *parents, last = key.split(".")
     section = _section(tree, parents, key, path)
     if parents and isinstance(section, dict):
@@ -207,7 +213,7 @@ def _set(tree: dict[Any, Any], key: str, value: Any, path: Path) -> None:
 
 
 def _existing_key(node: Any, name: str, key: str, tree: dict[Any, Any], path: Path) -> Any:
-    """The key of ``node`` that ``name`` stands for: a mapping's key or a list's index."""
+    """Return the key or list index of ``node`` called ``name``. Raises ``UserError`` if there is none."""
     if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
         return int(name)
     if isinstance(node, dict):

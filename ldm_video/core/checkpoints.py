@@ -1,4 +1,4 @@
-"""A model's files in and out: weights as safetensors only, strict, whole or absent; facts as JSON objects."""
+"""Read and write a model's files: weights as safetensors only, loaded strictly and saved atomically; JSON objects."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
 INDEX = "model_index.json"
-"""Names the parts of a folder that holds a model, a pipeline of diffusers or a bundle of ours."""
+"""The file that names the parts of a model folder: a diffusers pipeline or one of our bundles."""
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 
 
 def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None = None, prefix: str = "") -> None:
-    """Write a module's state dict as safetensors, floating tensors cast to ``dtype``; tied weights are repeated.
+    """Write a module's state dict as safetensors, with floating-point tensors cast to ``dtype``.
 
-    ``prefix`` goes before each name. The header says ``pt``, without which older transformers read no file.
+    Tied weights are duplicated. ``prefix`` is prepended to each name. The header says ``format: pt``; older
+    transformers refuse files without it.
+
+    Raises ``UserError`` if the file cannot be written.
     """
     written: set[int] = set()
 
@@ -33,7 +36,7 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
         tensor = tensor.detach().cpu()
         tensor = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
         memory = tensor.untyped_storage().data_ptr()
-        tied = memory in written  # which safetensors refuses
+        tied = memory in written  # safetensors refuses shared memory
         written.add(memory)
         return tensor.clone() if tied else tensor
 
@@ -41,12 +44,12 @@ def save_weights(module: nn.Module, path: str | Path, dtype: torch.dtype | None 
         try:
             state = {f"{prefix}{key}": cast(value) for key, value in module.state_dict().items()}
             save_file(state, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # it wraps the operating system's error and drops its number
+        except SafetensorError as error:  # it wraps the OS error and drops its errno
             raise UserError(f"cannot write {path} ({error}); free some space or choose another folder") from error
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file. A pickle, a missing or a damaged file is a ``UserError``."""
+    """Read a safetensors file. Raises ``UserError`` if it is a pickle, missing or damaged."""
     path = Path(path)
     refuse_pickle(path)
     if not path.is_file():
@@ -60,10 +63,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def refuse_pickle(path: Path) -> None:
-    """``UserError``, with the line that makes it a safetensors file, for what its name says is a pickle."""
+    """Raise ``UserError`` if the suffix of ``path`` is a pickle's; the message has a command that converts the file."""
     if path.suffix not in _PICKLES:
         return
-    # In original Stable Diffusion files Lightning's class is among the callbacks: an empty one stands for it.
+    # Original Stable Diffusion checkpoints pickle Lightning's ModelCheckpoint; an empty class stands in for it.
     script = (
         "import sys, torch; from safetensors.torch import save_file; "
         "c = type('ModelCheckpoint', (), {'__module__': 'pytorch_lightning.callbacks.model_checkpoint'}); "
@@ -78,7 +81,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; anything else is a ``UserError``."""
+    """Read a JSON object from a file. Raises ``UserError`` if it is missing, damaged or holds anything else."""
     if not path.is_file():
         raise UserError(f"{path.parent} has no {path.name}; the model is not whole, copy or download it again")
     try:
@@ -91,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_strict(module: nn.Module, state: dict[str, Tensor], where: str | Path) -> None:
-    """Load ``state`` into ``module``; a missing, unexpected or misshapen key is a ``UserError`` that names it."""
+    """Load ``state`` into ``module``. Raises ``UserError`` naming a missing, unexpected or misshapen key."""
     expected = module.state_dict()
     misshapen = (key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
     refuse_keys(where, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
@@ -99,7 +102,7 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], where: str | Path) 
 
 
 def refuse_keys(where: str | Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
-    """``UserError`` that names the first key of weights that do not fit, if there is any."""
+    """Raise ``UserError`` naming the first key that does not fit; do nothing if all fit."""
     for problem, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
         if keys := sorted(found):
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""

@@ -1,4 +1,4 @@
-"""The device that a name stands for."""
+"""Look up a torch device by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ldm_video.core.errors import UserError
 
 
 def find_device(name: str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:1`` or, with ``auto``, CUDA where there is one.
+    """Return the device called ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` (CUDA if available, otherwise the CPU).
 
-    Raises ``UserError`` for a device that cannot be used here.
+    Raises ``UserError`` if the device is unknown, unavailable or out of memory.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,6 +24,6 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()
     except torch.OutOfMemoryError:
         raise UserError(f"the memory of device '{name}' is full; use another, or end what fills it") from None
-    except (RuntimeError, AssertionError, ImportError) as error:  # a number too high, or a backend that is not here
+    except (RuntimeError, AssertionError, ImportError) as error:  # index out of range, or backend not available
         raise UserError(f"device '{name}' cannot be used with this machine's torch; use auto, cpu or cuda") from error
     return device

@@ -1,4 +1,4 @@
-"""The one error a user may see: one line that says what is wrong, where, and what to do."""
+"""The only error that users see: one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-# torch raises an error of a DataLoader worker once more, with the worker's traceback for a message.
+# torch re-raises an error of a DataLoader worker with the worker's traceback as its message.
 _FROM_WORKER = r"\ACaught \w+ in DataLoader worker process.*^"
 _WORKERS_ERROR = re.compile(_FROM_WORKER + r"[\w.<>]+: ", re.DOTALL | re.MULTILINE)
 _WORKERS_FILE = re.compile(_FROM_WORKER + r"\w+: \[Errno \d+\] (.*?): (['\"])(.*?)\2", re.DOTALL | re.MULTILINE)
@@ -22,17 +22,17 @@ class UserError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are ``UserError``s: one line, not the usage above it."""
+    """``argparse`` parser that raises its errors as ``UserError``: one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a script's ``main``: a ``UserError`` is one line on stderr and exit code 2, Ctrl-C is 130.
+    """Run a script's ``main``: ``UserError`` prints one line to stderr and exits with code 2, Ctrl-C exits with 130.
 
-    A file that the system refuses ends as bad input does, whoever asked for it, a DataLoader worker too; any other
-    error is a fault of the program.
+    An ``OSError`` about a file is reported like bad input, wherever it was raised, including in a DataLoader worker.
+    Any other error is a bug and propagates.
     """
     try:
         main()
@@ -50,11 +50,11 @@ def run_cli(main: Callable[[], None]) -> None:
     except SystemExit as end:
         if end.code != 1 or not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        _interrupted()  # Lightning makes an exit with code 1 of it
+        _interrupted()  # Lightning turns Ctrl-C into exit code 1
 
 
 def _refused_file(error: OSError) -> tuple[object, str | None]:
-    """The file that the system refused and the reason; ``(None, None)`` for an error of no file."""
+    """Return the file that the system refused and the reason; ``(None, None)`` if the error is not about a file."""
     if error.filename is not None:
         return error.filename, error.strerror
     found = _WORKERS_FILE.search(str(error))

@@ -1,6 +1,6 @@
-"""Evidence: everything known about the high-resolution clip, on one canvas of the output's size.
+"""Evidence: everything known about the high-resolution clip, on one canvas at output size.
 
-Low-res frames are soft evidence outside the hole, known high-res pixels are hard evidence, the hole is none.
+Low-res frames are soft evidence outside the hole, known high-res pixels are hard evidence, and the hole has none.
 Upscaling, inpainting, both at once, outpainting and continuation are the same code on different canvases.
 """
 
@@ -20,14 +20,14 @@ from ldm_video.core.total_variation import continue_edges
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a clip of size H x W. All tensors share ``b t . H W`` but ``lowres``.
+    """What is known about a clip of size H x W. All tensors except ``lowres`` are ``b t . H W``.
 
     Attributes:
-        guess: ``b t 3 H W`` in [-1, 1]. The canvas, with the hole filled from its rim, whose edges go on
-            through it: a place to start from, not evidence.
+        guess: ``b t 3 H W`` in [-1, 1]. The canvas with the hole filled from its rim, continuing the edges that the rim
+            cuts off. An initial guess, not evidence.
         hole: ``b t 1 H W`` in {0, 1}. 1 = nothing is known here.
         known: ``b t 1 H W`` in {0, 1}. 1 = ``guess`` holds the exact high-res pixel. Disjoint from ``hole``.
-        lowres: ``b t 3 h w`` in [-1, 1]. The low-res frames at their own size, their hole filled likewise.
+        lowres: ``b t 3 h w`` in [-1, 1]. The low-res frames at their own size, with their hole filled the same way.
     """
 
     guess: Tensor
@@ -37,7 +37,7 @@ class Evidence:
 
     @property
     def canvas(self) -> Tensor:
-        """``b t 3 H W``: the evidence alone; mid-grey (0) in the hole, as Stable Diffusion inpainting has it."""
+        """``b t 3 H W``: the evidence alone, mid-grey (0) in the hole, as in Stable Diffusion inpainting."""
         return self.guess * (1 - self.hole)
 
     @property
@@ -45,13 +45,14 @@ class Evidence:
         return size_of(self.guess)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Evidence:
-        """Apply ``function`` to every tensor (to move it to a device, to cut out frames)."""
+        """Apply ``function`` to every tensor, for example to move it to a device or to select frames."""
         return Evidence(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
     def crop(self, frames: slice, rows: slice, columns: slice) -> Evidence:
-        """The part of the evidence at ``[frames, rows, columns]`` of the output grid.
+        """Return the part of the evidence at ``[frames, rows, columns]`` of the output grid.
 
-        The low-res frames are cut where the cut falls on whole low-res pixels, else they are resized from the cut.
+        The low-res frames are cropped if the crop lies on whole low-res pixels; otherwise they are resized from the
+        cropped guess.
         """
         guess, hole, known = (x[:, frames, :, rows, columns] for x in (self.guess, self.hole, self.known))
         height, width = self.size
@@ -69,17 +70,17 @@ class Evidence:
 def build_evidence(
     lowres: Tensor, hole: Tensor, *, known_pixels: Tensor | None = None, known: Tensor | None = None
 ) -> Evidence:
-    """Lay low-res frames, a hole and known high-res pixels on one canvas.
+    """Combine low-res frames, a hole and known high-res pixels on one canvas.
 
     Args:
         lowres: ``b t 3 h w`` in [-1, 1].
-        hole: ``b t 1 H W`` in {0, 1}, at the output's size; it decides that size.
+        hole: ``b t 1 H W`` in {0, 1}, at output size, which it determines.
         known_pixels: ``b t 3 H W`` in [-1, 1], read where ``known`` is 1.
-        known: ``b t 1 H W`` in {0, 1}. Known pixels win over the hole.
+        known: ``b t 1 H W`` in {0, 1}. Known pixels take precedence over the hole.
     """
     size = size_of(hole)
-    # A low-res pixel that the hole touches at all is mixed with what must go: it counts as hole. So does one under
-    # known pixels that were painted into the hole.
+    # A low-res pixel that the hole touches at all contains some of what is to be removed, so it counts as hole. So do
+    # low-res pixels below known pixels painted into the hole.
     low_hole = lay_on_grid(fold_time(hole), size_of(lowres))  # (b t) 1 h w
     known = torch.zeros_like(hole) if known is None else known
     hole = hole * (1 - known)
@@ -92,7 +93,7 @@ def build_evidence(
 
 
 def lay_on_grid(hole: Tensor, size: tuple[int, int]) -> Tensor:
-    """The hole ``t 1 H W`` on the low-res grid: ``t 1 h w``, 1 where it touches a low-res pixel at all."""
+    """Max-pool the hole ``t 1 H W`` to the low-res grid: ``t 1 h w``, 1 where it touches a low-res pixel at all."""
     return F.adaptive_max_pool2d(hole, size)
 
 
@@ -100,7 +101,7 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Antialiased bicubic resize of pixels ``... c . .`` to ``size`` (height, width), clipped to [-1, 1]."""
     if size_of(x) == tuple(size):
         return x
-    # In float32: on a CPU there is no antialiased kernel for half precision.
+    # In float32: the CPU has no antialiased kernel for half precision.
     frames = x.reshape(-1, *x.shape[-3:])  # n c . .
     y = F.interpolate(frames.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
     return y.reshape(*x.shape[:-2], *size).clamp(-1, 1).to(x.dtype)
@@ -108,12 +109,14 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class EvidenceLayout:
-    """How evidence is laid on the latent grid, one cell for ``factor`` x ``factor`` output pixels.
+    """How evidence is laid out on the latent grid, with one cell per ``factor`` x ``factor`` output pixels.
 
-    ``pixels``: RGB at the grid's resolution, mid-grey in the hole, then the hole: 4 channels (5 with ``known``).
-    The layout of the SD x4-upscaler, exact when the low-res frames lie on the grid already.
-    ``space_to_depth``: every output pixel's guess, hole (and known) as channels: ``factor**2 * 4`` (or 5). Loses
-    nothing at any scale.
+    ``pixels``: RGB at grid resolution (mid-grey in the hole), then the hole: 4 channels (5 with ``known``). The layout
+    of the SD x4-upscaler; exact if the low-res frames are already at grid resolution.
+    ``space_to_depth``: guess, hole (and known) of every output pixel as channels: ``factor**2 * 4`` (or 5). Lossless at
+    any scale.
+
+    Raises ``ValueError`` for any other ``kind``.
     """
 
     kind: str = "space_to_depth"
@@ -130,7 +133,10 @@ class EvidenceLayout:
         return per_pixel if self.kind == "pixels" else per_pixel * self.factor**2
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        """Evidence of size H x W -> ``b t channels H/factor W/factor``. H and W must be multiples of ``factor``."""
+        """Evidence of size H x W -> ``b t channels H/factor W/factor``.
+
+        Raises ``ValueError`` unless H and W are multiples of ``factor``.
+        """
         height, width = evidence.size
         if height % self.factor or width % self.factor:
             raise ValueError(f"{height}x{width} is no multiple of the latent factor {self.factor}; pad it first")
@@ -146,7 +152,7 @@ class EvidenceLayout:
 
 
 def _show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
-    """What a coarser grid shows of the evidence, ``b t 3 h w``: the low-res frames, and cells that are known whole."""
+    """The evidence on a coarser grid, ``b t 3 h w``: the guess where a cell is fully known, else the low-res frames."""
     rgb = resize(evidence.lowres, grid)
     if not bool(evidence.known.any()):
         return rgb
@@ -154,10 +160,10 @@ def _show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
 
 
 def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:
-    """Pad bottom and right by repeating the edge until both sides are multiples of ``multiple``.
+    """Replicate-pad bottom and right until both sides are multiples of ``multiple``.
 
-    Both grids go on to show the same: where the padding is no whole number of low-res pixels, these are laid anew on
-    as many as are nearest to it.
+    Both grids stay aligned: where the padding is not a whole number of low-res pixels, the low-res frames are resampled
+    to the nearest whole number of them.
     """
     height, width = evidence.size
     bottom, right = -height % multiple, -width % multiple
@@ -174,13 +180,13 @@ def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:
 
 
 def _laid_anew(lowres: Tensor, shown: tuple[float, float]) -> Tensor:
-    """``b t 3 h w``, its edge repeated to ``shown`` (down, across) of its pixels, on a grid of about as many."""
+    """Replicate-pad ``b t 3 h w`` to ``shown`` (down, across) of its pixels, resampled to a whole number of pixels."""
     padded = _pad(lowres, *(math.ceil(n) - side for n, side in zip(shown, lowres.shape[-2:], strict=True)))
     if all(n == int(n) for n in shown):
         return padded
     size = (round(shown[0]), round(shown[1]))
     middles = (
-        (torch.arange(n, device=lowres.device) + 0.5) / n * (2 * extent / side) - 1  # -1 to 1 are padded's borders
+        (torch.arange(n, device=lowres.device) + 0.5) / n * (2 * extent / side) - 1  # -1 to 1 spans `padded`
         for n, extent, side in zip(size, shown, padded.shape[-2:], strict=True)
     )
     points = torch.stack(torch.meshgrid(*middles, indexing="ij")[::-1], dim=-1)  # h' w' 2, x and y

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic file writes: a file or folder is either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.locks import abandoned, locked
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The operating system's errors that say: no more."""
+"""Errno values that mean that the disk, the quota or the file size limit is exhausted."""
 
-# Those that say: not here.
+# Errno values that mean that this path cannot be written.
 _PLACE = {
     errno.EACCES,
     errno.EPERM,
@@ -30,37 +30,37 @@ _PLACE = {
 }
 
 
-# Of the temporary name of stem + suffix.
+# Lock of the temporary name of `stem` + `suffix`.
 _LOCK = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.part(?P<suffix>.*)\.lock", re.DOTALL)
 
-# To look through a folder takes the longer the more is in it: one that gets many files, one after the other, would soon
-# be looked through most of the time. After a look it is left alone for as many times as long as the look took.
+# Listing a folder takes longer the more it holds: with many files written one after another, listing would soon take
+# most of the time. A listing is reused for this many times as long as it took.
 _REST = 10
-_looked: dict[str, tuple[float, set[tuple[str, str]]]] = {}  # folder -> until when, and what `_left_in` gives
+_looked: dict[str, tuple[float, set[tuple[str, str]]]] = {}  # folder -> expiry time, result of `_left_in`
 
-_umask = os.umask(0)  # can only be read by being set; at import, before there are threads
+_umask = os.umask(0)  # can only be read by setting it; done at import, before there are threads
 os.umask(_umask)
-_USUAL = 0o666 & ~_umask  # rights of a new file
+_USUAL = 0o666 & ~_umask  # permissions of a new file
 
 
 class Taken(UserError):
-    """Something has an output's name already, and is not to be replaced."""
+    """The output path already exists and must not be replaced."""
 
 
 @contextmanager
 def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` with the same suffix; rename it on success, remove it on failure.
 
-    The sibling may be written as a file or as a folder. What exists at ``path`` is replaced, a folder too. What was
-    written is on the disk before it gets its name, so that a power cut leaves no empty file under it. Files may be read
-    by whom the umask allows, however they were made: safetensors makes its own for their owner alone. What killed
-    processes left of the same path is removed first, as far as it was seen when the folder was last looked through.
+    The sibling may be written as a file or as a folder. Whatever exists at ``path``, even a folder, is replaced. The
+    data is synced to disk before the rename, so that a power cut cannot leave an empty file. Files get the permissions
+    that the umask allows, however they were created (safetensors makes its own readable by the owner only). Leftovers
+    of killed processes for the same path are removed first, if the last listing of the folder showed any.
 
-    Without ``replace``, ``Taken`` is raised for what has come to be at ``path``, and it stays; an empty folder is
-    nothing. Of two processes one is first: the name is given by a link, which fails where there is one. Where the file
-    system has no links, a look at the name comes before.
+    With ``replace=False``, raise ``Taken`` if something has appeared at ``path`` and leave it in place; an empty folder
+    counts as nothing. Of two processes, only the first succeeds: the name is given by a hard link, which fails if the
+    name exists. On file systems without links, existence is checked just before the rename.
 
-    Raises ``UserError`` when the place cannot be written or the disk is full.
+    Raises ``UserError`` if the path cannot be written or the disk is full.
     """
     path = Path(path)
     try:
@@ -74,21 +74,21 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
             _finish(temporary)
             if replace or not _place(temporary, path):
                 _replace(temporary, path)
-            _sync(path.parent)  # the name itself
+            _sync(path.parent)  # the directory entry
     except OSError as error:
         raise _explain(error, path) from error
 
 
 def check_free(path: Path) -> None:
-    """``Taken`` for what has come to be at ``path``; an empty folder is nothing."""
+    """Raise ``Taken`` if ``path`` exists; an empty folder counts as nothing."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise Taken(f"{path} was put there while this was at work; pass --overwrite or choose another output")
 
 
 def sweep(folder: Path, path: Path | None = None) -> None:
-    """Remove what killed processes left in ``folder``: of ``path``, or of every file and folder.
+    """Remove the leftovers of killed processes in ``folder``: those of ``path``, or all.
 
-    What a live process is writing stays, and so does everything where the file system has no locks.
+    Files that a live process is writing are kept; on file systems without locks, everything is kept.
     """
     for lock in list(folder.iterdir()) if folder.is_dir() else ():
         found = _LOCK.fullmatch(lock.name)
@@ -97,13 +97,13 @@ def sweep(folder: Path, path: Path | None = None) -> None:
         with abandoned(lock) as mine:
             if mine:
                 temporary, target = lock.with_suffix(""), folder / (found["stem"] + found["suffix"])
-                if _old(temporary).exists() and not target.exists():  # killed between the two renames of `_swap`
+                if _old(temporary).exists() and not target.exists():  # killed between the two renames in `_swap`
                     os.replace(_old(temporary), target)
                 _remove(temporary, _old(temporary), lock)
 
 
 def _left_in(folder: Path) -> set[tuple[str, str]]:
-    """Stem and suffix of what is being written in ``folder``, or was when its process was killed, a moment ago."""
+    """Return stem and suffix of each write in ``folder`` that is in progress or was killed, as of the last listing."""
     key, now = os.path.abspath(folder), time.monotonic()
     until, left = _looked.get(key, (now, set[tuple[str, str]]()))
     if now >= until:
@@ -116,16 +116,16 @@ def _left_in(folder: Path) -> set[tuple[str, str]]:
 
 @contextmanager
 def _claimed(path: Path) -> Iterator[Path]:
-    """A name beside ``path``, and a lock beside the name for as long as this process is at work on it."""
+    """Yield a temporary name beside ``path``, holding a lock file beside it meanwhile."""
     while True:
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
         lock = temporary.with_name(f"{temporary.name}.lock")
         try:
             lock.touch()
-        except FileNotFoundError as error:  # the folder is there, but takes no files: /proc
+        except FileNotFoundError as error:  # the folder exists but takes no files, e.g. /proc
             raise _no_place(error, path) from error
         with locked(lock):
-            if not lock.exists():  # swept between its making and its locking
+            if not lock.exists():  # swept between its creation and its locking
                 continue
             try:
                 yield temporary
@@ -136,15 +136,15 @@ def _claimed(path: Path) -> Iterator[Path]:
 
 def _remove(*paths: Path) -> None:
     for path in paths:
-        if os.path.isdir(path) and not os.path.islink(path):  # unlike Path.is_dir, it never raises
+        if os.path.isdir(path) and not os.path.islink(path):  # unlike Path.is_dir, never raises
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(OSError):  # it was never made, and its place cannot hold it; the first error says why
+            with suppress(OSError):  # never created, and cannot exist here; the first error says why
                 path.unlink()
 
 
 def _finish(path: Path) -> None:
-    """Of a file, or of a folder and all that is in it: usual rights, and wait until it is written to the disk."""
+    """Give a file, or a folder and its contents, the default permissions and sync them to disk."""
     for entry in path.iterdir() if path.is_dir() else ():
         if not entry.is_symlink():
             _finish(entry)
@@ -156,8 +156,8 @@ def _finish(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """The same for a file, or for the names in a folder."""
-    if os.name == "nt":  # flushes nothing that is not open for writing
+    """Flush a file, or the entries of a folder, to disk."""
+    if os.name == "nt":  # can only flush files open for writing
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -167,12 +167,12 @@ def _sync(path: Path) -> None:
 
 
 def _place(fresh: Path, path: Path) -> bool:
-    """Give ``fresh`` the name ``path`` in one step that replaces nothing. False where there is no such step."""
+    """Rename ``fresh`` to ``path`` atomically, replacing nothing. False if the file system has no such operation."""
     try:
         if fresh.is_dir():
-            os.rename(fresh, path)  # a folder takes the place of an empty folder at most
+            os.rename(fresh, path)  # a folder can only replace an empty folder
         else:
-            os.link(fresh, path)  # the other name goes with the lock
+            os.link(fresh, path)  # the temporary name is removed together with the lock
         return True
     except OSError:
         check_free(path)
@@ -187,14 +187,17 @@ def _replace(fresh: Path, path: Path) -> None:
 
 
 def _swap(fresh: Path, path: Path) -> None:
-    """Put the folder ``fresh`` in the place of the folder ``path``: deleted in place, it would be seen half gone."""
+    """Replace the folder ``path`` by the folder ``fresh`` with two renames.
+
+    Deleting it in place would expose a half-deleted folder.
+    """
     os.replace(path, _old(fresh))
     os.replace(fresh, path)
     _remove(_old(fresh))
 
 
 def _old(temporary: Path) -> Path:
-    """Where the folder is that ``temporary`` takes the place of."""
+    """Where the folder that ``temporary`` replaces is kept until the swap is done."""
     return temporary.with_name(f"{temporary.name}.old")
 
 

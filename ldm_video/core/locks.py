@@ -1,4 +1,4 @@
-"""Locks of the file system, which vanish with their owner however it ends."""
+"""File system locks, which the operating system releases however their owner ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
-HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows: one process there, and no lock
+HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows, where locks are no-ops and only one process is supported
 if HAS_LOCKS:
     import fcntl
 
@@ -22,17 +22,18 @@ def _let_go() -> None:
     _open.clear()
 
 
-# A fork's copy of an open file has the lock too and would keep it when its owner is killed; to close it frees nothing.
+# A forked child inherits the open file and with it the lock, and would keep it after its owner is killed. Closing the
+# child's copy does not release the owner's lock.
 if HAS_LOCKS:
     os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock ``path`` against other processes; yields False when another one has it and ``wait`` is off.
+    """Hold the lock ``path`` against other processes. Yields False if another one holds it and ``wait`` is off.
 
-    The operating system frees it when the process ends, by whatever means. Where a file system has no locks, every
-    process is told that it has it: what they write is whole or absent in any case.
+    The operating system releases the lock when the process ends, however it ends. On file systems without locks every
+    process gets True: their writes are atomic anyway.
     """
     with path.open("a") as file:
         if not HAS_LOCKS:
@@ -54,9 +55,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def first_to_make(path: Path) -> Iterator[bool]:
-    """Yields whether this process is to make ``path``: the first that asks is, and the others wait until it is done.
+    """Yield whether this process should make ``path``: the first to ask should, the others wait until it is done.
 
-    If it fails, it is the next one's turn. Raises ``OSError`` where the folder cannot be written.
+    If it fails, the next one takes over. Raises ``OSError`` if the folder cannot be written.
     """
     lock = path.with_name(f".{path.name}.lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +65,12 @@ def first_to_make(path: Path) -> Iterator[bool]:
         try:
             yield not path.exists()
         finally:
-            with suppress(OSError):  # who waits for it has it open; who comes later finds what was made
+            with suppress(OSError):  # waiting processes have it open; later ones find `path`
                 lock.unlink()
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds the lock ``path``."""
+    """Return whether another process holds the lock ``path``."""
     if not path.exists():
         return False
     with locked(path, wait=False) as mine:
@@ -78,9 +79,9 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def abandoned(path: Path) -> Iterator[bool]:
-    """Hold the lock ``path`` if its owner has ended; yields whether that is so.
+    """Hold the lock ``path`` if its owner has ended; yield whether that is so.
 
-    False, too, where the file system has no locks: nobody can tell there.
+    Also yields False on file systems without locks, where it cannot be known.
     """
     if not HAS_LOCKS:
         yield False

@@ -1,4 +1,4 @@
-"""How much main memory a process has held."""
+"""Peak main memory of this process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if _HAS_USAGE:
 
 _STATUS = Path("/proc/self/status")
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one unit of ``ru_maxrss``."""
+"""Bytes per unit of ``ru_maxrss``."""
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this process; 0 on Windows, where nothing tells.
+    """Return the peak resident bytes of this process; 0 on Windows, where they are not available.
 
-    Linux's own count begins with the program, ``ru_maxrss`` with its parent.
+    On Linux ``VmHWM`` is preferred: it starts with the program, while ``ru_maxrss`` includes the parent's peak.
     """
     with suppress(OSError):
         if found := re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE):

@@ -1,4 +1,4 @@
-"""Filling a hole smoothly from its surroundings."""
+"""Fill a hole smoothly from its surroundings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def push_pull(x: Tensor, weight: Tensor) -> Tensor:
-    """Fill where ``weight`` is 0 from what surrounds it, by a pyramid of averages (Gortler et al. 1996, section 3).
+    """Fill where ``weight`` is 0 from the surroundings, with a pyramid of averages (Gortler et al. 1996, section 3).
 
     Args:
         x: ``n c h w``.
         weight: ``n 1 h w`` in {0, 1}; where it is 1 the result equals ``x``.
 
-    A frame with no known pixel at all becomes 0 (mid-grey).
+    Returns:
+        ``n c h w``. A frame with no known pixel becomes 0 (mid-grey).
     """
     if bool((weight > 0).all()):
         return x

@@ -1,4 +1,4 @@
-"""Which state of the code this is."""
+"""Git revision of this code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def git_revision(folder: Path = PACKAGE) -> dict[str, Any]:
-    """``{"revision": HEAD, "dirty": whether tracked files differ from it}`` of the code's own checkout.
+    """Return ``{"revision": HEAD, "dirty": whether tracked files differ from it}`` of this code's own checkout.
 
-    Empty for an installed package, even one that lies inside somebody else's repository, and without git.
+    Empty without git and for an installed package, even one installed inside another repository.
     """
 
     def git(*arguments: str) -> str:

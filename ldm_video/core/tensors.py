@@ -1,4 +1,4 @@
-"""Small tensor rearrangements that the whole code shares."""
+"""Small tensor rearrangements shared by all modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-CPU_PIXELS = 2**20  # of frames that are worked on at once, see `frames_at_once`
+CPU_PIXELS = 2**20  # pixels processed at once, see `frames_at_once`
 
 
 def size_of(x: Tensor) -> tuple[int, int]:
@@ -35,8 +35,10 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 
 def frames_at_once(clip: Tensor) -> int:
-    """How many frames of a clip ``b t c H W`` to work on at a time, where frames share nothing: on a CPU about a
-    megapixel, which stays in its cache; on a GPU, which many fill better, all of them."""
+    """Return how many frames of a clip ``b t c H W`` to process at a time, where frames are independent.
+
+    On a CPU about a megapixel, which fits into its cache; on a GPU, which large batches use better, all frames.
+    """
     if clip.device.type != "cpu":
         return clip.shape[0] * clip.shape[1]
     return max(1, CPU_PIXELS // (clip.shape[-2] * clip.shape[-1]))

@@ -1,13 +1,13 @@
-"""A hole filled with the least total variation: edges that its rim cuts off go on through it.
+"""Fill a hole with minimal total variation, so that edges cut off at its rim continue through it.
 
-What is smooth goes on smoothly: small gradients count squared (Huber's function), as in a membrane; large ones count as
-they are, so that one sharp edge costs no more than a wide ramp, and the shortest way between two ends of an edge is
-straight (Chan & Shen 2002, "Mathematical models for local nontexture inpaintings"). Minimised by the first-order
-primal-dual method of Chambolle & Pock 2011 (algorithm 1; the dual step of Huber's function is their section 6.2.3),
-from coarse to fine.
+Smooth regions continue smoothly: small gradients are penalised quadratically (Huber loss), as in a membrane. Large
+gradients are penalised linearly, so that one sharp edge costs no more than a wide ramp and two ends of an edge are
+joined by a straight line (Chan & Shen 2002, "Mathematical models for local nontexture inpaintings"). Minimised coarse
+to fine with the first-order primal-dual method of Chambolle & Pock 2011 (algorithm 1; the dual step for the Huber loss
+is their section 6.2.3).
 
-Only the pixels of the holes and their neighbours take part, in as many rounds whatever else is filled at once: a hole
-becomes the same in any company, and many small ones cost little.
+Only hole pixels and their neighbours are processed, for a fixed number of iterations: the result for a hole does not
+depend on what else is filled at the same time, and many small holes are cheap.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALL = 0.1  # gradient, of colours in [-1, 1], from which it counts as an edge
-_STEP = 8**-0.5  # of both players: the norm of the gradient is at most the root of 8
-_ROUNDS = 60  # on each grid
+_SMALL = 0.1  # gradient, for colours in [-1, 1], above which the loss is linear
+_STEP = 8**-0.5  # primal and dual step: the norm of the gradient operator is at most sqrt(8)
+_ROUNDS = 60  # iterations per pyramid level
 
 
 def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
@@ -28,10 +28,11 @@ def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
         picture: ``n c h w`` in [-1, 1].
         known: ``n 1 h w`` in {0, 1}; where it is 1 the result equals ``picture``.
 
-    A frame with no known pixel at all becomes 0 (mid-grey).
+    Returns:
+        ``n c h w`` in [-1, 1]. A frame with no known pixel becomes 0 (mid-grey).
     """
     known = known.expand(len(picture), *known.shape[1:]).float().contiguous()
-    filled = _fill(picture.float() * known, known).clamp(-1, 1)  # the rounds end a little beyond what is known
+    filled = _fill(picture.float() * known, known).clamp(-1, 1)  # the iterations may overshoot a little
     return torch.where(known > 0, picture, filled.to(picture))
 
 
@@ -46,11 +47,11 @@ def _fill(picture: Tensor, known: Tensor) -> Tensor:
 
 
 def _minimise(picture: Tensor, hole: Tensor) -> Tensor:
-    """``n c h w`` -> the same, changed in the hole ``n h w``; the channels of a pixel share their edges."""
-    across, down = F.pad(hole[..., 1:], (0, 1)), F.pad(hole[..., 1:, :], (0, 0, 0, 1))  # is the next one in the hole?
-    touched = hole | across | down  # whose gradient the hole has a part in
-    at, here = touched.flatten().nonzero()[:, 0], hole.flatten().nonzero()[:, 0]  # m, k: pixels n h w
-    number = torch.full((hole.numel(),), -1, device=hole.device)  # of a pixel in ``at``; the last gradient stays 0
+    """Update ``n c h w`` in the hole ``n h w``. The channels of a pixel share one gradient norm, and so their edges."""
+    across, down = F.pad(hole[..., 1:], (0, 1)), F.pad(hole[..., 1:, :], (0, 0, 0, 1))  # is the next pixel in the hole?
+    touched = hole | across | down  # pixels whose forward gradient involves the hole
+    at, here = touched.flatten().nonzero()[:, 0], hole.flatten().nonzero()[:, 0]  # m, k: flat indices into n h w
+    number = torch.full((hole.numel(),), -1, device=hole.device)  # row in `at`; -1: the last gradient, 0
     number[at] = torch.arange(len(at), device=hole.device)
     after = torch.stack([_neighbour(at, hole, axis, 1) for axis in (2, 1)], dim=1)  # m 2: along x and y
     own, left, above = (number[i] for i in (here, *(_neighbour(here, hole, axis, -1) for axis in (2, 1))))  # k each
@@ -70,7 +71,7 @@ def _minimise(picture: Tensor, hole: Tensor) -> Tensor:
 
 
 def _neighbour(pixels: Tensor, frames: Tensor, axis: int, step: int) -> Tensor:
-    """Those beside flat indices into ``frames`` ``n h w``; the pixel itself where the frame ends."""
+    """Flat indices of the neighbours of ``pixels`` in ``frames`` ``n h w``; the pixel itself at the border."""
     side, stride = frames.shape[axis], frames.shape[axis + 1 :].numel()
     place = pixels // stride % side
     return pixels + stride * ((place + step).clamp(0, side - 1) - place)

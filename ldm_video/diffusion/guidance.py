@@ -1,4 +1,4 @@
-"""Guidance: functions from denoisers to a denoiser."""
+"""Guidance: functions that turn denoisers into a denoiser."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 
 Denoise = Callable[..., Tensor]
-"""``denoise(x, timestep) -> output``: ``x`` and output ``b t c h w``, ``timestep`` a scalar or ``(b,)`` as schedulers
-hand it out. A denoiser that runs on parts of a clip takes the part as a third argument, see
-:class:`~ldm_video.diffusion.windows.Region`; guidance hands it on untouched."""
+"""``denoise(x, timestep) -> output``: ``x`` and output ``b t c h w``, ``timestep`` the scheduler's, scalar or ``(b,)``.
+
+A denoiser that runs on parts of a clip takes the part as a third argument, a
+:class:`~ldm_video.diffusion.windows.Region`, which guidance passes through.
+"""
 
 
 def classifier_free_batched(
     denoise: Callable[..., Tensor], condition: Tensor, uncondition: Tensor, scale: float
 ) -> Denoise:
-    """``u + scale (c - u)`` (arXiv:2207.12598; equation 6 with ``scale = 1 + w``), in one call of twice the batch.
+    """``u + scale (c - u)`` (arXiv:2207.12598; equation 6 with ``scale = 1 + w``), in one call with twice the batch.
 
     Args:
-        denoise: ``denoise(x, timestep, condition, *region) -> output``: ``c`` or ``u``, by its condition.
+        denoise: ``denoise(x, timestep, condition, *region) -> output``, which is ``c`` or ``u`` depending on the
+            condition.
         condition: ``b ...``, for example text embeddings.
         uncondition: of the same shape, for the unconditional half.
-        scale: 1 is no guidance; the batch is then not doubled.
+        scale: 1 disables guidance; the batch is then not doubled.
     """
 
     def guided(x: Tensor, timestep: Tensor | float, *region: Any) -> Tensor:

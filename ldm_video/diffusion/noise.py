@@ -1,9 +1,9 @@
 """Gaussian noise for clips.
 
-At sampling, a frame's noise depends on the seed and the frame's own number in the clip, on nothing else: not on the
-batch, the window, the order of work or the number of processes. Frames may share a part of their noise, which makes
-what the denoiser invents alike from frame to frame (PYoCo's mixed noise, arXiv:2305.10474; its ``alpha`` gives
-``shared = alpha^2 / (1 + alpha^2)``).
+During sampling, a frame's noise depends only on the seed and the frame number in the clip: not on the batch, the
+window, the processing order or the number of processes. Frames may share a part of their noise, which makes generated
+content more alike from frame to frame (PYoCo's mixed noise, arXiv:2305.10474; its ``alpha`` corresponds to ``shared =
+alpha^2 / (1 + alpha^2)``).
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ def frame_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Unit-variance noise of the given frames, ``t c h w``.
+    """Return unit-variance noise for the given frames, ``t c h w``.
 
     Args:
         seed: of the clip.
-        frames: absolute frame numbers, in any order, repeated at will.
+        frames: absolute frame numbers, in any order; may repeat.
         shape: ``(c, h, w)`` of one frame.
         shared: correlation in [0, 1) between any two frames: ``sqrt(shared) * common + sqrt(1 - shared) * own``.
+        device: of the result. The noise is drawn on the CPU in float32, so its values do not depend on the device.
+        dtype: of the result.
 
-    The draw is made on the CPU in float32, so the device does not change it.
+    Raises:
+        ValueError: ``shared`` is out of range.
     """
     _check_shared(shared)
-    # The generator keeps 32 bits of a seed. Hashing (seed, frame) into them would let two frames of a long clip meet
-    # (a chance of 1 in 100 at 10,000 frames); an odd multiplier on top of the clip's hash never repeats in a clip.
+    # The generator keeps 32 bits of a seed. Hashing (seed, frame) into them could let two frames of a long clip collide
+    # (a chance of 1 in 100 at 10,000 frames); adding an odd multiple to the clip's hash never repeats within a clip.
     base = _hash(f"frames of {seed}")
     own = torch.stack([_draw((base + 0x9E3779B1 * frame) % _WORD, shape) for frame in frames])  # t c h w
     if shared:
@@ -48,9 +51,12 @@ def frame_noise(
 
 
 def batch_noise(shape: Sequence[int], generator: torch.Generator, shared: float = 0.0) -> Tensor:
-    """Noise for training clips, ``b t c h w`` float32, distributed as :func:`frame_noise`, on the generator's device.
+    """Return noise for training clips, ``b t c h w`` float32, distributed as :func:`frame_noise`.
 
-    Frames of one clip share a part; clips of a batch are independent.
+    Frames of one clip share a part; clips of a batch are independent. The result is on the generator's device.
+
+    Raises:
+        ValueError: ``shared`` is out of range.
     """
     _check_shared(shared)
     b, t, c, h, w = shape

@@ -1,4 +1,4 @@
-"""The training objective: squared error of the prediction, its weight and the draw of noise levels."""
+"""The training objective: squared error of the prediction, its weight, and the sampling of noise levels."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ Draw = Literal["uniform", "logit_normal"]
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Loss of one denoiser output against the process's own target.
+    """Loss between a denoiser's output and the target of the process.
 
     Attributes:
         process: forward process and prediction type.
         weighting: ``uniform``, or ``min_snr`` (Hang et al., arXiv:2303.09556).
-        gamma: where min-SNR clips the signal-to-noise ratio.
-        floor: smallest min-SNR weight where there is more noise than signal, SNR below 1. As the SNR goes to 0 the
-            weights of v, sample and flow vanish, and the step that sampling starts from would not be learned at all
-            where the terminal SNR is zero: 0 is refused there. The default is an eighth of the largest v weight,
-            ``gamma / (gamma + 1)``. At the clean end, where v and flow vanish as well, the weight is the paper's.
-        draw: how training noise levels are drawn: ``uniform`` over the table, or ``logit_normal`` (SD3,
-            arXiv:2403.03206; before the table's shift), for flows.
+        gamma: the signal-to-noise ratio at which min-SNR clips.
+        floor: smallest min-SNR weight where there is more noise than signal (SNR < 1). As the SNR approaches 0 the
+            weights of v, sample and flow vanish, so at zero terminal SNR the first sampling step would not be trained
+            at all: a floor of 0 is refused there. The default is about an eighth of the largest v weight, ``gamma /
+            (gamma + 1)``. At the clean end, where v and flow weights vanish as well, the weight is the paper's.
+        draw: distribution of training noise levels: ``uniform`` over the table, or ``logit_normal`` for flows (SD3,
+            arXiv:2403.03206; before the table's shift).
         logit_mean, logit_std: of ``logit_normal``; a positive mean favours noisier levels.
+
+    Raises:
+        ValueError: an unknown or unsupported combination of options, or a value out of range.
     """
 
     process: Process
@@ -55,31 +58,31 @@ class Objective:
             raise ValueError("min_snr with floor 0 never trains the first sampling step at zero terminal SNR; give 0.1")
 
     def loss(self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error per sample and its weight.
+        """Return the squared error per sample and its weight.
 
         Args:
             prediction: the denoiser's output at ``x_t``, ``b ...``.
             x0: clean samples, ``b ...``.
-            noise: the unit-variance noise that made ``x_t``, ``b ...``.
+            noise: the unit-variance noise in ``x_t``, ``b ...``.
             t: table indices ``(b,)``.
 
         Returns:
-            ``(b,)`` mean squared error, unweighted, and ``(b,)`` weight, both float32; train on
-            ``(loss * weight).mean()``.
+            ``(b,)`` mean squared error, unweighted, and ``(b,)`` weight, both float32; train on ``(loss *
+                weight).mean()``.
         """
         target = self.process.target(x0.float(), noise.float(), t)
         error = (prediction.float() - target).square()
         return reduce(error, "b ... -> b", "mean"), self.weight(t).to(error.device)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight ``(b,)`` of the squared error at noise levels ``t`` ``(b,)``.
+        """Return the weight ``(b,)`` of the squared error at noise levels ``t`` ``(b,)``.
 
-        ``min_snr`` weighs the squared error of the clean sample that the output claims by ``min(SNR, gamma)``. With
-        ``m = min(SNR, gamma)``: sample ``m``; v ``m / (SNR + 1)``; flow ``m sigma^2`` (either is off by ``sigma`` where
-        its output is off by 1); epsilon ``m / SNR``; below an SNR of 1 never less than ``floor``.
+        ``min_snr`` weights the squared error of the implied clean sample by ``min(SNR, gamma)``. With ``m = min(SNR,
+        gamma)``: sample ``m``; v ``m / (SNR + 1)``; flow ``m sigma^2`` (for both, an output error of 1 is a sample
+        error of ``sigma``); epsilon ``m / SNR``; never below ``floor`` for SNR < 1.
 
-        At zero SNR the epsilon weight is its limit, 1, and not 0 / 0. It teaches the denoiser nothing there (the noise
-        is what it is shown), which is why the sampler refuses epsilon with zero terminal SNR.
+        At zero SNR the epsilon weight is its limit, 1, instead of 0 / 0. The denoiser learns nothing there (the noise
+        is its input), which is why the sampler refuses epsilon with zero terminal SNR.
         """
         snr = self.process.snr(t)
         if self.weighting == "uniform":

@@ -1,4 +1,4 @@
-"""The forward process ``x_t = alpha_t x_0 + sigma_t n`` and everything that follows from it: its only home.
+"""The forward process ``x_t = alpha_t x_0 + sigma_t n`` and everything derived from it, defined only here.
 
 Two families, both read from a diffusers scheduler's config and never typed by hand:
 
@@ -29,7 +29,7 @@ _DIFFUSERS_PREDICTION: dict[str, Prediction] = {
 }
 
 
-# What decides a process in the configs of both families, the first to be named first.
+# Config keys that determine a process of either family, in the order in which differences are reported.
 _OPTIONS = (
     "prediction_type",
     "num_train_timesteps",
@@ -45,10 +45,10 @@ _OPTIONS = (
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Whether a scheduler is of the second family; UniPC and DPM-Solver may be of either.
+    """Return whether a scheduler is a rectified flow; UniPC and DPM-Solver may be of either family.
 
-    Raises ``ValueError`` for the prediction of one family on the levels of the other: where diffusers takes that, it
-    samples neither.
+    Raises ``ValueError`` if one family's prediction is combined with the other's noise levels: diffusers accepts some
+    such configs, but then samples neither process.
     """
     if type(scheduler).__name__.startswith("FlowMatch"):
         return True
@@ -59,7 +59,7 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
 
 
 def check_process(scheduler: SchedulerMixin) -> None:
-    """Raises ``ValueError`` for what :meth:`Process.from_scheduler` does not describe, as that itself does."""
+    """Raise ``ValueError`` for schedulers that :meth:`Process.from_scheduler` does not support."""
     config = scheduler.config
     if is_flow(scheduler):
         if config.get("invert_sigmas"):
@@ -71,7 +71,7 @@ def check_process(scheduler: SchedulerMixin) -> None:
             f"{type(scheduler).__name__} with prediction_type {prediction!r} is neither a variance-preserving "
             f"process nor a flow; known prediction types: {', '.join(_DIFFUSERS_PREDICTION)}"
         )
-    if config.get("timestep_type") == "continuous" and prediction == "v_prediction":  # Euler has such, for v alone
+    if config.get("timestep_type") == "continuous" and prediction == "v_prediction":  # Euler has these, only for v
         raise ValueError("timestep_type continuous (the logarithm of the noise level) is not supported; use discrete")
 
 
@@ -80,20 +80,23 @@ class Process:
     """Noise levels and the quantity that a denoiser predicts.
 
     Attributes:
-        alphas: ``(N,)`` float32, how much of the clean sample is left; falls with the index.
-        sigmas: ``(N,)`` float32, standard deviation of the noise; rises with the index.
-        timesteps: ``(N,)`` what the denoiser is told at each index: int64 0..N-1 for variance-preserving processes,
-            float32 ``N * sigma`` for flows.
+        alphas: ``(N,)`` float32, scale of the clean sample; decreases with the index.
+        sigmas: ``(N,)`` float32, standard deviation of the noise; increases with the index.
+        timesteps: ``(N,)`` what the denoiser is conditioned on at each index: int64 0..N-1 for variance-preserving
+            processes, float32 ``N * sigma`` for flows.
         prediction: what the denoiser outputs.
 
-    A noise level ``t`` is given to every method in one of two ways, told apart by type:
+    Every method takes a noise level ``t`` in one of two forms, distinguished by dtype:
 
     - **integer**: an index into the tables, as drawn in training;
-    - **floating**: a timestep as schedulers hand it out, possibly between two entries. For flows the line between
-      entries, and from the first entry down to the clean sample at 0, is the process itself, so this is exact.
-      Otherwise ``alpha^2`` is interpolated linearly, which keeps the variance one. Values off the ends are clamped.
+    - **floating**: a timestep as given by schedulers, possibly between two entries. Flows are linear between entries,
+      and from the first entry down to the clean sample at 0, so interpolation is exact. Otherwise ``alpha^2`` is
+      interpolated linearly, which keeps the variance at 1. Values beyond the ends are clamped.
 
     ``t`` is a scalar or ``(b,)``, and broadcasts over the sample's other axes.
+
+    Raises:
+        ValueError: an unknown prediction, or tables that are not one-dimensional and of equal length.
     """
 
     alphas: Tensor
@@ -109,20 +112,20 @@ class Process:
 
     @classmethod
     def from_scheduler(cls, scheduler: SchedulerMixin) -> Process:
-        """The process that a diffusers scheduler's *config* describes, whatever steps the scheduler is set to.
+        """Build the process that a diffusers scheduler's *config* describes, whatever steps the scheduler is set to.
 
-        The same config gives the same process whichever solver carries it: Euler and DPM-Solver, for one, replace a
-        zero terminal SNR with a small number for their own sake; the process does not.
+        Equal configs give equal processes whichever solver uses them. Euler and DPM-Solver, for example, internally
+        replace a zero terminal SNR with a small number; the process does not.
 
         Raises:
-            ValueError: the scheduler is of neither family (EDM, consistency and other variance-exploding schedulers),
-                or partly of one and partly of the other (:func:`is_flow`); its time runs from data to noise, or its
-                timesteps are logarithms of the noise level.
+            ValueError: the scheduler belongs to neither family (EDM, consistency and other variance-exploding
+                schedulers), or mixes both (:func:`is_flow`); or its time runs from data to noise, or its timesteps are
+                logarithms of the noise level.
         """
         check_process(scheduler)
         config = scheduler.config
         if is_flow(scheduler):
-            # With dynamic shifting the shift belongs to a sampling resolution, not to the training table.
+            # With dynamic shifting the shift depends on the sampling resolution; the training table has none.
             shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", config.get("flow_shift", 1.0))
             flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=config["num_train_timesteps"], shift=shift)
             return cls(1.0 - flow.sigmas.flip(0), flow.sigmas.flip(0), flow.timesteps.flip(0), "flow")
@@ -136,7 +139,7 @@ class Process:
         return len(self.alphas)
 
     def to(self, device: torch.device | str) -> Process:
-        """The same process with its tables on ``device``; any device works, this only saves small copies."""
+        """Move the tables to ``device``. Any device works; this only saves small copies."""
         return Process(self.alphas.to(device), self.sigmas.to(device), self.timesteps.to(device), self.prediction)
 
     @cached_property
@@ -145,11 +148,11 @@ class Process:
         return bool(self.alphas[-1] == 0)
 
     def timestep_of(self, index: Tensor) -> Tensor:
-        """What the denoiser is told at table indices ``(b,) int -> (b,)``, on the device of ``index``."""
+        """Return the denoiser's timesteps for table indices, ``(b,) int -> (b,)``, on the device of ``index``."""
         return self.timesteps.to(index.device)[index]
 
     def coefficients(self, t: Tensor | float, ndim: int = 1) -> tuple[Tensor, Tensor]:
-        """``(alpha_t, sigma_t)`` in float32, each ``(b, 1, ...)`` with ``ndim`` axes (``b = 1`` for a scalar ``t``)."""
+        """Return float32 ``(alpha_t, sigma_t)``, each ``(b, 1, ...)`` with ``ndim`` axes; scalar ``t``: ``b = 1``."""
         t = torch.as_tensor(t).reshape(-1)
         alphas, sigmas = self.alphas.to(t.device), self.sigmas.to(t.device)
         alpha, sigma = self._interpolate(t, alphas, sigmas) if t.is_floating_point() else (alphas[t], sigmas[t])
@@ -162,21 +165,21 @@ class Process:
         return (alpha / sigma).square()
 
     def noisy(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-        """``x_t = alpha_t x_0 + sigma_t n``, in the type of ``x0``."""
+        """Return ``x_t = alpha_t x_0 + sigma_t n``, in the dtype of ``x0``."""
         alpha, sigma = self._like(x0, t)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
     def moved(self, xt: Tensor, x0: Tensor, t: Tensor | float, to: Tensor | float) -> Tensor:
-        """Where a deterministic sampler that stands at ``x_t`` goes: to level ``to`` with the clean sample ``x0``.
+        """Take a deterministic sampler's step from ``x_t`` to noise level ``to``, given the clean sample ``x0``.
 
-        ``alpha_to x_0 + sigma_to (x_t - alpha_t x_0) / sigma_t``: DDIM's step (arXiv:2010.02502, eq. 12 without new
-        noise) and, for flows, Euler's. In the type of ``xt``.
+        ``alpha_to x_0 + sigma_to (x_t - alpha_t x_0) / sigma_t``: DDIM's step (arXiv:2010.02502, eq. 12 without added
+        noise) and, for flows, Euler's. In the dtype of ``xt``.
         """
         alpha, sigma = self._like(xt, t)
         return self.noisy(x0, (xt - alpha * x0) / sigma, to).to(xt.dtype)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-        """What a perfect denoiser outputs, in the type of ``x0``.
+        """Return the output of a perfect denoiser, in the dtype of ``x0``.
 
         epsilon: ``n``; v: ``alpha_t n - sigma_t x_0``; sample: ``x_0``; flow: ``n - x_0``.
         """
@@ -192,13 +195,13 @@ class Process:
                 return (alpha * noise - sigma * x0).to(x0.dtype)
 
     def to_x0(self, xt: Tensor, output: Tensor, t: Tensor | float) -> Tensor:
-        """The clean sample that ``output`` claims, in the type of ``xt``.
+        """Return the clean sample implied by ``output``, in the dtype of ``xt``.
 
-        epsilon: ``(x_t - sigma_t o) / alpha_t``; v: ``alpha_t x_t - sigma_t o``; sample: ``o``; flow:
-        ``x_t - sigma_t o``.
+        epsilon: ``(x_t - sigma_t o) / alpha_t``; v: ``alpha_t x_t - sigma_t o``; sample: ``o``; flow: ``x_t - sigma_t
+        o``.
 
         Raises:
-            ValueError: epsilon at a zero terminal SNR, where the noise says nothing about the clean sample.
+            ValueError: epsilon at a zero terminal SNR, where the noise does not determine the clean sample.
         """
         alpha, sigma = self._like(xt, t)
         match self.prediction:
@@ -209,7 +212,7 @@ class Process:
             case "v":
                 return (alpha * xt - sigma * output).to(xt.dtype)
             case _:
-                # The table is asked first: looking into ``alpha`` would wait for the GPU at every step.
+                # Check the table first: reading ``alpha`` would synchronise with the GPU at every step.
                 if self.zero_terminal_snr and bool((alpha == 0).any()):
                     raise ValueError("at zero terminal SNR noise does not determine the sample: predict v or sample")
                 return ((xt - sigma * output) / alpha).to(xt.dtype)
@@ -236,10 +239,10 @@ class Process:
 
 
 def unlike_option(one: SchedulerMixin, other: SchedulerMixin) -> str | None:
-    """The first option in which two schedulers of different processes differ; None where the process is the same.
+    """Return the first option in which two schedulers' processes differ; None if the processes are equal.
 
-    Solver, spacing and offset of the steps are not of the process. Raises ``ValueError`` as
-    :meth:`Process.from_scheduler` does.
+    Solver, step spacing and offset are not part of the process. Raises ``ValueError`` as :meth:`Process.from_scheduler`
+    does.
     """
     first, second = Process.from_scheduler(one), Process.from_scheduler(other)
     if first.prediction == second.prediction and all(

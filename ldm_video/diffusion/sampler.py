@@ -28,30 +28,30 @@ DETERMINISTIC = (
     "UniPCMultistepScheduler",
 )
 STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
-# LCM, TCD and their kin draw fresh noise for the whole tensor at each of very few steps, so a frame's result would
-# depend on the clip's length: they stay out until that noise can be drawn frame by frame.
-# PNDM's warm-up steps make it wrong from the middle of a schedule.
+# LCM, TCD and similar schedulers draw new noise for the whole tensor at each of very few steps, so a frame's result
+# would depend on the clip's length: they are excluded until that noise can be drawn frame by frame.
+# PNDM is excluded because its warm-up steps are wrong when starting from the middle of a schedule.
 SCHEDULERS = tuple(sorted(DETERMINISTIC + STOCHASTIC))
-# Their options stand in published configs, and are dropped when another solver takes over.
+# Found in published configs; their options are dropped when another solver is used instead.
 _ALSO_STORED = ("LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler")
 
 Callback = Callable[[int, int, Tensor], None]
-"""``callback(done, total, x)`` after each of ``total`` calls of the denoiser; ``x`` is the sample so far."""
+"""``callback(done, total, x)`` after each of ``total`` denoiser calls; ``x`` is the current sample."""
 
 
 def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) -> SchedulerMixin:
-    """A diffusers scheduler.
+    """Build a diffusers scheduler.
 
     Args:
-        name_or_config: a class name of :data:`SCHEDULERS`, or a mapping in the diffusers layout, whose ``_class_name``
-            names it, as read from ``scheduler_config.json`` or YAML.
-        overrides: win over the mapping. ``_class_name`` swaps the solver of a stored config; keys that only the old
-            class knows are then dropped.
+        name_or_config: a class name from :data:`SCHEDULERS`, or a config in the diffusers format (as read from
+            ``scheduler_config.json`` or YAML), whose ``_class_name`` gives the class.
+        overrides: take precedence over the config. ``_class_name`` replaces the solver of a stored config; keys that
+            only the old class has are then dropped.
 
-    ``clip_sample`` is off where it is not given: latents have no bounds to clip to.
+    ``clip_sample`` defaults to False: latents have no bounds to clip to.
 
     Raises:
-        UserError: unknown scheduler or key, or a combination that cannot work.
+        UserError: an unknown scheduler or key, or an unsupported combination.
     """
     stored = {"_class_name": name_or_config} if isinstance(name_or_config, str) else name_or_config
     config: dict[str, Any] = {**stored, **overrides}
@@ -74,18 +74,19 @@ def make_scheduler(name_or_config: str | Mapping[str, Any], **overrides: Any) ->
 
 
 def known_options(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config without the options that no scheduler has any more (``tensor_format`` of early diffusers).
+    """Return a stored config without the options that no scheduler has any more (``tensor_format`` of early diffusers).
 
-    For configs that others published, which :func:`make_scheduler` would refuse as misspelt; what a user types is not.
+    Only for published configs; :func:`make_scheduler` rejects unknown options that users give, as misspelt.
     """
     return {key: value for key, value in stored.items() if key.startswith("_") or key in _options()}
 
 
 def from_the_last(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler with steps that begin at the last trained timestep: ``trailing``, where it has a spacing.
+    """Return the scheduler with steps that start at the last trained timestep: ``trailing``, if it has a spacing.
 
-    With ``leading``, as Stable Diffusion's checkpoints store it, the first of four steps is 751 of 999, where the clean
-    sample should be seen and pure noise is given (arXiv:2305.08891, section 3.3). With many steps it hardly matters.
+    With ``leading``, as Stable Diffusion checkpoints store it, four steps start at timestep 751 of 999, where the
+    denoiser expects to see some of the clean sample but gets pure noise (arXiv:2305.08891, section 3.3). With many
+    steps it hardly matters.
     """
     if "timestep_spacing" not in scheduler.config:
         return scheduler
@@ -93,10 +94,10 @@ def from_the_last(scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def sampling_timesteps(scheduler: SchedulerMixin, steps: int) -> Tensor:
-    """The timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
+    """Return the timesteps that :func:`sample` visits, ``(steps,)`` from the noisiest down, on the CPU.
 
-    Of the scheduler's own type, but for flows, whose are floating: UniPC and DPM-Solver round them to whole numbers,
-    which a :class:`~ldm_video.diffusion.process.Process` would take for indices. It takes these as they are.
+    In the scheduler's dtype, except for flows, which get floats: UniPC and DPM-Solver round theirs to integers, which a
+    :class:`~ldm_video.diffusion.process.Process` would take for indices. The result can be passed to it as is.
     """
     scheduler = copy.deepcopy(scheduler)
     _set_timesteps(scheduler, steps, torch.device("cpu"))
@@ -115,22 +116,24 @@ def sample(
     strength: float = 1.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Draw a sample: from noise, or from ``start`` made noisy.
+    """Sample from pure noise, or from a noisy ``start``.
 
     Args:
-        denoise: ``(x, timestep) -> output`` of the scheduler's prediction type; ``x`` is ``noise``'s shape and type.
-        scheduler: read, copied, never changed.
+        denoise: ``(x, timestep) -> output`` of the scheduler's prediction type; ``x`` has the shape and dtype of
+            ``noise``.
+        scheduler: copied, never modified.
         noise: unit-variance noise, ``b t c h w``.
         steps: number of steps.
-        start: a clean estimate, ``b t c h w``: sampling begins at ``strength`` of the way, from ``start`` made noisy.
-        strength: in (0, 1], the share of the steps to run; below 1 it needs ``start``.
+        start: a clean estimate, ``b t c h w``; noise is added to it and only the last ``strength`` of the steps run.
+        strength: in (0, 1], fraction of the steps to run; below 1 it requires ``start``.
         callback: see :data:`Callback`.
 
     Returns:
-        The sample at the end of the schedule, ``b t c h w`` of ``noise``'s type.
+        The sample at the end of the schedule, ``b t c h w`` in the dtype of ``noise``.
 
     Raises:
-        ValueError: a scheduler that adds noise at each step (:func:`draws_noise`), no steps, a bad strength.
+        ValueError: a scheduler that adds noise at each step (:func:`draws_noise`) or uses dynamic shifting, ``steps <
+            1``, or an invalid ``strength``.
     """
     if draws_noise(scheduler):
         name = type(scheduler).__name__
@@ -156,7 +159,7 @@ def sample(
 
 
 def _begin(scheduler: SchedulerMixin, noise: Tensor, start: Tensor | None, timestep: Tensor) -> Tensor:
-    # At least float32 between steps: a half-precision state would lose the small last steps.
+    # Keep at least float32 between steps: half precision would lose the small last steps.
     noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
     if start is None:
         return noise * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -172,8 +175,8 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if hasattr(scheduler, "set_shift") and "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        # Left to itself the flow scheduler ends at sigma 1 / N, where a whole step is spent on nothing; and it
-        # shifts levels that are shifted already. Flux's and SD3's pipelines hand it these levels too.
+        # By default the flow scheduler ends at sigma 1 / N, which wastes the last step, and applies its shift twice.
+        # The pipelines of Flux and SD3 pass these sigmas as well.
         scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
@@ -181,22 +184,22 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
 
 
 def _drop_beyond_data(scheduler: SchedulerMixin, steps: int) -> None:
-    """Leave out timesteps below 0, in place.
+    """Remove timesteps below 0, in place.
 
-    Trailing spacing counts down by a step that is rounded: at some counts (61, 103, 121) it makes one timestep too
-    many, -1, at which DDIM reads the last of its levels, pure noise, and the others stand still.
+    Trailing spacing counts down by a rounded step: some step counts (61, 103, 121) give one extra timestep, -1. There
+    DDIM would read its last noise level, pure noise, and the other schedulers would not move.
     """
-    beyond = int((scheduler.timesteps < 0).sum())  # two-stage solvers repeat it
+    beyond = int((scheduler.timesteps < 0).sum())  # two-stage solvers have it twice
     if not beyond:
         return
     scheduler.timesteps = scheduler.timesteps[:-beyond]
     scheduler.num_inference_steps = steps
-    if hasattr(scheduler, "sigmas"):  # one more than timesteps: where the last step leads
+    if hasattr(scheduler, "sigmas"):  # one more than timesteps: the end of the last step
         scheduler.sigmas = torch.cat([scheduler.sigmas[: -beyond - 1], scheduler.sigmas[-1:]])
 
 
 def draws_noise(scheduler: SchedulerMixin) -> bool:
-    """Whether the scheduler adds noise at each step; such noise cannot be drawn frame by frame."""
+    """Return whether the scheduler adds noise at each step; that noise cannot be drawn frame by frame."""
     config = scheduler.config
     return (
         type(scheduler).__name__ not in DETERMINISTIC
@@ -217,7 +220,7 @@ def _check_terminal_snr(scheduler: SchedulerMixin) -> None:
 
 @cache
 def _options() -> frozenset[str]:
-    """Every option of a scheduler that is, or was, stored with a checkpoint."""
+    """Every option of the schedulers that checkpoints are, or were, stored with."""
     return frozenset().union(*map(_parameters, SCHEDULERS + _ALSO_STORED))
 
 

@@ -1,9 +1,9 @@
-"""Temporal windows and spatial tiles: split an axis, weigh the overlaps, merge.
+"""Temporal windows and spatial tiles: split an axis, weight the overlaps, merge.
 
-Two rules keep seams away: windows all have one size (the last is shifted in, never cut short), and where windows
-overlap their weights are linear ramps *divided by their sum*, so they add up to one at tails and at any overlap.
-On alternating steps the grid is moved by half a stride (DiffuEraser, arXiv:2501.10018), so that no frame is always at
-a window's edge.
+Two rules avoid seams. All windows have the same size: the last one is shifted in, never cut short. Overlaps are
+cross-faded with linear ramps *normalised by their sum*, so weights add up to one for any overlap, including that of the
+last window. On alternating steps the grid moves by half a stride (DiffuEraser, arXiv:2501.10018), so that no frame is
+always at a window's edge.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Window:
 
     @property
     def slice(self) -> slice:
-        """To index a sequence with."""
+        """For indexing a sequence."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a part of a clip lies in the whole, on the grid of the denoised tensor. All slices have both ends."""
+    """Where a part of a clip lies in the whole, on the grid of the denoised tensor. All slices have start and stop."""
 
     frames: slice
     rows: slice
@@ -50,11 +50,11 @@ class Region:
         return cls(slice(0, x.shape[1]), slice(0, x.shape[3]), slice(0, x.shape[4]))
 
     def of(self, x: Tensor) -> Tensor:
-        """The part of ``x`` ``b t c h w``, a view."""
+        """Return this part of ``x`` ``b t c h w``, as a view."""
         return x[:, self.frames, :, self.rows, self.cols]
 
     def inside(self, outer: Region) -> Region:
-        """This region, counted from the start of ``outer``, in the coordinates that ``outer`` is given in."""
+        """Convert this region, given relative to ``outer``, to the coordinates of ``outer``."""
         return Region(
             _shift(self.frames, outer.frames.start),
             _shift(self.rows, outer.rows.start),
@@ -75,14 +75,17 @@ RegionDenoise = Callable[[Tensor, "Tensor | float", Region], Tensor]
 
 
 def split(length: int, size: int, overlap: int, offset: int = 0) -> list[Window]:
-    """Windows that cover ``0..length``, in order, each of ``size`` (of ``length`` where that is smaller).
+    """Return windows that cover ``0..length``, in order, each of ``size`` (of ``length`` if that is smaller).
 
     Args:
         length: of the axis, at least 1.
-        size: of a window.
-        overlap: of neighbours, at least; in ``0..size - 1``.
-        offset: moves the grid towards the start by this much, modulo the stride ``size - overlap``; windows that
-            would stick out at either end are shifted in, so they overlap their neighbours more.
+        size: of a window, at least 1.
+        overlap: minimum overlap of neighbours, in ``0..size - 1``.
+        offset: moves the grid towards the start by this much, modulo the stride ``size - overlap``. Windows that would
+            extend beyond either end are shifted in, so they overlap their neighbours more.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     if length < 1 or size < 1 or not 0 <= overlap < size:
         raise ValueError(f"need length >= 1 and 0 <= overlap < size, got {length=}, {size=}, {overlap=}")
@@ -99,20 +102,23 @@ def split(length: int, size: int, overlap: int, offset: int = 0) -> list[Window]
 
 
 def even_size(length: int, most: int, overlap: int) -> int:
-    """The smallest window of which no more are needed to cover ``length`` than of ``most``: little is seen twice."""
+    """Return the smallest window size that covers ``length`` with as few windows as size ``most`` does.
+
+    This keeps the overlap, and so the repeated work, small.
+    """
     count = max(1, -(-(length - overlap) // (most - overlap)))
     return max(overlap + 1, -(-(length + (count - 1) * overlap) // count))
 
 
 def ramp(windows: Sequence[Window]) -> list[Tensor]:
-    """The weights of each window, ``(window.size,)`` float32, positive; at every covered position they sum to one.
+    """Return the weights of each window, ``(window.size,)`` float32, positive, with sum one at every covered position.
 
-    A weight rises and falls linearly across the *actual* overlap with the neighbours, so a tail that overlaps more
-    gets a longer ramp; the two ends of the axis have none. Division by the sum covers the rest: overlaps of more than
-    half a window, where three and more windows meet.
+    A weight rises and falls linearly across the *actual* overlap with the neighbours, so the last window, which may
+    overlap more, gets a longer ramp; there is no ramp at the two ends of the axis. Dividing by the sum handles overlaps
+    of more than half a window, where three or more windows meet.
 
     Args:
-        windows: in order, without gaps, as :func:`split` gives them.
+        windows: in order and without gaps, as returned by :func:`split`.
     """
     raw = []
     for i, window in enumerate(windows):
@@ -130,9 +136,10 @@ def ramp(windows: Sequence[Window]) -> list[Tensor]:
 
 
 def merge(parts: Iterable[Tensor], windows: Sequence[Window], dim: int) -> Tensor:
-    """Weighted sum of ``parts``, one a window, back into the whole axis ``dim``; summed in float32 or better.
+    """Return the weighted sum of ``parts``, one per window, along the whole axis ``dim``.
 
-    ``parts`` may be a generator: each part is added and let go.
+    The sum is accumulated in float32 or better and returned in the dtype of the first part. ``parts`` may be a
+    generator: each part is released once it is added. Raises ``ValueError`` if there are no parts.
     """
     canvas = _Canvas()
     for part, window, weight in zip(parts, windows, ramp(windows), strict=True):
@@ -150,13 +157,13 @@ def tiles(
     overlap: tuple[int, int],
     offset: tuple[int, int] = (0, 0),
 ) -> list[Tile]:
-    """Tiles that cover ``height x width``, row by row: windows of both axes, weights their outer product.
+    """Return tiles that cover ``height x width``, row by row: windows of both axes, weighted by their outer product.
 
     Args:
         height, width: of the picture.
         tile: (height, width) of a tile.
-        overlap: (vertical, horizontal) overlap of neighbours, at least.
-        offset: (vertical, horizontal) move of the grid, see :func:`split`.
+        overlap: minimum (vertical, horizontal) overlap of neighbours.
+        offset: (vertical, horizontal) offset of the grid, see :func:`split`.
     """
     rows = split(height, tile[0], overlap[0], offset[0])
     cols = split(width, tile[1], overlap[1], offset[1])
@@ -168,7 +175,7 @@ def tiles(
 
 
 def merge_tiles(parts: Iterable[Tensor], tiles: Sequence[Tile]) -> Tensor:
-    """Weighted sum of ``parts`` ``... h w``, one a tile, back into the whole picture; see :func:`merge`."""
+    """Return the weighted sum of ``parts`` ``... h w``, one per tile, as the whole picture; see :func:`merge`."""
     canvas = _Canvas()
     height, width = tiles[-1].rows.stop, tiles[-1].cols.stop
     for part, tile in zip(parts, tiles, strict=True):
@@ -177,17 +184,18 @@ def merge_tiles(parts: Iterable[Tensor], tiles: Sequence[Tile]) -> Tensor:
 
 
 def windowed(denoise: RegionDenoise, size: int, overlap: int) -> Denoise:
-    """A denoiser that runs ``denoise`` on windows of ``size`` frames and merges its outputs.
+    """Return a denoiser that runs ``denoise`` on windows of ``size`` frames and merges the outputs.
 
     Args:
-        denoise: ``denoise(part, timestep, region)``; the region says which frames of the clip the part is, so that
-            evidence can be cut alike (``region.of(canvas)``).
-        size: frames of a window.
-        overlap: frames that neighbours share, at least.
+        denoise: ``denoise(part, timestep, region)``; the region tells which frames of the clip the part has, so that
+            evidence can be cropped to match (``region.of(canvas)``).
+        size: frames per window.
+        overlap: minimum number of frames that neighbours share.
 
-    The grid moves by half a stride on every other step. Steps are told apart by their timesteps, which fall within a
-    run, so guidance and two-stage solvers that call twice at one timestep see one grid. A rise starts a new run. A run
-    that begins below where the last one ended cannot be told from its continuation: make a new wrapper for each run.
+    The grid moves by half a stride on every other step. Steps are identified by their timesteps, which decrease within
+    a run, so guidance and two-stage solvers that call twice at one timestep get the same grid. An increase starts a new
+    run. A run that starts below the last timestep of the previous one looks like its continuation: make a new wrapper
+    for each run.
     """
     step_of = _StepCounter()
 
@@ -203,14 +211,15 @@ def windowed(denoise: RegionDenoise, size: int, overlap: int) -> Denoise:
 
 
 def tiled(denoise: RegionDenoise, tile: tuple[int, int], overlap: tuple[int, int]) -> Denoise:
-    """A denoiser that runs ``denoise`` on tiles and merges its outputs; as :func:`windowed`, in space.
+    """Return a denoiser that runs ``denoise`` on tiles and merges the outputs; like :func:`windowed`, in space.
 
-    ``windowed(tiled(denoise, ...), ...)`` cuts in time and in space; ``denoise`` is told the region of the whole clip.
+    ``windowed(tiled(denoise, ...), ...)`` splits time and space; ``denoise`` then gets the region within the whole
+    clip.
 
     Args:
         denoise: ``denoise(part, timestep, region)``.
         tile: (height, width) of a tile on the grid of the denoised tensor.
-        overlap: (vertical, horizontal) overlap of neighbours, at least.
+        overlap: minimum (vertical, horizontal) overlap of neighbours.
     """
     step_of = _StepCounter()
 
@@ -227,7 +236,7 @@ def tiled(denoise: RegionDenoise, tile: tuple[int, int], overlap: tuple[int, int
 
 
 class _StepCounter:
-    """Number of the current step in its run, from timesteps that fall within a run."""
+    """Number of the current step in its run, derived from timesteps, which decrease within a run."""
 
     def __init__(self) -> None:
         self._last = -float("inf")
@@ -244,7 +253,7 @@ class _StepCounter:
 
 
 class _Canvas:
-    """A weighted sum that takes its size, type and device from the first part."""
+    """A weighted sum that takes its size, dtype and device from the first part."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None

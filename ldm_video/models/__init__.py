@@ -1,1 +1,1 @@
-"""Floor 2: networks. Builds on diffusers' blocks and on floors 0 and 1; knows no data set and no training loop."""
+"""Floor 2: networks. Builds on diffusers' blocks and floors 0 and 1; independent of data sets and training loops."""

@@ -1,4 +1,4 @@
-"""Whether two models are one model in two states, as training leaves it: what a mean of their weights supposes."""
+"""Check whether two models are states of the same model, as averaging their weights requires."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from ldm_video.diffusion.process import unlike_option
 from ldm_video.models.video_model import VideoModel
 
-# Of how a model is used or trained; with what is under "_", of who wrote the file, they change no weight's meaning.
+# Options for use or training. Like keys with a leading "_" (who wrote the file), they do not affect what weights mean.
 _FREE = {"share", "every", "dropout", "sample_size", "force_upcast"}
 
 
 def difference(one: VideoModel, other: VideoModel) -> str | None:
-    """The first fact in which two models differ, by its place in a bundle; None where they may be of one start.
+    """Return the first option in which two models differ, by its name in a bundle; None if they may share an origin.
 
-    Weights and their shapes are not looked at, nor are solver, spacing of the steps and defaults of sampling.
+    Weights and their shapes are not compared, nor are solver, step spacing and sampling defaults.
     """
     first, second = dict(_facts(one)), dict(_facts(other))
-    # Codecs of two kinds have other options, too: a name that one of them lacks is a difference.
+    # Different kinds of codecs have different options: an option that only one of them has is a difference.
     unlike = (key for key in {**first, **second} if first.get(key, "") != second.get(key, ""))
     return next(unlike, None) or _unlike_process(one, other)
 
@@ -37,7 +37,7 @@ def _unlike_process(one: VideoModel, other: VideoModel) -> str | None:
 
 
 def _facts(model: VideoModel) -> Iterator[tuple[str, str]]:
-    """Every option of the parts, as ``part's option`` and its value in JSON, in which tuples and lists are one."""
+    """Yield every option of the parts as ``part's option`` and its JSON value, in which tuples and lists are equal."""
     denoiser = model.denoiser.config
     parts = {"denoiser": {**denoiser["unet"], **denoiser["temporal"]}, "codec": model.codec.config}
     parts["layout"] = {**asdict(model.layout), "sees_canvas": model.sees_canvas}

@@ -1,4 +1,4 @@
-"""A picture in blocks: those that are chosen, as few rectangles."""
+"""Divide a picture into blocks and merge selected ones into few rectangles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Box:
-    """Rows and columns of a grid: from a first one to one behind the last."""
+    """A rectangle of a grid; ``bottom`` and ``right`` are exclusive."""
 
     top: int
     bottom: int
@@ -18,22 +18,23 @@ class Box:
     right: int
 
     def grown(self, by: int, size: tuple[int, int]) -> Box:
-        """By as many rows and columns on each side, as far as a grid of ``size`` (height, width) goes."""
+        """Extend each side by ``by``, clipped to a grid of ``size`` (height, width)."""
         height, width = size
         return Box(
             max(0, self.top - by), min(height, self.bottom + by), max(0, self.left - by), min(width, self.right + by)
         )
 
     def slices(self, factor: int = 1) -> tuple[slice, slice]:
-        """Rows and columns on a grid ``factor`` times as fine."""
+        """Return row and column slices on a grid ``factor`` times as fine."""
         return slice(self.top * factor, self.bottom * factor), slice(self.left * factor, self.right * factor)
 
 
 def boxes_below(values: np.ndarray, block: int, least: float, most: float = 1.0) -> list[Box]:
-    """Blocks in which the mean of ``values`` ``h w`` is below ``least``: the lowest ones, a share of ``most`` at most.
+    """Return the blocks in which the mean of ``values`` ``h w`` is below ``least``, merged into boxes.
 
-    Blocks side by side are one box, and so are boxes of the same columns below each other. The last blocks of a row or
-    a column are smaller where sides are no multiples of ``block``.
+    At most a fraction ``most`` of the blocks is taken, those with the lowest means. Adjacent blocks of a row form one
+    box, as do boxes with the same columns in consecutive rows. The last blocks of rows and columns are smaller if the
+    sides are not multiples of ``block``.
     """
     height, width = values.shape
     tops, lefts = range(0, height, block), range(0, width, block)
@@ -43,7 +44,7 @@ def boxes_below(values: np.ndarray, block: int, least: float, most: float = 1.0)
     lowest = np.argsort(means, axis=None, kind="stable")[: int(most * means.size)]
     low.flat[lowest] = means.flat[lowest] < least
     boxes: list[Box] = []
-    above: dict[tuple[int, int], Box] = {}  # by columns, of the row above
+    above: dict[tuple[int, int], Box] = {}  # columns -> box that ends at the row above
     for top, row in zip(tops, low, strict=True):
         bottom, below = min(top + block, height), {}
         for columns in _runs(row, block, width):
@@ -57,7 +58,7 @@ def boxes_below(values: np.ndarray, block: int, least: float, most: float = 1.0)
 
 
 def _runs(row: np.ndarray, block: int, width: int) -> list[tuple[int, int]]:
-    """First column and one behind the last of the blocks that are chosen one after another."""
+    """Return the first and the exclusive last column of each run of chosen blocks."""
     runs, number = [], 0
     for chosen, group in groupby(row):
         first, number = number, number + len(list(group))

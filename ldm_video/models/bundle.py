@@ -1,6 +1,6 @@
-"""Model bundles: one folder in the diffusers layout that rebuilds the whole model.
+"""Model bundles: one folder in the diffusers layout from which the whole model can be rebuilt.
 
-``model_index.json`` names every part's class and the model's own facts; each part has a subfolder with its
+``model_index.json`` names the class of every part and the model's own options; each part has a subfolder with its
 ``config.json`` and ``model.safetensors``. Loading is strict: a missing or unexpected key is an error that names it.
 """
 
@@ -31,7 +31,7 @@ from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 FORMAT = 2
-_READ = (1, FORMAT)  # in the first, a restorer was a decoder of latents
+_READ = (1, FORMAT)  # in format 1, the restorer was a decoder of latents
 
 # Class name in model_index.json -> how to build the part from its config.json.
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -43,9 +43,10 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write ``model`` to ``folder``, whole or not at all; a bundle that was there is replaced.
+    """Write ``model`` to ``folder`` atomically, replacing an existing bundle.
 
-    Beside a model with a restorer lies the notice that the licence of its published weights asks for.
+    Floating-point weights are cast to ``dtype`` if given. Models with a restorer get the notice that the licence of its
+    published weights requires.
     """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -79,9 +80,9 @@ def save_bundle(model: VideoModel, folder: str | Path, dtype: torch.dtype | None
 
 
 def load_bundle(folder: str | Path) -> VideoModel:
-    """Rebuild the model that :func:`save_bundle` wrote, in float32 on the CPU, in evaluation mode.
+    """Rebuild the model that :func:`save_bundle` wrote, in float32 on the CPU, frozen and in evaluation mode.
 
-    Raises ``UserError`` for a folder that is no bundle, an unknown part, and weights that do not fit.
+    Raises ``UserError`` for a folder that is not a bundle, an unknown part, and weights that do not fit.
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
@@ -143,7 +144,7 @@ def _load_scheduler(folder: Path, name: str) -> SchedulerMixin:
     try:
         return make_scheduler({**config, "_class_name": name})
     except UserError as error:
-        where = options if name in SCHEDULERS else folder.parent / INDEX  # which names the class
+        where = options if name in SCHEDULERS else folder.parent / INDEX  # the index names the class
         raise UserError(f"{where}: {error}") from error
 
 

@@ -1,8 +1,8 @@
-"""Codecs: high-res pixels -> latents -> high-res pixels, with evidence at both sides.
+"""Codecs: high-res pixels -> latents -> high-res pixels, with access to the evidence on both sides.
 
-A plain autoencoder caps fidelity (KL-f8: 24.2 dB, KL-f4: 27.5 dB on ImageNet, latent-diffusion README), since its
-decoder must draw again what the low-res frames already show. `BasisCodec`'s latents say what the evidence does not, in
-a fixed basis: nothing of an encoder has to be learned before a denoiser can be, and its decoder sees the evidence.
+A plain autoencoder limits fidelity (KL-f8: 24.2 dB, KL-f4: 27.5 dB on ImageNet, latent-diffusion README), since its
+decoder must regenerate what the low-res frames already show. The latents of `BasisCodec` encode what the evidence
+lacks, in a fixed basis: a denoiser can be trained without training an encoder first, and the decoder sees the evidence.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
 from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
-_SIGHT = 3 + 1 + 1 + 3  # guess, hole, known, what the draft adds
-_MIXED = 2  # modules of a temporal stage up to the one that mixes frames
+_SIGHT = 3 + 1 + 1 + 3  # input channels of the decoder: guess, hole, known, draft minus guess
+_MIXED = 2  # modules of a temporal stage up to and including the one that mixes frames
 
 
 class Codec(nn.Module, ABC):
-    """What the sampler and the trainer ask of an autoencoder.
+    """The interface of an autoencoder that the sampler and the trainer use.
 
     Attributes:
-        factor: output pixels to a side of a latent cell.
+        factor: output pixels per side of a latent cell.
         latent_channels: channels of a latent.
-        sees_evidence: whether decoding looks at the evidence, so that latents of zero still give a picture.
+        sees_evidence: whether decoding uses the evidence, so that zero latents still give a picture.
         finishes: whether :meth:`finish` changes anything.
-        config: plain data that rebuilds it.
-        colour_shift: low-res pixels by which colour lay to the right of its place in the low-res frames that it was
-            trained on; it is shown others in the same way (:func:`~ldm_video.video_io.colour_shift.shift_colour`).
+        config: plain data from which it can be rebuilt.
+        colour_shift: low-res pixels by which colour was shifted to the right in its low-res training frames; other
+            frames are shifted to match (:func:`~ldm_video.video_io.colour_shift.shift_colour`).
     """
 
     factor: int
@@ -53,26 +53,26 @@ class Codec(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """Pixels ``b t 3 H W`` in [-1, 1], evidence of their size -> scaled latents ``b t c H/f W/f``."""
+        """Pixels ``b t 3 H W`` in [-1, 1] and evidence of the same size -> scaled latents ``b t c H/f W/f``."""
 
     @abstractmethod
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, about [-1, 1], not clipped."""
+        """Scaled latents ``b t c h w`` -> pixels ``b t 3 (h f) (w f)``, roughly in [-1, 1], not clipped."""
 
     def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """Decoded pixels ``b t 3 H W`` of all frames of a segment -> the same, after what is done to them together."""
+        """Post-process the decoded pixels ``b t 3 H W`` of all frames of a segment together; same shape."""
         return pixels
 
     @abstractmethod
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """What is trained when pixels are judged through the decoder."""
+        """The parameters to train with losses on decoded pixels."""
 
 
 class ImageCodec(Codec):
-    """A diffusers ``AutoencoderKL``, frame by frame; the evidence is not looked at.
+    """A diffusers ``AutoencoderKL``, applied per frame; the evidence is ignored.
 
-    The scaling factor and the factor of the grid are read from the autoencoder's config. Frames share nothing, so a
-    few at a time are in memory, however long the clip: about ``pixels_at_once`` pixels.
+    Scaling factor and spatial factor are read from the autoencoder's config. Frames are independent and processed a few
+    at a time, about ``pixels_at_once`` pixels, so memory for activations does not grow with the clip.
     """
 
     sees_evidence = False
@@ -87,7 +87,7 @@ class ImageCodec(Codec):
         self.shift = float(autoencoder.config.get("shift_factor") or 0.0)
 
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """``b t 3 H W -> b t c H/f W/f``, scaled: the posterior's mean."""
+        """``b t 3 H W -> b t c H/f W/f``, scaled: the mean of the posterior."""
         batches = fold_time(pixels).split(self._frames_at_once(pixels.shape[-2:].numel()))  # (b t) 3 H W
         with _exact(pixels):
             raw = torch.cat([self.autoencoder.encode(self._own(x)).latent_dist.mode() for x in batches])  # (b t) c h w
@@ -103,7 +103,7 @@ class ImageCodec(Codec):
 
     @property
     def pixels_at_once(self) -> int:
-        """Large batches fill a GPU; on a CPU they spill its cache (four frames of 256x256 take a fifth longer)."""
+        """Large batches fill a GPU; on a CPU they exceed its cache (four frames of 256x256 take a fifth longer)."""
         return 2**16 if next(self.autoencoder.parameters()).device.type == "cpu" else 2**20
 
     def _own(self, x: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class ImageCodec(Codec):
         return max(1, self.pixels_at_once // pixels)
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Decoder and the 1x1 convolution before it."""
+        """The decoder and the 1x1 convolution before it."""
         yield from self.autoencoder.decoder.parameters()
         if self.autoencoder.post_quant_conv is not None:
             yield from self.autoencoder.post_quant_conv.parameters()
@@ -121,7 +121,7 @@ class ImageCodec(Codec):
 
 @contextmanager
 def _exact(x: Tensor) -> Iterator[None]:
-    """Without autocast to float16, in which Stable Diffusion's autoencoder overflows."""
+    """Disable autocast to float16, in which Stable Diffusion's autoencoder overflows."""
     kind = x.device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     with torch.autocast(kind, enabled=False) if half else nullcontext():
@@ -129,16 +129,16 @@ def _exact(x: Tensor) -> Iterator[None]:
 
 
 class BasisCodec(Codec):
-    """What an 8x8 patch has beyond the evidence's guess, in the cosine basis; a decoder that sees the evidence.
+    """Encodes the residual of each 8x8 patch to the evidence's guess in a cosine basis; its decoder sees the evidence.
 
-    ``pixels = guess + basis^T latents`` is the *draft*, a linear map: what the denoiser changes in the latents changes
-    the pixels from the first step of training on. The decoder corrects the draft: what the basis leaves out, the
-    borders of patches, what neighbouring frames know.
+    ``pixels = guess + basis^T latents`` is the *draft*. It is linear, so what the denoiser changes in the latents
+    affects the pixels from the first training step on. The decoder corrects the draft: components outside the basis,
+    patch borders, information from neighbouring frames.
 
     Args:
         latent_channels: components of the basis, see :func:`~ldm_video.models.patch_basis.patch_basis`.
         decoder: ``(latents b t c h w, evidence, draft b t 3 8h 8w) -> pixels b t 3 8h 8w``.
-        config: plain data that rebuilds the whole.
+        config: plain data from which the codec can be rebuilt.
     """
 
     factor = 8
@@ -152,11 +152,11 @@ class BasisCodec(Codec):
         self.latent_channels = latent_channels
         self.decoder = decoder
         self.register_buffer("basis", patch_basis(latent_channels, self.factor), persistent=False)
-        # Latents are scaled to unit variance per channel, as the diffusion process supposes; their mean is near zero.
+        # Latents are scaled to unit variance per channel, as the diffusion process assumes; their mean is near zero.
         self.register_buffer("latent_std", torch.ones(latent_channels))
 
     def project(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """Pixels ``b t 3 H W`` less the evidence's guess -> raw latents ``b t c H/8 W/8``."""
+        """Project pixels ``b t 3 H W`` minus the evidence's guess to raw latents ``b t c H/8 W/8``."""
         residual = fold_time(pixels - evidence.guess.to(pixels))  # (b t) 3 H W
         return unfold_time(F.conv2d(residual, self.basis.to(residual), stride=self.factor), pixels.shape[1])
 
@@ -166,7 +166,7 @@ class BasisCodec(Codec):
         return raw / self.latent_std.to(raw).view(-1, 1, 1)
 
     def draft(self, latents: Tensor, evidence: Evidence) -> Tensor:
-        """``b t c h w`` (scaled) -> pixels ``b t 3 (8 h) (8 w)``: the guess and what the latents say beyond it."""
+        """``b t c h w`` (scaled) -> pixels ``b t 3 (8 h) (8 w)``: the guess plus the residual in the latents."""
         raw = fold_time(latents * self.latent_std.to(latents).view(-1, 1, 1))  # (b t) c h w
         beyond = F.conv_transpose2d(raw, self.basis.to(raw), stride=self.factor)  # (b t) 3 8h 8w
         return evidence.guess + unfold_time(beyond, latents.shape[1]).to(evidence.guess)
@@ -176,22 +176,22 @@ class BasisCodec(Codec):
         return self.decoder(latents, evidence, self.draft(latents, evidence))
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The evidence-aware decoder: all that a codec can learn."""
+        """The evidence-aware decoder, the only trainable part of a codec."""
         return self.decoder.parameters()
 
     @torch.no_grad()
     def track_scale(self, raw: Tensor, momentum: float = 0.02) -> None:
-        """Move the latents' standard deviation towards that of a batch of raw latents ``b t c h w``."""
-        deviation = raw.square().mean(dim=(0, 1, 3, 4)).sqrt()  # about zero: of pictures without a hole, the mean
+        """Update the running standard deviation of the latents with a batch of raw latents ``b t c h w``."""
+        deviation = raw.square().mean(dim=(0, 1, 3, 4)).sqrt()  # around zero, the mean for pictures without a hole
         self.latent_std.lerp_(deviation.clamp(min=1e-3).to(self.latent_std), momentum)
 
 
 class VideoCodec(BasisCodec):
-    """Of the model that ships: all of its decoder is trained here.
+    """A small decoder trained from scratch; :class:`~ldm_video.models.paired_codec.PairedCodec` adds a restorer to it.
 
     Args:
         latent_channels: components of the basis.
-        decoder_channels: widths of the decoder on the f8, f4, f2 grids and at full size.
+        decoder_channels: widths of the decoder on the f8, f4 and f2 grids and at full size.
         decoder_blocks: residual blocks on the f8, f4 and f2 grids.
         colour_shift: see :class:`Codec`.
     """
@@ -215,10 +215,11 @@ class VideoCodec(BasisCodec):
 
 
 class EvidenceDecoder(nn.Module):
-    """Latents on the f8 grid -> a correction of their draft, growing through the f4 and f2 grids.
+    """Corrects the draft of latents on the f8 grid, upsampling through the f4 and f2 grids.
 
-    No normalisation layer: the output does not depend on far-away pixels, so that tiles agree where they overlap,
-    and colours are not shifted. Evidence and draft enter again on every grid, space to depth.
+    No normalisation outside the temporal blocks, which normalise per pixel: the output does not depend on far-away
+    pixels, so that tiles agree where they overlap, and colours do not shift. Evidence and draft enter at the f4 and f2
+    grids, space to depth.
     """
 
     def __init__(self, latent_channels: int, channels: tuple[int, int, int, int], blocks: tuple[int, int, int]) -> None:
@@ -239,7 +240,7 @@ class EvidenceDecoder(nn.Module):
         _start_at_zero(self.exit)
 
     def forward(self, latents: Tensor, evidence: Evidence, draft: Tensor) -> Tensor:
-        """``b t c h w``, evidence and draft ``b t 3 H W`` of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
+        """``b t c h w``, evidence and draft ``b t 3 H W`` with ``H = 8 h``, ``W = 8 w`` -> ``b t 3 H W``."""
         frames = latents.shape[1]
         seen = [evidence.guess, evidence.hole, evidence.known, draft - evidence.guess]
         sight = torch.cat(seen, dim=2).to(latents)  # b t 8 H W
@@ -248,15 +249,15 @@ class EvidenceDecoder(nn.Module):
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
         x = x + self.evidence4(F.pixel_unshuffle(fold_time(sight), 4))
         x = _run(self.body4[:_MIXED], x, frames)
-        # From here on no frame needs another one: what a few of them take stays in a CPU's cache.
+        # From here on frames are independent: process a few at a time, which fit into a CPU's cache.
         few = frames_at_once(sight)
         parts = zip(x.split(few), fold_time(sight).split(few), strict=True)
         correction = torch.cat([self._finish(*part) for part in parts])  # (b t) 3 8h 8w
-        # Added in the evidence's type: in bfloat16 the sum would be rounded to visible steps.
+        # Add in the evidence's dtype: in bfloat16 the sum would be rounded to visible steps.
         return draft + unfold_time(correction, frames).to(draft)  # b t 3 8h 8w
 
     def _finish(self, x: Tensor, sight: Tensor) -> Tensor:
-        """``n middle 2h 2w``, what is seen of these frames ``n 8 8h 8w`` -> ``n 3 8h 8w``."""
+        """``n middle 2h 2w`` and evidence and draft of these frames ``n 8 8h 8w`` -> ``n 3 8h 8w``."""
         x = _run(self.body4[_MIXED:], x, len(x))
         x = F.pixel_shuffle(self.up2(x), 2)  # n narrow 4h 4w
         x = x + self.evidence2(F.pixel_unshuffle(sight, 2))
@@ -266,7 +267,7 @@ class EvidenceDecoder(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a skip, without normalisation (EDSR, arXiv:1707.02921)."""
+    """Two 3x3 convolutions with a skip connection, without normalisation (EDSR, arXiv:1707.02921)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ class ResidualBlock(nn.Module):
 
 
 def _stage(channels: int, blocks: int, *, temporal: bool = True) -> list[nn.Module]:
-    """Residual blocks with one temporal convolution after the first of them."""
+    """Residual blocks, optionally with one temporal convolution after the first."""
     modules: list[nn.Module] = [ResidualBlock(channels) for _ in range(blocks)]
     if temporal:
         modules.insert(_MIXED - 1, TemporalBlock(channels, TemporalConfig(), attention=False))

@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RESIDUAL_SCALE = 0.2  # section 3.1 of the paper: of every branch, in place of normalisation
+RESIDUAL_SCALE = 0.2  # of every residual branch, instead of normalisation (section 3.1)
 SLOPE = 0.2  # of the leaky ReLU
 
 
 class DenseBlock(nn.Module):
-    """Five 3x3 convolutions, each of which sees the input and all outputs before its own; half as wide but the last."""
+    """Five 3x3 convolutions, each of which takes the input and all previous outputs.
+
+    All but the last have half as many output channels as the block.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualDenseBlock(nn.Module):
-    """Three dense blocks and a skip around them (RRDB)."""
+    """Three dense blocks with a skip connection around them (RRDB)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,9 +45,9 @@ class ResidualDenseBlock(nn.Module):
 
 
 class DenseTrunk(nn.Module):
-    """The first convolution, the blocks, a last convolution, and a skip from the one to the other.
+    """A first convolution, the blocks, a last convolution, and a skip connection from the first to the last.
 
-    :meth:`enter` and :meth:`forward` are apart, so that more than RGB can be added between them.
+    :meth:`enter` and :meth:`forward` are separate, so that more than RGB can be added in between.
     """
 
     def __init__(self, channels: int, blocks: int) -> None:

@@ -1,7 +1,8 @@
-"""A restorer of pictures: low-res frames, drawn anew at four times the size by the dense blocks of ESRGAN.
+"""A restorer: a network that redraws low-res frames at four times the size with the dense blocks of ESRGAN.
 
-The network is that of Real-ESRGAN x4plus (arXiv:2107.10833), whose published weights it may begin with
-(:mod:`~ldm_video.models.real_esrgan`), and one convolution more: it is shown what another network made of the frames.
+It is Real-ESRGAN x4plus (arXiv:2107.10833), whose published weights can initialise it
+(:mod:`~ldm_video.models.real_esrgan`), plus one convolution through which it sees another network's output for the same
+frames.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ ENLARGES = 4
 
 
 class DenseRestorer(nn.Module):
-    """Frames and a draft of them at full size -> pictures. No frame sees another.
+    """Frames and a full-size draft of them -> pictures. Frames are independent.
 
-    No normalisation layer: the output does not depend on far-away pixels, so that tiles agree where they overlap,
-    and colours are not shifted.
+    No normalisation layer: the output does not depend on far-away pixels, so that tiles agree where they overlap, and
+    colours do not shift.
 
     Args:
-        channels: widths on the low-res grid, and at full size.
-        blocks: of the trunk.
+        channels: widths on the low-res grid and at full size.
+        blocks: residual-in-residual dense blocks of the trunk.
     """
 
     def __init__(self, channels: tuple[int, int], blocks: int) -> None:
@@ -38,11 +39,13 @@ class DenseRestorer(nn.Module):
         self.up1 = nn.ConvTranspose2d(wide, fine, 4, stride=2, padding=1)
         self.refine = nn.Conv2d(fine, fine, 3, padding=1)
         self.exit = nn.Conv2d(fine, 3, 3, padding=1)
-        nn.init.zeros_(self.draft.weight)  # nothing, until it has been trained: published weights know no draft
+        nn.init.zeros_(self.draft.weight)  # no effect until trained: the published network has no draft input
 
     def trained_parts(self, last_blocks: int | None = None) -> list[nn.Module]:
-        """What is trained. ``last_blocks`` leaves out all before as many of the trunk's last blocks; ``UserError`` if
-        it has not so many."""
+        """Return the modules to train: all, or only the last ``last_blocks`` blocks of the trunk and what follows them.
+
+        Raises ``UserError`` if the trunk has fewer blocks.
+        """
         after = [self.up2, self.up1, self.refine, self.exit]
         if last_blocks is None:
             return [self.draft, self.trunk, *after]
@@ -52,11 +55,11 @@ class DenseRestorer(nn.Module):
         return [*blocks[len(blocks) - last_blocks :], self.trunk.last, *after]
 
     def forward(self, lowres: Tensor, draft: Tensor) -> Tensor:
-        """``n 3 h w`` and ``n 3 4h 4w``, in about [-1, 1], float32 -> ``n 3 4h 4w``, float32."""
+        """``n 3 h w`` and draft ``n 3 4h 4w``, roughly in [-1, 1], float32 -> ``n 3 4h 4w``, float32, not clipped."""
         beyond = draft - resize(lowres, size_of(draft))  # n 3 4h 4w
         x = self.trunk.enter(lowres.to(self.exit.weight))  # n wide h w
         x = x + self.draft(F.pixel_unshuffle(beyond, ENLARGES).to(x))
-        # What a few frames take stays in a CPU's cache.
+        # A few frames at a time fit into a CPU's cache.
         return torch.cat([self._draw(part) for part in x.split(frames_at_once(draft[None]))]).float()
 
     def _draw(self, x: Tensor) -> Tensor:
@@ -67,11 +70,11 @@ class DenseRestorer(nn.Module):
 
 
 def read_former(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights of a whole model, with those below ``prefix`` as they are now.
+    """Convert the weights below ``prefix`` in the state dict of a whole model from bundle format 1.
 
-    The first bundles' restorer was a decoder of latents, none of which it was ever given.
+    There the restorer was a decoder of latents, although it was never given any.
     """
     left_out = ("latents4.", "mix4.", "replaced")
     kept = {name: value for name, value in state.items() if not name.removeprefix(prefix).startswith(left_out)}
-    draft = kept.pop(f"{prefix}evidence4.weight")  # c (5 4 4) 3 3: of the draft, of holes, of known pixels
+    draft = kept.pop(f"{prefix}evidence4.weight")  # c (5 4 4) 3 3: draft, hole, known
     return {**kept, f"{prefix}draft.weight": draft[:, : 3 * ENLARGES**2].contiguous()}

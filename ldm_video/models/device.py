@@ -1,4 +1,4 @@
-"""Where a model runs, in which type, and with which attention."""
+"""Choose a model's device, dtype and attention kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> VideoModel:
-    """Move ``model`` to its device and type.
+    """Move ``model`` to its device and dtype.
 
-    A dtype of ``auto``: bfloat16 where the device computes in it, else float32.
+    A dtype of ``auto`` is bfloat16 where the device computes in it, otherwise float32. The codec stays in float32 with
+    ``fp16``. Weights get the channels-last memory format.
+
+    Raises ``UserError`` for an unknown dtype or attention, an unusable device, and a model that does not fit into its
+    memory.
     """
     where = find_device(device)
     if dtype == "auto":
@@ -24,7 +28,7 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
     model.denoiser.set_attention(attention)
     try:
         for name, part in model.named_children():
-            # The x4-upscaler's decoder overflows in float16; its weights must not be rounded to it on their way either.
+            # The x4-upscaler's decoder overflows in float16; its weights must not be rounded to it in between.
             exact = name == "codec" and dtype == "fp16"
             part.to(device=where, dtype=torch.float32 if exact else DTYPES[dtype])
     except torch.OutOfMemoryError:
@@ -33,9 +37,9 @@ def place(model: VideoModel, device: str = "auto", dtype: str = "auto", attentio
 
 
 def computes_bf16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16: about twice as fast as float32 then.
+    """Return whether this CPU has instructions for bfloat16 products, which are then about twice as fast as float32.
 
-    Elsewhere torch emulates them, slower than float32. A torch that cannot tell counts as a no.
+    On others torch emulates them, slower than float32. A torch version that cannot tell counts as False.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))

@@ -1,4 +1,4 @@
-"""A video model's spatial part as the diffusers pipeline of the Stable Diffusion layout that it grew from."""
+"""Export a video model's spatial part as the diffusers pipeline of the Stable Diffusion layout that it grew from."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ldm_video.models.temporal import TemporalBlock
 from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import VideoModel
 
-_SAMPLE_SIZE = {"StableDiffusionUpscalePipeline": 128}  # as published; 64 in the others
+_SAMPLE_SIZE = {"StableDiffusionUpscalePipeline": 128}  # as published; 64 for the others
 
 
 def to_pipeline(model: VideoModel) -> tuple[Any, list[str]]:
-    """The diffusers pipeline of ``model``, whose parts it shares, and a line for each thing that it leaves out.
+    """Return a diffusers pipeline that shares the parts of ``model``, and a line for each thing that it leaves out.
 
-    Temporal layers are left out, and the input channels that the published layout does not have.
+    Temporal layers are left out, and input channels that the published layout does not have.
 
-    Raises ``UserError`` for a model that none of the Stable Diffusion pipelines can run.
+    Raises ``UserError`` for a model that no Stable Diffusion pipeline can run.
     """
     autoencoder, text = _published_parts(model)
     kind, taken = _layout(model)
     unet, left_out = spatial_unet(model.denoiser, taken)
-    if unet.config["sample_size"] is None:  # which a single file does not tell
+    if unet.config["sample_size"] is None:  # not stored in single files
         unet.register_to_config(sample_size=_SAMPLE_SIZE.get(kind, 64))
     parts: dict[str, Any] = {
         "vae": autoencoder,
@@ -47,7 +47,7 @@ def to_pipeline(model: VideoModel) -> tuple[Any, list[str]]:
 
 
 def spatial_unet(denoiser: VideoUNet, in_channels: int) -> tuple[UNet2DConditionModel, list[str]]:
-    """A copy of the 2-D UNet with its first ``in_channels`` input channels, and what it leaves out, in lines."""
+    """Copy the 2-D UNet with its first ``in_channels`` input channels; also return lines on what is left out."""
     state, temporal = split_state_dict(denoiser.state_dict())
     entrance = state["conv_in.weight"]  # out in 3 3
     dropped, state["conv_in.weight"] = entrance[:, in_channels:], entrance[:, :in_channels].clone()
@@ -66,12 +66,12 @@ def spatial_unet(denoiser: VideoUNet, in_channels: int) -> tuple[UNet2DCondition
 
 
 def temporal_blocks(denoiser: VideoUNet) -> dict[str, TemporalBlock]:
-    """The temporal blocks by the path of the layer in the diffusers UNet that each follows."""
+    """Return the temporal blocks by the path of the layer in the diffusers UNet that each one follows."""
     return {name: module.temporal for name, module in denoiser.unet.named_modules() if isinstance(module, WithTemporal)}
 
 
 def is_new(denoiser: VideoUNet) -> bool:
-    """Whether all temporal layers are as :func:`~ldm_video.models.inflate.inflate` made them: the identity."""
+    """Return whether all temporal layers are the identity, as created by :func:`~ldm_video.models.inflate.inflate`."""
     outputs = [layer for block in temporal_blocks(denoiser).values() for layer in block.output_layers()]
     return not any(bool(parameter.any()) for layer in outputs for parameter in layer.parameters())
 
@@ -93,7 +93,7 @@ def _published_parts(model: VideoModel) -> tuple[AutoencoderKL, TextEncoder]:
 
 
 def _layout(model: VideoModel) -> tuple[str, int]:
-    """The pipeline's class and its UNet's input channels, which are the model's first."""
+    """Return the pipeline's class and the number of its UNet's input channels, which are the model's first ones."""
     latents, kind = model.codec.latent_channels, model.layout.kind
     match (model.sees_canvas, model.lowres_scheduler is not None, kind):
         case (False, True, "pixels") if model.codec.scaling == UPSCALER_SCALING:  # diffusers overwrites any other

@@ -1,7 +1,8 @@
-"""A larger decoder that begins as a smaller, trained one: the same pictures at first, and room to learn.
+"""Initialise a larger decoder from a smaller, trained one, with the same output at first.
 
-As in Net2Net (arXiv:1511.05641), but new channels begin unread in place of doubled: what they compute is random, what
-reads them is zero, so both can be trained from the first step on. New residual blocks begin as the identity.
+As in Net2Net (arXiv:1511.05641), but new channels are initially unread rather than duplicates: the weights that compute
+them are random and the weights that read them are zero, so both can be trained from the first step on. New residual
+blocks start as the identity.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from torch import Tensor
 from ldm_video.core.errors import UserError
 from ldm_video.models.codec import VideoCodec
 
-# Layers whose result is added to what is there, so that what they make of new channels begins at zero.
+# Layers whose output is added to existing features: their new output channels start at zero.
 _ADDED = (".conv2.", "evidence2.")
 
 
 @torch.no_grad()
 def grow(large: VideoCodec, small: VideoCodec) -> None:
-    """Give ``large``, which is new, what ``small`` has learned; both then compute the same, but for rounding.
+    """Copy what ``small`` has learned into the new ``large``; both then compute the same, up to rounding.
 
-    Raises ``UserError`` where ``large`` has other latents, fewer channels or blocks, or more channels on a grid where
-    temporal layers normalise over all of them (f8 and f4).
+    Raises ``UserError`` if ``large`` has different latents, fewer channels or blocks, or more channels on the f8 or f4
+    grid, where temporal layers normalise over all channels.
     """
     if large.latent_channels != small.latent_channels:
         raise UserError(f"the new decoder has {large.latent_channels} latent channels, it had {small.latent_channels}")
@@ -35,7 +36,7 @@ def grow(large: VideoCodec, small: VideoCodec) -> None:
 
 
 def _grown(name: str, old: Tensor, new: Tensor) -> Tensor:
-    """``o i ...`` within a new ``O I ...``, both at least as large."""
+    """Return ``new`` ``O I ...`` with ``old`` ``o i ...`` in its corner; no axis of ``new`` may be shorter."""
     if old.shape == new.shape:
         return old
     if any(a > b for a, b in zip(old.shape, new.shape, strict=True)):

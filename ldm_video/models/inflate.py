@@ -1,8 +1,8 @@
-"""Any diffusers ``UNet2DConditionModel`` as a video model: temporal layers after each spatial block.
+"""Turn any diffusers ``UNet2DConditionModel`` into a video model, with temporal layers after each spatial block.
 
-Diffusers' own forward code runs unchanged. The last spatial layer of each block's (resnet, attention) pairs is
-replaced by :class:`WithTemporal`, which runs it and then a :class:`~ldm_video.models.temporal.TemporalBlock`.
-A wrapper, and not a forward hook: it shows in ``print(model)``, owns its parameters, and survives ``deepcopy``.
+Diffusers' own forward code runs unchanged. The last spatial layer of each block's (resnet, attention) pairs is replaced
+by :class:`WithTemporal`, which runs it and then a :class:`~ldm_video.models.temporal.TemporalBlock`. Unlike a forward
+hook, a wrapper shows in ``print(model)``, owns its parameters, and survives ``deepcopy``.
 
 State dict keys of a :class:`VideoUNet`, with ``P`` the path of a wrapped layer such as ``down_blocks.0.resnets.1``:
 
@@ -32,7 +32,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.tensors import fold_time, unfold_time
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
-# Diffusers' blocks pass no extra argument to their layers, so the number of frames travels beside the call.
+# Diffusers' blocks pass no extra arguments to their layers, so the number of frames is passed in a context variable.
 # It is read in the forward pass only (never while a checkpoint is recomputed), and each thread has its own.
 _FRAMES: ContextVar[int] = ContextVar("frames")
 
@@ -44,14 +44,14 @@ class WithTemporal(nn.Module):
         super().__init__()
         self.spatial = spatial
         self.temporal = temporal
-        self.gradient_checkpointing = False  # diffusers' switch sets this attribute wherever it finds it
+        self.gradient_checkpointing = False  # set by diffusers' switch on every module that has it
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the spatial layer: ``(b t) c h w``, or a tuple that begins with it (``return_dict=False``)."""
+        """Same as the spatial layer: ``(b t) c h w``, or a tuple that starts with it (``return_dict=False``)."""
         return self.mix(self.spatial(hidden_states, *args, **kwargs))
 
     def mix(self, spatial_output: Any) -> Any:
-        """Run the temporal block on what the spatial layer returned."""
+        """Run the temporal block on the output of the spatial layer."""
         if isinstance(spatial_output, tuple):
             return (self.mix(spatial_output[0]), *spatial_output[1:])
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -60,10 +60,10 @@ class WithTemporal(nn.Module):
 
 
 def _checkpointed(module: nn.Module, *args: Any) -> Any:
-    """What diffusers' blocks call in place of ``module(*args)`` when gradient checkpointing is on.
+    """Called by diffusers' blocks instead of ``module(*args)`` when gradient checkpointing is on.
 
-    Non-reentrant: the reentrant kind gives no gradient to a layer whose inputs are all frozen. The two halves of a
-    :class:`WithTemporal` are checkpointed apart, so that a recomputation has the frame count of its own call.
+    Non-reentrant: the reentrant variant gives no gradient to a layer whose inputs are all frozen. The two halves of a
+    :class:`WithTemporal` are checkpointed separately, so that a recomputation uses the frame count of its own call.
     """
     if isinstance(module, WithTemporal):
         return module.mix(_checkpointed(module.spatial, *args))
@@ -71,7 +71,7 @@ def _checkpointed(module: nn.Module, *args: Any) -> Any:
 
 
 class VideoUNet(nn.Module):
-    """An inflated UNet; see :func:`inflate`. Build it again with ``VideoUNet.from_config(model.config)``."""
+    """An inflated UNet; see :func:`inflate`. Rebuild it with ``VideoUNet.from_config(model.config)``."""
 
     def __init__(self, unet: UNet2DConditionModel, temporal_config: TemporalConfig) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class VideoUNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VideoUNet:
-        """A model with new weights from :attr:`config`, which may have been through JSON or YAML."""
+        """Build a model with new weights from :attr:`config`, also after a round trip through JSON or YAML."""
         return inflate(UNet2DConditionModel.from_config(dict(config["unet"])), TemporalConfig(**config["temporal"]))
 
     @property
@@ -106,6 +106,8 @@ class VideoUNet(nn.Module):
 
         Returns:
             ``b t c h w`` with the UNet's ``out_channels``.
+
+        Raises ``UserError`` if a UNet with cross-attention gets no text.
         """
         frames = sample.shape[1]
         if encoder_hidden_states is None and self._needs_text:
@@ -165,12 +167,12 @@ class VideoUNet(nn.Module):
 
 
 def inflate(unet: UNet2DConditionModel, config: TemporalConfig) -> VideoUNet:
-    """Turn a 2-D UNet into a video model that at first equals it bit for bit on every frame.
+    """Turn a 2-D UNet into a video model that is initially bit-identical to it on every frame.
 
-    The UNet is taken over, not copied: its layers are wrapped in place. A temporal block follows each of a block's
-    (resnet, attention) pairs, on the level of the block; the mid block is on the lowest level.
+    The UNet is modified in place, not copied: its layers are wrapped. A temporal block follows each (resnet, attention)
+    pair of a block, on the level of the block; the mid block counts as the lowest level.
 
-    Raises ``UserError`` if the UNet is inflated already, a level does not exist, or channels do not split into heads.
+    Raises ``UserError`` if the UNet is already inflated, a level does not exist, or channels do not split into heads.
     """
     if any(isinstance(module, WithTemporal) for module in unet.modules()):
         raise UserError("this UNet is inflated already")
@@ -192,14 +194,14 @@ def inflate(unet: UNet2DConditionModel, config: TemporalConfig) -> VideoUNet:
 
 
 def _last_of_pairs(block: Any) -> Iterator[tuple[nn.ModuleList, int]]:
-    """Where the last layer of each (resnet, attention) pair of a diffusers block stands: its list and index."""
+    """Yield list and index of the last layer of each (resnet, attention) pair of a diffusers block."""
     attentions = getattr(block, "attentions", nn.ModuleList())
     for index, (_, attention) in enumerate(zip_longest(block.resnets, attentions)):
         yield (block.resnets if attention is None else attentions), index
 
 
 def split_state_dict(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a :class:`VideoUNet` state into ``(spatial, temporal)``.
+    """Split the state dict of a :class:`VideoUNet` into ``(spatial, temporal)``.
 
     ``spatial`` has the keys of the plain diffusers UNet and loads into it strictly; ``temporal`` keeps its keys.
     """
@@ -212,9 +214,9 @@ def split_state_dict(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 
 def grow_conv_in(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
-    """Append input channels with zero weights, in place: the output is unchanged, whatever the new channels hold.
+    """Append input channels with zero weights, in place: the output does not change, whatever the new channels hold.
 
-    Raises ``UserError`` if the UNet has more than ``in_channels`` input channels already.
+    Raises ``UserError`` if the UNet already has more than ``in_channels`` input channels.
     """
     old = unet.conv_in
     if in_channels < old.in_channels:
@@ -234,7 +236,7 @@ def _is_temporal(name: str) -> bool:
 
 
 def _per_frame(value: Any, frames: int) -> Any:
-    """``(b,) -> (b t)``; a number, a tensor without axes or ``None`` serves all frames as it is."""
+    """``(b,) -> (b t)``; a number, a 0-d tensor or ``None`` is returned unchanged."""
     if isinstance(value, Tensor) and value.ndim:
         return repeat(value, "b -> (b t)", t=frames)
     return value

@@ -1,11 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) on the denoiser's attention: train few weights, keep a small file.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on the denoiser's attention: few trained weights, a small file.
 
-A layer with weight ``W`` gets two factors, ``down`` (rank x in) and ``up`` (out x rank), and computes
-``W + alpha / rank * up @ down``. Training injects them with peft and leaves ``W`` still; loading adds the product to
-``W`` once, so that sampling costs what it did.
+A layer with weight ``W`` gets two factors, ``down`` (rank x in) and ``up`` (out x rank), and computes ``W + alpha /
+rank * up @ down``. Training injects them with peft and freezes ``W``; loading adds the product to ``W`` once, so
+sampling costs nothing extra.
 
-The file is peft's: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``, whose names are those of
-the diffusers UNet (``base_model.model.down_blocks.1.attentions.0...to_q.lora_A.weight``), without our wrappers.
+Files are in peft's format: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``, with weight names
+of the diffusers UNet (``base_model.model.down_blocks.1.attentions.0...to_q.lora_A.weight``), without this project's
+wrappers.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from ldm_video.models.open_model import FRAME_BY_FRAME, open_model
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.video_model import VideoModel
 
-_PREFIX = "base_model.model."  # peft's, before the name of every weight
-_NAME = "default"  # of the adapter in the running model
+_PREFIX = "base_model.model."  # peft's prefix of every weight name
+_NAME = "default"  # of the adapter within the model
 _LAYERS = ["to_k", "to_out.0", "to_q", "to_v"]
 _ATTENTION = r".*\.to_(q|k|v|out\.0)"
 _FULL = ("temporal", "conv_in")
@@ -51,15 +52,18 @@ _FULL = ("temporal", "conv_in")
 
 @dataclass(frozen=True)
 class LoRA:
-    """What is trained of a model, in place of the model.
+    """What is trained instead of the whole model.
 
     Attributes:
-        rank: of the adapters of the spatial attention (to_q, to_k, to_v, to_out.0); None for no adapters at all.
-        alpha: the product of the factors counts ``alpha / rank``.
-        temporal: also give the temporal attention adapters, in a model whose temporal layers are trained.
-        full: what is trained, and kept in the file, whole: ``temporal`` layers, and ``conv_in``, which reads the
-            evidence. Those that a published checkpoint does not have begin anew in each process: a file without
-            them would be worth nothing.
+        rank: of the adapters of the spatial attention (to_q, to_k, to_v, to_out.0); None for no adapters.
+        alpha: the product of the factors is multiplied by ``alpha / rank``.
+        temporal: also add adapters to the temporal attention, in a model whose temporal layers are trained.
+        full: what is trained and stored in full: ``temporal`` layers, and ``conv_in``, which reads the evidence. Layers
+            that a published checkpoint does not have are initialised at random in each process, so a file without them
+            would be useless.
+
+    Raises:
+        ValueError: an option is out of range or unknown, or temporal layers are to be trained both ways.
     """
 
     rank: int | None = None
@@ -70,7 +74,7 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise ValueError(f"rank is a whole number from 1 up, or null for no adapters, not {self.rank}")
-        if not isinstance(self.alpha, int) or self.alpha < 1:  # as peft has it
+        if not isinstance(self.alpha, int) or self.alpha < 1:  # as peft requires
             raise ValueError(f"alpha is a whole number from 1 up, not {self.alpha}")
         if unknown := [name for name in self.full if name not in _FULL]:
             raise ValueError(f"full takes {' and '.join(_FULL)}, not {unknown[0]!r}")
@@ -79,14 +83,17 @@ class LoRA:
 
     @property
     def layers(self) -> TemporalConfig | None:
-        """The temporal layers that a published checkpoint is given: none where they would stay as they begin."""
+        """Temporal layers to add to a published checkpoint for training; None for the default ones.
+
+        No layers if they would stay untrained.
+        """
         return None if "temporal" in self.full else FRAME_BY_FRAME
 
 
 def add_adapters(denoiser: VideoUNet, lora: LoRA) -> None:
-    """Inject adapters, of a rank, that leave the output as it is bit for bit; :func:`adapter_parameters` are theirs.
+    """Inject adapters of rank ``lora.rank``, which must not be None; the output initially stays bit-identical.
 
-    Raises ``UserError`` where the denoiser has no such layers.
+    :func:`adapter_parameters` returns what to train. Raises ``UserError`` if the denoiser does not have the layers.
     """
     if lora.temporal and is_new(denoiser):
         raise UserError("the model has no trained temporal layers to adapt; lora.full=[temporal] trains new ones")
@@ -96,29 +103,33 @@ def add_adapters(denoiser: VideoUNet, lora: LoRA) -> None:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        # Temporal blocks lie inside the UNet, and their layers have the same names.
+        # Temporal blocks are inside the UNet, and their layers have the same names.
         target_modules=_ATTENTION if lora.temporal else rf"(?!.*\.temporal\.){_ATTENTION}",
     )
     try:
         denoiser.unet.add_adapter(config, _NAME)
-    except ValueError as error:  # what peft says names its pattern and no more
+    except ValueError as error:  # peft's message only names the pattern
         which = "attention" if lora.temporal else "spatial attention"
         raise UserError(f"the model has no {which} to adapt; set lora.rank=null") from error
-    # Known to peft before, it would have kept a second copy of these.
+    # Set only now: peft would have kept a second copy of these modules.
     config.modules_to_save = list(lora.full) or None
 
 
 def adapter_parameters(denoiser: VideoUNet) -> list[nn.Parameter]:
-    """What is trained of a denoiser with adapters; nothing for one without."""
+    """Return the trained parameters of a denoiser with adapters; an empty list without adapters."""
     return list(_trained(denoiser.unet).values())
 
 
 def save_adapter(denoiser: VideoUNet, folder: str | Path, base: str, dtype: torch.dtype | None = None) -> None:
-    """Write the adapters of ``denoiser`` to ``folder``, whole or not at all, in peft's layout.
+    """Write the adapters of ``denoiser`` to ``folder`` in peft's layout, atomically.
 
     Args:
-        base: name of the model that they belong to.
-        dtype: of the stored weights; None leaves them as they are.
+        denoiser: with adapters from :func:`add_adapters`.
+        folder: is replaced if it exists.
+        base: name of the model that the adapters belong to.
+        dtype: of the stored weights; None keeps theirs.
+
+    Raises ``UserError`` if the folder cannot be written.
     """
     running = denoiser.unet.peft_config[_NAME]
     config = LoraConfig(
@@ -128,9 +139,9 @@ def save_adapter(denoiser: VideoUNet, folder: str | Path, base: str, dtype: torc
         modules_to_save=running.modules_to_save,
         inference_mode=True,
     )
-    config.target_modules = _LAYERS  # the constructor would make a set of it, whose order changes
+    config.target_modules = _LAYERS  # the constructor would turn it into a set, whose order varies
     state = {_PREFIX + name: value.detach().to("cpu", dtype) for name, value in _trained(denoiser.unet).items()}
-    # Diffusers does not read adapter_config.json: it looks into the header.
+    # Diffusers does not read adapter_config.json, only the header.
     facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": _LAYERS}
     header = json.dumps({_PREFIX + key: value for key, value in facts.items()})
     with atomic_path(folder) as temporary:
@@ -142,20 +153,20 @@ def save_adapter(denoiser: VideoUNet, folder: str | Path, base: str, dtype: torc
                 temporary / WEIGHTS,
                 metadata={"format": "pt", "lora_adapter_metadata": header},
             )
-        except SafetensorError as error:  # it wraps the operating system's error and drops its number
+        except SafetensorError as error:  # it wraps the OS error and drops its errno
             raise UserError(f"cannot write {folder} ({error}); free some space or choose another folder") from error
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as it lies on the disk.
+    """An adapter read from disk.
 
     Attributes:
-        where: the folder or file that decides what it does.
-        scale: how much of it is wanted; 1 as it was trained, 0 nothing.
-        pairs: down, up and their factor, by the diffusers UNet's name of the layer.
-        full: weights in full, by name.
-        base: the model that it was trained on, where that is told.
+        where: the folder or file, for error messages.
+        scale: strength at which to apply it; 1 as trained, 0 not at all.
+        pairs: name of the layer in the diffusers UNet -> down, up and the factor of their product.
+        full: weights stored in full, by name.
+        base: the model that it was trained on, if stored.
     """
 
     where: Path
@@ -166,14 +177,14 @@ class Adapter:
 
     @property
     def layers(self) -> TemporalConfig | None:
-        """The temporal layers that a published checkpoint needs for this adapter."""
+        """Temporal layers that a published checkpoint needs for this adapter; None for the default ones."""
         return None if any(".temporal." in name for name in self.full) else FRAME_BY_FRAME
 
 
 def read_adapter(name: str) -> Adapter:
-    """Read ``FOLDER_OR_FILE[:scale]``: ours, another's of peft, or a Stable Diffusion LoRA of diffusers or kohya.
+    """Read ``FOLDER_OR_FILE[:scale]``: an adapter in peft's format, or a Stable Diffusion LoRA of diffusers or kohya.
 
-    Raises ``UserError`` for what is missing, damaged, a pickle, or another kind of adapter (DoRA, LoKr, LoHa, PiSSA).
+    Raises ``UserError`` if it is missing, damaged, a pickle, or of another kind (DoRA, LoKr, LoHa, PiSSA).
     """
     path, scale = split_scale(name)
     file = weights_file(path)
@@ -181,7 +192,7 @@ def read_adapter(name: str) -> Adapter:
     where = file
     alphas: Mapping[str, float] = {}
     if state and all(key.startswith(_PREFIX) for key in state):
-        where = file.parent  # two files
+        where = file.parent  # two files make up the adapter
         settings: Mapping[str, Any] = read_json(file.with_name(CONFIG))
         state = {key.removeprefix(_PREFIX): value for key, value in state.items()}
     elif any("lora" in key for key in state) and not any("dora_scale" in key for key in state):
@@ -197,11 +208,11 @@ def read_adapter(name: str) -> Adapter:
 
 @torch.no_grad()
 def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
-    """Add ``scale`` times the adapter to the denoiser's weights.
+    """Add ``scale`` times the adapter to the denoiser's weights, in place.
 
-    What is for the input channels of a published UNet goes to the first ones of a grown ``conv_in``.
+    Changes to the input channels of a published UNet apply to the first channels of a grown ``conv_in``.
 
-    Raises ``UserError``, with the denoiser as it was, if a layer does not exist or has another shape.
+    Raises ``UserError``, leaving the denoiser unchanged, if a layer does not exist or has another shape.
     """
     weights = {_published(name): parameter for name, parameter in denoiser.unet.named_parameters()}
     shapes = {f"{path}.weight": up.shape[:1] + down.shape[1:] for path, (down, up, _) in adapter.pairs.items()}
@@ -217,7 +228,7 @@ def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
             )
     for path, (down, up, factor) in adapter.pairs.items():
         weight = places[f"{path}.weight"]
-        change = up.flatten(1).to(weight) @ down.flatten(1).to(weight)  # out in, with a kernel's sides in `in`
+        change = up.flatten(1).to(weight) @ down.flatten(1).to(weight)  # out in; `in` includes the sides of a kernel
         weight.add_(change.view_as(weight), alpha=adapter.scale * factor)
     random = _begun_at_random(denoiser)
     for name, value in adapter.full.items():
@@ -228,7 +239,7 @@ def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
 def open_adapted(name: str | Path, adapter: Adapter | None, variant: str | None = None) -> VideoModel:
     """:func:`open_model` for sampling, with ``adapter`` merged in.
 
-    A published checkpoint gets temporal layers only where the adapter brings them: untrained, they change nothing.
+    A published checkpoint gets temporal layers only if the adapter contains them: untrained layers change nothing.
     """
     if adapter is None:
         return open_model(name, variant=variant, temporal=FRAME_BY_FRAME)
@@ -238,9 +249,9 @@ def open_adapted(name: str | Path, adapter: Adapter | None, variant: str | None 
 
 
 def _begun_at_random(denoiser: VideoUNet) -> set[int]:
-    """The weights (ids) of new temporal layers, of which a share means nothing.
+    """Return the ids of randomly initialised weights in untrained temporal layers; interpolating those is meaningless.
 
-    Those that lead out of the layers are left out: they began at zero, and to scale them is to scale the layer.
+    Output layers are excluded: they started at zero, so scaling their weights scales the layer.
     """
     if not is_new(denoiser):
         return set()
@@ -250,23 +261,23 @@ def _begun_at_random(denoiser: VideoUNet) -> set[int]:
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns of a weight, of which a convolution's kernel is part of the columns."""
+    """Return rows and columns of a weight, with the sides of a convolution kernel counted as columns."""
     return shape[:1].numel(), shape[1:].numel()
 
 
 def _place(weight: Tensor, name: str, shape: torch.Size) -> Tensor:
-    """The part of a weight to which a change of ``shape`` is added: where ``conv_in`` has grown, its first channels."""
+    """Return the part of ``weight`` that a change of ``shape`` is for: the first channels of a grown ``conv_in``."""
     grown = name == "conv_in.weight" and shape[2:] == weight.shape[2:] and shape[1] < weight.shape[1]
     return weight[:, : shape[1]] if grown else weight  # grow_conv_in appends
 
 
 def _published(name: str) -> str:
-    """Our name of a weight of the inflated UNet -> diffusers' and peft's."""
+    """Convert the name of a weight in the inflated UNet to the name in diffusers and peft."""
     return name.replace(".spatial.", ".", 1).replace(f".{_NAME}.", ".")
 
 
 def _trained(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The parameters of the adapters and of what is trained in full, by their published names."""
+    """Return the parameters of adapters and of layers trained in full, by their published names."""
     config = getattr(unet, "peft_config", {}).get(_NAME)
     if config is None:
         return {}

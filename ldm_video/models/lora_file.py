@@ -1,4 +1,4 @@
-"""Files of low-rank adapters: where they lie, and what is in them, in peft's names."""
+"""Files of low-rank adapters: find them, and read them with peft's names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
-# With these starts of peft an adapter begins as a part of the weights, which is taken away from them: it fits no other.
+# Initialisations of peft that move part of the base weights into the adapter, which then fits no other weights.
 _CHANGES_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
 def split_scale(name: str) -> tuple[Path, float]:
-    """``FOLDER_OR_FILE[:scale]`` -> path and scale, 1 where none is given; ``UserError`` for one that is not finite."""
+    """Split ``FOLDER_OR_FILE[:scale]`` into path and scale (default 1). Raises ``UserError`` unless it is finite."""
     path, colon, number = name.rpartition(":")
     try:
         scale = float(number) if colon else 1.0
-    except ValueError:  # the colon is the path's
+    except ValueError:  # the colon is part of the path
         return Path(name), 1.0
     if not math.isfinite(scale):
         raise UserError(f"the scale of --lora {name} is no finite number; 1 takes the adapter as it was trained")
@@ -36,7 +36,7 @@ def split_scale(name: str) -> tuple[Path, float]:
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights of an adapter's folder, or the file itself; ``UserError`` where a folder has several."""
+    """Return the weights file in an adapter's folder, or a file itself. Raises ``UserError`` if there are several."""
     if not path.is_dir():
         return path
     for name in (WEIGHTS, _DIFFUSERS_WEIGHTS):
@@ -47,11 +47,15 @@ def weights_file(path: Path) -> Path:
         return files[0]
     if files:
         raise UserError(f"{path} holds {len(files)} .safetensors files and no {WEIGHTS}; give one of them")
-    return path / WEIGHTS  # whose absence, or a pickle in its place, is explained where it is read
+    return path / WEIGHTS  # reading it reports that it is missing or that there is a pickle instead
 
 
 def read_diffusers(file: Path) -> tuple[dict[str, Tensor], dict[str, float], Mapping[str, Any]]:
-    """Weights of the UNet with peft's names, alphas by layer, and settings where the header has them."""
+    """Return the UNet's weights with peft's names, alphas by layer, and the settings in the header, if any.
+
+    Raises ``UserError`` if diffusers cannot read the file, or it has more or other than plain LoRA weights of the UNet;
+    those of the text encoder are dropped with a warning.
+    """
     try:
         state, alphas, settings = StableDiffusionLoraLoaderMixin.lora_state_dict(
             str(file), use_safetensors=True, local_files_only=True, return_lora_metadata=True
@@ -64,7 +68,7 @@ def read_diffusers(file: Path) -> tuple[dict[str, Tensor], dict[str, float], Map
         raise UserError(f"{file} is a LoRA of the text encoder alone, which is not read here; take one of the UNet")
     if left := len(state) - len(unet):
         log.warning("%s: %d weights of the text encoder are left out; the prompt is read as without them", file, left)
-    # Alphas are named by layer, or by the layer's first weight, in the older names.
+    # Alphas are named after the layer, or after the layer's first weight, with the older names.
     named = {key.removeprefix("unet.").removesuffix(".alpha"): value for key, value in (alphas or {}).items()}
     by_layer = {key.partition(".lora_A")[0]: value for key, value in convert_unet_state_dict_to_peft(named).items()}
     unet = convert_unet_state_dict_to_peft(unet)
@@ -74,7 +78,7 @@ def read_diffusers(file: Path) -> tuple[dict[str, Tensor], dict[str, float], Map
 
 
 def refuse_other_kinds(settings: Mapping[str, Any], file: Path) -> None:
-    """``UserError`` for adapters that are more than two factors to be added to the published weights."""
+    """Raise ``UserError`` for adapters other than two factors to be added to the published weights."""
     if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
         raise UserError(f"{file} is an adapter of another kind than plain LoRA, which alone is read here")
     start = str(settings.get("init_lora_weights")).lower()
@@ -86,7 +90,10 @@ def refuse_other_kinds(settings: Mapping[str, Any], file: Path) -> None:
 
 
 def paired(state: Mapping[str, Tensor], file: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Down and up by layer, and what is no adapter."""
+    """Group the factors by layer: ``(down, up)``; return them and the weights that are not factors.
+
+    Raises ``UserError`` for an unknown LoRA weight and for a layer without two factors of one rank.
+    """
     factors: dict[str, dict[str, Tensor]] = {}
     full = {}
     for key, value in state.items():
@@ -105,7 +112,7 @@ def paired(state: Mapping[str, Tensor], file: Path) -> tuple[dict[str, tuple[Ten
 
 
 def factors(ranks: Mapping[str, int], alphas: Mapping[str, float], settings: Mapping[str, Any]) -> dict[str, float]:
-    """What the product of each layer's factors is multiplied by: alpha / rank, and 1 where nothing tells alpha."""
+    """Return by layer the multiplier of the product of its factors: alpha / rank, or 1 if no alpha is stored."""
     patterns, common = settings.get("alpha_pattern") or {}, settings.get("lora_alpha")
     factors = {}
     for path, rank in ranks.items():

@@ -1,18 +1,18 @@
-"""AnimateDiff's motion modules (arXiv:2307.04725) as a start for our temporal attention.
+"""Initialise the temporal attention from AnimateDiff's motion modules (arXiv:2307.04725).
 
-Both follow each of a UNet's (resnet, attention) pairs. What they add to a pixel's channels ``x``, over its frames:
+Both follow each of a UNet's (resnet, attention) pairs. They add to a pixel's channels ``x``, over its frames:
 
     AnimateDiff    proj_out(h + attn1(norm1(h) + position) + attn2(...) + ff(...)),  h = proj_in(group_norm(x))
     ours           to_out(rotary_attention(attention_norm(x)))
 
-So their first attention reads ``norm1(h)``, ours reads ``x`` normalised, and :func:`fold` joins the way from the one
-to the other with the projections of queries, keys and values. That is exact but for three things: ``norm1`` divides
-each pixel by its own deviation, here it is the one to be expected; the group norm's statistics become the layer norm's;
-and the constant that the biases of ``proj_in`` and ``norm1`` add has no place in projections without bias.
+Their first attention reads ``norm1(h)``, ours reads normalised ``x``, and :func:`fold` multiplies the layers in between
+into the query, key and value projections. This is exact except for three things: ``norm1`` divides each pixel by its
+own deviation, here replaced by the expected one; the statistics of the group norm become those of the layer norm; and
+the constant that the biases of ``proj_in`` and ``norm1`` add is dropped, since our projections have no bias.
 
-All else has no counterpart: positions are turned into queries and keys here and added there, to values as well; there
-is no second attention and no feed-forward here; and what ``proj_out`` writes is their sum, so that no part of it is
-loaded. Our output projection stays zero: the model gives what it gave, bit for bit, until it is trained.
+The rest has no counterpart. Positions rotate queries and keys here, but are added there, to values as well. There is no
+second attention and no feed-forward here. ``proj_out`` writes the sum of all of these, so it is not loaded either. Our
+output projection stays zero: until trained, the model's output is bit-identical to before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.open_model import find_model
 from ldm_video.models.temporal import TemporalBlock
 
-PUBLISHED_HEADS = 8  # of every motion module that AnimateDiff published
+PUBLISHED_HEADS = 8  # of all motion modules that AnimateDiff published
 _LAYER = re.compile(r"((?:down_blocks\.\d+|up_blocks\.\d+|mid_block)\.motion_modules\.\d+)\.(.+)")
 _FIRST = "transformer_blocks.0."
 FOLDED = (
@@ -51,13 +51,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class MotionAdapter:
-    """Motion modules as read.
+    """Motion modules as read from a file.
 
     Attributes:
         layers: path such as ``down_blocks.0.motion_modules.1`` -> its tensors, under diffusers' names.
-        heads: attention heads in each ``down_blocks`` level; ``up_blocks`` have them in reverse.
-        positions: names of stored tables of positions.
-        others: names of what is no motion module.
+        heads: attention heads in each ``down_blocks`` level; ``up_blocks`` use the reverse order.
+        positions: names of stored position tables.
+        others: names of tensors that do not belong to motion modules.
     """
 
     layers: Mapping[str, State]
@@ -73,14 +73,14 @@ class MotionAdapter:
 
 @dataclass
 class MotionReport:
-    """What became of an adapter's tensors, and which tensors of ours were written.
+    """Which of an adapter's tensors were loaded, and which tensors of the denoiser were written.
 
     Attributes:
         loaded: the adapter's layers that were loaded.
         used: names of the adapter's tensors that were loaded.
-        written: names of the denoiser's tensors that they made.
+        written: names of the denoiser's tensors computed from them.
         left: reason -> names of the adapter's tensors that were not loaded.
-        untouched: paths of temporal attention of ours to which no layer of the adapter corresponds.
+        untouched: paths of our temporal attention layers that were not written.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -94,7 +94,7 @@ class MotionReport:
             self.left.setdefault(reason, []).extend(names)
 
     def lines(self) -> list[str]:
-        """For the user, with counts."""
+        """Return the report for the user, with counts."""
         total = len(self.used) + sum(map(len, self.left.values()))
         return [
             f"loaded: {len(self.used)} of {total} tensors of the adapter, from {len(self.loaded)} layers, into "
@@ -106,21 +106,21 @@ class MotionReport:
 
 
 def read_motion_adapter(path: str | Path) -> MotionAdapter:
-    """A folder of a diffusers ``MotionAdapter``, or a ``.safetensors`` file with diffusers' or AnimateDiff's names.
+    """Read a diffusers ``MotionAdapter`` folder, or a ``.safetensors`` file with diffusers' or AnimateDiff's names.
 
-    Raises ``UserError`` for anything else; a pickle is refused with the line that converts it.
+    Raises ``UserError`` for anything else; for a pickle, the message has a command that converts it.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give the folder or the .safetensors file of a motion adapter")
     config: dict[str, Any] = {}
-    weights = find_model(path)  # refuses pickles
+    weights = find_model(path)  # raises for pickles
     if path.is_dir():
         config = read_json(path / "config.json")
         if config.get("_class_name") != "MotionAdapter":
             raise UserError(f"{path / 'config.json'} is of a {config.get('_class_name')}, not of a MotionAdapter")
         weights = _weights_file(path)
-    raw = {key.removeprefix("module."): value for key, value in read_weights(weights).items()}  # of parallel training
+    raw = {key.removeprefix("module."): value for key, value in read_weights(weights).items()}  # DataParallel's prefix
     layers: dict[str, State] = {}
     others = []
     for key, value in convert_animatediff_checkpoint_to_diffusers(raw).items():
@@ -144,10 +144,10 @@ def read_motion_adapter(path: str | Path) -> MotionAdapter:
 
 
 def load_motion(denoiser: VideoUNet, adapter: MotionAdapter) -> MotionReport:
-    """Load what corresponds into the temporal attention of ``denoiser``, in place; the outputs stay zero.
+    """Load matching layers into the temporal attention of ``denoiser``, in place; output projections stay zero.
 
-    A layer is loaded where its width and its heads are ours. Raises ``UserError`` if none is, if the temporal layers
-    are trained already, and for an adapter of a UNet with another number of levels.
+    A layer is loaded if its width and number of heads match. Raises ``UserError`` if none does, if the temporal layers
+    are already trained, or if the adapter's UNet has a different number of levels.
     """
     levels = len(denoiser.unet.config["block_out_channels"])
     if len(adapter.heads) != levels:
@@ -178,13 +178,13 @@ def load_motion(denoiser: VideoUNet, adapter: MotionAdapter) -> MotionReport:
 
 
 def fold(layer: Mapping[str, Tensor]) -> State:
-    """A motion module's first attention as one that reads the UNet's own channels; see the module's docstring.
+    """Convert a motion module's first attention to one that reads the UNet's own channels; see the module's docstring.
 
-    With ``norm1`` without its bias written as ``gamma * C h / deviation(C h)``, ``C`` the centring over channels, the
-    joint projection of queries is ``to_q diag(gamma) C proj_in / s``, and ``s`` the root mean square of ``C h`` over
+    Write ``norm1`` without its bias as ``gamma * C h / deviation(C h)``, where ``C`` centres over channels. Then the
+    combined query projection is ``to_q diag(gamma) C proj_in / s``, where ``s`` is the root mean square of ``C h`` for
     unit normal ``x``.
 
-    Returns the tensors of a :class:`~ldm_video.models.temporal.TemporalBlock` that take part, by name.
+    Returns the tensors of a :class:`~ldm_video.models.temporal.TemporalBlock` that it determines, by name.
     """
     scale, shift = layer["norm.weight"], layer["norm.bias"]  # of the group norm: c
     centred = layer["proj_in.weight"] - layer["proj_in.weight"].mean(dim=0)  # C proj_in: c c
@@ -201,7 +201,7 @@ def _motion_name(path: str) -> str:
 
 
 def _misfit(state: State, heads: int, block: TemporalBlock | None) -> str | None:
-    """Why a motion module cannot be loaded into a temporal block; None where it can."""
+    """Return why a motion module cannot be loaded into a temporal block; None if it can."""
     if block is None or block.attention is None:
         return "the model has no temporal attention there"
     ours, theirs = len(block.attention_norm.weight), len(state["norm.weight"])
@@ -231,7 +231,7 @@ def _advice(adapter: MotionAdapter) -> str:
 
 
 def _weights_file(folder: Path) -> Path:
-    """The plain weights of a diffusers folder, or those of its only variant."""
+    """Return the plain weights file of a diffusers folder, or that of its only variant."""
     plain = folder / "diffusion_pytorch_model.safetensors"
     variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
     return plain if plain.is_file() or len(variants) != 1 else variants[0]

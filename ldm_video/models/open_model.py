@@ -1,4 +1,4 @@
-"""A model by its name: our bundle, a Stable Diffusion folder, a single file, or either of the folders on the hub."""
+"""Open a model by name: our bundle, a Stable Diffusion folder (local or on the hub, both), or a single file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ldm_video.models.variants import PLAIN, WEIGHTS, stored_variants, variants_
 from ldm_video.models.video_model import VideoModel
 
 FRAME_BY_FRAME = TemporalConfig(attention_levels=(), conv_levels=())
-"""No temporal layers: new ones change nothing until they are trained, and cost time."""
+"""No temporal layers: untrained ones change nothing and cost time."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _BUNDLE_FILES = ["denoiser/*.safetensors", "codec/*.safetensors", "text/*.safetensors"]
@@ -27,17 +27,18 @@ _BUNDLE_FILES = ["denoiser/*.safetensors", "codec/*.safetensors", "text/*.safete
 def open_model(
     name: str | Path, revision: str | None = None, variant: str | None = None, temporal: TemporalConfig | None = None
 ) -> VideoModel:
-    """Open a model, in float32 on the CPU, in evaluation mode.
+    """Open a model in float32 on the CPU, frozen and in evaluation mode.
 
     Args:
-        name: a folder (a bundle of ours or a Stable Diffusion pipeline of diffusers), a single ``.safetensors`` file
-            in the CompVis layout, or the hub's ``owner/name``, also ``owner/name@revision``.
-        revision: branch, tag or commit on the hub.
-        variant: of a pipeline's weights, such as ``fp16``; None takes of each part the plain ones or, where there are
-            none, those of the only variant.
-        temporal: the temporal layers that a Stable Diffusion checkpoint is given; they start as the identity.
+        name: a folder (one of our bundles or a Stable Diffusion pipeline of diffusers), a single ``.safetensors`` file
+            in the CompVis layout, or the hub's ``owner/name`` or ``owner/name@revision``.
+        revision: branch, tag or commit on the hub; ``@revision`` in the name takes precedence.
+        variant: of a pipeline's weights, such as ``fp16``; None uses the plain weights of each part or, if there are
+            none, its only variant.
+        temporal: temporal layers to add to a Stable Diffusion checkpoint, initialised as the identity; None for the
+            default ones.
 
-    Raises ``UserError`` for a name that leads nowhere, a pickle, and weights that do not fit.
+    Raises ``UserError`` for a name that cannot be resolved, a pickle, and weights that do not fit.
     """
     path = find_model(name, revision, variant)
     if path.is_file():
@@ -48,9 +49,10 @@ def open_model(
 
 
 def find_model(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
-    """The folder or file that :func:`open_model` reads; of a hub's name, the copy in the hub's cache.
+    """Return the folder or file that :func:`open_model` reads; for a hub name, the copy in the hub's cache.
 
-    What is missing there is downloaded, unless ``HF_HUB_OFFLINE`` is set.
+    Missing files are downloaded, unless ``HF_HUB_OFFLINE`` is set. Raises ``UserError`` for a pickle and if the hub
+    fails.
     """
     path = Path(name)
     refuse_pickle(path)
@@ -68,14 +70,14 @@ def find_model(name: str | Path, revision: str | None = None, variant: str | Non
 
 
 def _download(repository: str, revision: str | None, variants: Mapping[str, str]) -> Path:
-    """The copy in the hub's cache, with the weights of these variants of the parts; its name is the commit."""
-    # A pattern's star also matches a slash: the JSON and text files of all parts, tokenizers among them.
+    """Return the folder in the hub's cache, named after the commit, with the given variant of each part's weights."""
+    # The star also matches slashes: JSON and text files of all parts, including tokenizers.
     patterns = ["*.json", "*.txt", *weight_patterns(variants), *_BUNDLE_FILES]
     return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
 
 def _only_variants(repository: str, folder: Path) -> dict[str, str]:
-    """Of the parts of a download that have no weights, the variant, where the hub has one alone."""
+    """Return part -> variant for downloaded parts that lack weights and of which the hub has exactly one variant."""
     bare = [
         part for part in WEIGHTS if (folder / part / "config.json").is_file() and not stored_variants(folder / part)
     ]
@@ -83,15 +85,15 @@ def _only_variants(repository: str, folder: Path) -> dict[str, str]:
         return {}
     try:
         files = list_repo_files(repository, revision=folder.name)
-    except Exception:  # no network, in the classes of whatever the hub speaks HTTP with
-        return {}  # what is missing is named when it is read
+    except Exception:  # no network; the class depends on the hub's HTTP library
+        return {}  # reading reports what is missing
     names = {part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")] for part in bare}
     found = {part: variants_of(part, names[part]) for part in bare}
     return {part: variants.pop() for part, variants in found.items() if len(variants) == 1}
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether what :func:`find_model` found is a bundle of ours, whose layers are what they are."""
+    """Return whether a path from :func:`find_model` is one of our bundles, whose temporal layers are fixed."""
     return (path / INDEX).is_file() and not _is_pipeline(path)
 
 

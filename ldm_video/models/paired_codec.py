@@ -1,8 +1,8 @@
-"""A codec whose pictures are a mixture of its own decoder's and of a large restorer's.
+"""A codec whose pictures blend its own decoder's with those of a large restorer.
 
-Networks that were trained apart err apart, so a mixture of their pictures is nearer to the truth than either, in PSNR,
-LPIPS and DISTS alike (docs/model-log.md): the restorer draws cleaner edges than a small decoder learns, the decoder
-keeps to what the low-res frames show.
+Networks trained separately make different errors, so a blend of their pictures is closer to the truth than either, in
+PSNR, LPIPS and DISTS alike (docs/model-log.md): the restorer draws cleaner edges than a small decoder learns, and the
+decoder stays faithful to the low-res frames.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from ldm_video.motion.alignment import AlignedClip, can_align
 from ldm_video.motion.carry import Repair, carry, frames_between, key_frames, sureness
 
 _ALL = slice(None)
-_LEAST_AREA = 4  # output pixels for a low-res one, from which on a restorer of low-res frames is asked
-_FADE = 8  # output pixels around holes and known pixels that are the decoder's alone, and over which that fades
-_BLOCK = 24  # low-res pixels to a side of the parts that are repaired or not
-_UNSURE = 0.8  # mean sureness of a block below which it is repaired
-_MOST = 0.25  # share of a frame's blocks that are repaired: with their rims, two frames cost as much as a key frame
-_RIM = 4  # low-res pixels around repairs in which they fade; the restorer is shown twice as many
+_LEAST_AREA = 4  # output pixels per low-res pixel from which the restorer is used
+_FADE = 8  # margin in output pixels around holes and known pixels without the restorer, and width of the fade
+_BLOCK = 24  # side of a repair block in low-res pixels
+_UNSURE = 0.8  # a block is repaired if its mean confidence is below this
+_MOST = 0.25  # largest fraction of blocks repaired per frame; with rims, two frames then cost as much as one key frame
+_RIM = 4  # margin in low-res pixels in which repairs fade out; the restorer sees twice that margin
 
 
 class PairedCodec(BasisCodec):
-    """Of what is neither hole nor known, ``1 - share`` is the decoder's and ``share`` the restorer's.
+    """Outside holes and known pixels, a blend of ``1 - share`` times the decoder and ``share`` times the restorer.
 
-    The restorer sees low-res frames one by one, and what the decoder made of them, and enlarges by 4; for another
-    enlargement its pictures are resized. Below four times the pixels it is not asked. It costs many times what the
-    decoder does, so it is asked for few frames, and its pictures are carried along the motion to the others. Half way
-    it is asked for the parts of a frame that motion has lost, which are carried on from there; what is unsure even then
-    fades into the decoder's. All of that when a segment is finished, not when it is decoded, so that few are as few as
-    they can be, and training sees the decoder alone.
+    The restorer sees each low-res frame with the decoder's output for it, and enlarges by 4; for other scales its
+    pictures are resized. It is not used for outputs with fewer than four times the input's pixels. It costs many times
+    what the decoder does, so it runs on key frames only, and its pictures are propagated along the motion to the
+    others. On frames half way from a key frame to the end of its group it also repairs the parts that motion has lost,
+    and the repairs are propagated too. Where confidence is still low, the result fades to the decoder's. All of this
+    happens in :meth:`finish`, once per segment, rather than in :meth:`decode`, to need as few key frames as possible;
+    training sees the decoder alone.
 
     Args:
         latent_channels: components of the basis.
         decoder_channels, decoder_blocks: of the decoder, as in :class:`~ldm_video.models.codec.VideoCodec`.
         restorer_channels, restorer_blocks: of the restorer, see
             :class:`~ldm_video.models.dense_restorer.DenseRestorer`.
-        share: of the restorer's pictures.
-        every: the restorer is asked for one of as many whole frames; 1 asks for each.
+        share: weight of the restorer's pictures in the blend.
+        every: maximum number of frames per key frame; 1 restores every frame.
         colour_shift: see :class:`~ldm_video.models.codec.Codec`.
     """
 
@@ -81,7 +82,7 @@ class PairedCodec(BasisCodec):
         self.share, self.every, self.colour_shift = share, every, colour_shift
 
     def alone(self) -> VideoCodec:
-        """The decoder without the restorer, with the same weights."""
+        """Return the decoder without the restorer, as a codec with the same weights."""
         kept = ("latent_channels", "decoder_channels", "decoder_blocks", "colour_shift")
         codec = VideoCodec(**{name: self.config[name] for name in kept})
         codec.decoder.load_state_dict(self.decoder.state_dict())
@@ -89,7 +90,7 @@ class PairedCodec(BasisCodec):
         return codec
 
     def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """The decoder's pixels ``b t 3 H W`` -> with the restorer's share."""
+        """Blend the restorer's pictures into the decoder's ``b t 3 H W``; same shape."""
         area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
         if area < _LEAST_AREA * low_area:
             return pixels
@@ -103,7 +104,10 @@ class PairedCodec(BasisCodec):
         return finished
 
     def _carried(self, own: Tensor, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
-        """The restorer's pictures, given the decoder's ``t 3 H W``: frame after frame ``3 H W``, how sure ``H W``."""
+        """Yield for each frame the restorer's picture ``3 H W`` and its confidence ``H W``.
+
+        ``own``: the decoder's pictures ``t 3 H W``.
+        """
         lowres = evidence.lowres[0]
         keys = key_frames(len(own), self.every if can_align(lowres, self.every - 1) else 1)
         restored = self.restored(own[None, keys], evidence.map(lambda x: x[:, keys]))[0]  # k 3 H W
@@ -122,7 +126,7 @@ class PairedCodec(BasisCodec):
         return carry(clip, dict(zip(keys, restored, strict=True)), repairs)
 
     def _repair(self, own: Tensor, lowres: Tensor, boxes: Sequence[Box]) -> Repair:
-        """The restorer's picture of parts of one frame.
+        """Restore parts of one frame.
 
         Args:
             own: the decoder's picture ``3 H W``.
@@ -143,10 +147,10 @@ class PairedCodec(BasisCodec):
         return Repair(resize(picture, size)[0], shown)
 
     def restored(self, own: Tensor, evidence: Evidence) -> Tensor:
-        """The restorer's pictures alone, given the decoder's ``b t 3 H W``: of the same shape, within [-1, 1]."""
+        """Return the restorer's pictures, given the decoder's ``b t 3 H W``: same shape, in [-1, 1]."""
         lowres, drafts = fold_time(evidence.lowres), fold_time(own)  # (b t) 3 h w, (b t) 3 H W
         low_size = size_of(lowres)
-        # Each frame takes so much memory that they go one by one, but for a trainer, which keeps all of it anyway.
+        # Frames take so much memory that they are processed one by one, except in training, which keeps it all anyway.
         at_once = len(drafts) if torch.is_grad_enabled() else 1
         whole = torch.cat(
             [
@@ -157,7 +161,7 @@ class PairedCodec(BasisCodec):
         return unfold_time(whole, own.shape[1])
 
     def _enlarged(self, lowres: Tensor, own: Tensor) -> Tensor:
-        """``n 3 h w`` and the decoder's pictures of them ``n 3 4h 4w`` -> ``n 3 4h 4w``, within [-1, 1]."""
+        """``n 3 h w`` and the decoder's pictures ``n 3 4h 4w`` -> ``n 3 4h 4w``, in [-1, 1]."""
         return self.restorer(lowres.float(), own).clamp(-1, 1)
 
 
@@ -168,7 +172,7 @@ def _on_restorers_grid(frames: Tensor, low_size: tuple[int, int]) -> Tensor:
 
 
 def _trust(evidence: Evidence) -> Tensor:
-    """1 where the low-res frames are all there is, 0 in and around holes and known pixels: ``b t 1 H W``."""
+    """Return ``b t 1 H W``: 1 where only low-res frames are given, fading to 0 at holes and known pixels."""
     special = fold_time((evidence.hole + evidence.known).clamp(max=1))  # (b t) 1 H W
     if not bool(special.any()):
         return unfold_time(1 - special, evidence.guess.shape[1])

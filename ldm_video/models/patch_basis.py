@@ -1,8 +1,8 @@
 """The discrete cosine transform of colour patches: an orthonormal basis in which pictures are sparse.
 
-As in JPEG, luma gets most of the components and low frequencies come first. On what bicubic enlargement by 4 misses of
-real video, 32 of the 192 components of an 8x8 patch hold 92 % of the energy; as many principal components, fitted to
-that same data, hold 90 % of other clips' energy.
+As in JPEG, luma gets most of the components and low frequencies come first. For the residual of bicubic enlargement by
+4 on real video, 32 of the 192 components of an 8x8 patch hold 92 % of the energy. The same number of principal
+components, fitted to that data, hold 90 % of the energy in other clips.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import math
 import torch
 from torch import Tensor
 
-# Luma-like and two opponent colours, each orthogonal to the others (rows are normalised below).
+# Luma-like and two opponent colours, mutually orthogonal (rows are normalised below).
 _OPPONENT = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (-0.5, 1.0, -0.5))
 
 
 def patch_basis(components: int, side: int = 8) -> Tensor:
-    """The first ``components`` of the transform of RGB patches: ``components 3 side side``, orthonormal.
+    """Return the first ``components`` of the transform of RGB patches: ``components 3 side side``, orthonormal.
 
-    Three in 32 go to each opponent colour, the rest to luma, in each from the lowest frequency up.
-    Raises ``ValueError`` for fewer than 1 or more than ``3 side^2``.
+    Each opponent colour gets 3/32 of the components, rounded down, and luma the rest, each from the lowest frequency
+    up. Once luma is complete, the opponent colours share what is left. Raises ``ValueError`` for fewer than 1 or more
+    than ``3 side^2``.
     """
     if not 1 <= components <= 3 * side**2:
         raise ValueError(f"a patch of {side}x{side} colour pixels has 1 to {3 * side**2} components, not {components}")

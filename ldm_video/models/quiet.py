@@ -1,4 +1,4 @@
-"""Libraries that say in their log what we say as an error, or correct."""
+"""Silence library logs about problems that are reported as errors, or corrected, here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(library: str) -> Iterator[None]:
-    """Nothing of a library's log (``diffusers``, ``transformers``) for a while; its level is put back after that."""
+    """Silence a library's logger (``diffusers``, ``transformers``) within the context, then restore its level."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.CRITICAL)

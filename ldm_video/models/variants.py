@@ -1,4 +1,4 @@
-"""Variants of a published pipeline's weights, such as ``fp16``: told by the names of the files."""
+"""Variants of a published pipeline's weights, such as ``fp16``, identified by file name."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from ldm_video.core.checkpoints import refuse_pickle
 from ldm_video.core.errors import UserError
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""Part -> what the names of its weights begin with."""
+"""Part -> stem of its weights files."""
 
 PLAIN = ""
-_SHARD = r"(?:-\d+-of-\d+)?"  # diffusers puts it behind the variant, transformers before it
+_SHARD = r"(?:-\d+-of-\d+)?"  # after the variant in diffusers, before it in transformers
 
 
 def variants_of(part: str, names: Iterable[str]) -> set[str]:
-    """The variants that files of a part, by their names, are of: sharded or not, safetensors only."""
+    """Return the variants among a part's file names: sharded or not, safetensors only; ``PLAIN`` for plain weights."""
     pattern = re.compile(rf"{WEIGHTS[part]}{_SHARD}(?:\.(\w+))?{_SHARD}\.safetensors")
     return {found[1] or PLAIN for found in map(pattern.fullmatch, names) if found}
 
 
 def stored_variants(folder: Path) -> set[str]:
-    """The variants in the folder of a part."""
+    """Return the variants in a part's folder."""
     return variants_of(folder.name, (path.name for path in folder.glob("*.safetensors")))
 
 
 def choose_variant(folder: Path, variant: str | None) -> str | None:
-    """The variant of a part's weights that is read: the given one; else plain weights (None), else the only variant.
+    """Return the variant of a part's weights to read: the given one, else None for plain weights, else the only one.
 
-    Raises ``UserError`` where the folder of the part has none, not the one that was given, or several.
+    Raises ``UserError`` if the folder has no weights, lacks the given variant, or has several and none is given.
     """
     stored = stored_variants(folder)
     if variant and variant in stored:
@@ -48,7 +48,7 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
 
 
 def weight_patterns(variants: Mapping[str, str]) -> list[str]:
-    """Patterns of the files of weights, by the part's variant."""
+    """Return glob patterns of weights files, given the variant of each part."""
     tails = {part: f".{variant}" if variant else "" for part, variant in variants.items()}
     return [
         f"{part}/{WEIGHTS[part]}{form}.safetensors"

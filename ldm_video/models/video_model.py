@@ -1,4 +1,4 @@
-"""The whole model: denoiser, codec, scheduler and, in some, a text encoder."""
+"""The whole model: denoiser, codec, scheduler and an optional text encoder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from ldm_video.models.text import TextEncoder
 class SamplingDefaults:
     """How a model is meant to be sampled; the command line overrides it.
 
-    A stage that trains the model for another use sets it there, and so does who saves what was trained on other clips.
+    Set by a training stage that trains the model for another use, or when saving a model trained on other clips.
 
     Attributes:
-        steps: number of denoiser evaluations; 0 leaves all to a decoder that sees the evidence.
-        guidance: classifier-free guidance scale; 1 is none.
+        steps: number of denoiser evaluations; 0 leaves everything to a decoder that sees the evidence.
+        guidance: classifier-free guidance scale; 1 disables it.
         scale: enlargement that the model was trained for.
-        window: frames in one temporal window.
+        window: frames per temporal window.
         overlap: frames that neighbouring windows share.
-        strength: share of the steps that are run, from the evidence's guess made noisy; 1 begins from pure noise.
-        noise_level: how noisy the low-res pixels are made, in a model that is told of it; None in others.
+        strength: fraction of the steps to run, starting from the evidence's guess with noise added; 1 starts from pure
+            noise.
+        noise_level: level of the noise added to the low-res pixels, in a model conditioned on it; None in others.
         noise_limit: the highest noise level that it was trained with.
-        average: neighbours on each side with which a low-res frame is averaged along the motion first, see
-            :func:`ldm_video.motion.average.average_along_motion`; 0 leaves it as it is.
-        steady: neighbours on each side with which the output is blended along the motion; 0 leaves it as it is.
-        fidelity: share of what the output, brought back down, is off the input that is given back, 0 to 1.
+        average: neighbours on each side with which a low-res frame is first averaged along the motion, see
+            :func:`ldm_video.motion.average.average_along_motion`; 0 disables it.
+        steady: neighbours on each side with which the output is blended along the motion; 0 disables it.
+        fidelity: fraction, 0 to 1, of the difference between the input and the downscaled output to add back to the
+            output.
     """
 
     steps: int = 20
@@ -52,25 +54,27 @@ class SamplingDefaults:
 
 
 class VideoModel(nn.Module):
-    """Built parts and the one call that joins them.
+    """The parts of a model, and the call that joins them.
 
-    What the denoiser is given beside the noisy latents, in this order:
+    The denoiser's input channels after the noisy latents are, in this order:
 
-    1. with ``sees_canvas``: the hole (1 channel) and the canvas in scaled latents, as Stable Diffusion inpainting;
-    2. the evidence as ``layout`` lays it; of the kind ``pixels`` it begins with the RGB of the SD x4-upscaler.
+    1. with ``sees_canvas``: the hole (1 channel) and the canvas in scaled latents, as in Stable Diffusion inpainting;
+    2. the evidence as laid out by ``layout``; with kind ``pixels`` it starts with the RGB of the SD x4-upscaler.
 
-    So a published checkpoint keeps the channels that it was trained with, and what it did not know comes after them.
+    So the channels that a published checkpoint was trained with come first, and new ones after them.
 
     Args:
         denoiser: a 2-D diffusion UNet inflated to video.
         codec: pixels <-> scaled latents.
-        scheduler: a diffusers scheduler; its config says betas and prediction type.
-        layout: how evidence is laid beside the noisy latents.
+        scheduler: a diffusers scheduler; its config determines betas and prediction type.
+        layout: how the evidence is laid out beside the noisy latents.
         text: frozen text encoder, or None in a model that takes no prompt.
-        shared_noise: share of the noise's variance that all frames have in common (PYoCo, arXiv:2305.10474).
+        shared_noise: fraction of the noise variance that all frames share (PYoCo, arXiv:2305.10474).
         sampling: defaults of the sampler.
-        lowres_scheduler: the forward process of the low-res pixels' noise, in a denoiser with a noise-level label.
+        lowres_scheduler: forward process of the low-res pixels' noise, for a denoiser with a noise-level label.
         sees_canvas: whether the denoiser reads the hole and the canvas in latents.
+
+    Raises ``UserError`` if the parts do not fit together.
     """
 
     def __init__(
@@ -114,22 +118,25 @@ class VideoModel(nn.Module):
         return self.codec.factor * 2 ** (levels - 1)
 
     def noise_lowres(self, evidence: Evidence, level: Tensor, noise: Tensor) -> Evidence:
-        """The evidence as a denoiser with a noise-level label must see it: low-res pixels on the grid, made noisy.
+        """Return evidence for a denoiser with a noise-level label: low-res pixels on the latent grid, noise added.
 
         Args:
+            evidence: of size H x W.
             level: ``(b,)`` integers, the ``noise_level`` of :meth:`predict`.
-            noise: unit variance, ``b t 3 H/f W/f``; one draw for all steps.
+            noise: unit variance, ``b t 3 H/f W/f``; the same for all steps.
+
+        Raises ``UserError`` if the model has no noise level.
         """
         if self.lowres_scheduler is None:
             raise UserError("this model knows no noise level; leave it out")
         grid = (evidence.size[0] // self.codec.factor, evidence.size[1] // self.codec.factor)
-        noise = noise.float()  # in bfloat16 the lowest levels would be rounded to none
+        noise = noise.float()  # in bfloat16 the lowest levels would be rounded away
         lowres = resize(evidence.lowres, grid).float()  # b t 3 h w
         return replace(evidence, lowres=self.lowres_scheduler.add_noise(lowres, noise, level.to(noise.device)))
 
     @torch.no_grad()
     def encode_canvas(self, evidence: Evidence) -> Tensor | None:
-        """The canvas in scaled latents ``b t c H/f W/f``, where the denoiser reads it."""
+        """Encode the canvas to scaled latents ``b t c H/f W/f``; None if the denoiser does not read it."""
         if not self.sees_canvas:
             return None
         return self.codec.encode(evidence.canvas.to(next(self.codec.parameters()).dtype), evidence)
@@ -143,19 +150,22 @@ class VideoModel(nn.Module):
         noise_level: Tensor | None = None,
         canvas: Tensor | None = None,
     ) -> Tensor:
-        """The denoiser's output for noisy scaled latents ``b t c h w`` given the evidence: ``b t c h w``.
+        """Return the denoiser's output for noisy scaled latents ``b t c h w`` given the evidence: ``b t c h w``.
 
         Args:
-            timestep: the scheduler's, a scalar or one for each clip (b,).
+            noisy: noisy scaled latents.
+            timestep: the scheduler's, a scalar or one per clip ``(b,)``.
+            evidence: of size ``(h f) x (w f)``.
             text: ``b n d`` for the clip or ``b t n d`` for each frame.
-            noise_level: ``(b,)``, the level at which :meth:`noise_lowres` made the evidence noisy; None for none.
-            canvas: what :meth:`encode_canvas` gives for this evidence, to spare the work at every step.
+            noise_level: ``(b,)``, the level that :meth:`noise_lowres` applied to the evidence; None if it was not
+                applied.
+            canvas: result of :meth:`encode_canvas` for this evidence, to avoid encoding it at every step.
         """
         parts = [noisy]
         if self.sees_canvas:
             canvas = self.encode_canvas(evidence) if canvas is None else canvas
             assert canvas is not None
-            # A cell that the hole touches counts as hole: one pixel's word, as diffusers asks, misses a thin scratch.
+            # A cell that the hole touches counts as hole: diffusers samples a pixel per cell and misses thin scratches.
             hole = F.max_pool2d(fold_time(evidence.hole), self.codec.factor)  # (b t) 1 h w
             parts += [unfold_time(hole, noisy.shape[1]), canvas]
         parts.append(self.layout(evidence))

@@ -1,1 +1,1 @@
-"""Floor 0: optical flow without weights, clips aligned along it, and what is averaged or carried over along motion."""
+"""Floor 0: optical flow without weights, clips aligned along it, and averaging and propagation along motion."""

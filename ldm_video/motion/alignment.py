@@ -1,7 +1,8 @@
-"""Frames of a clip aligned to each other: where what one shows is found in another, and how far both agree.
+"""Align the frames of a clip to each other: where the content of one is found in another, and how well both agree.
 
-What dense search finds is weighted as in non-local means (Buades et al. 2005): by how near patches are, beside how near
-those of the clip usually are and how far apart a small error of the alignment puts them where the picture is steep.
+Matches of the dense search are weighted as in non-local means (Buades et al. 2005), by patch distance. The distance is
+relative to the typical one of the clip and to what a small alignment error causes where the picture has steep
+gradients.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ from torch import Tensor
 from ldm_video.motion.search import fine_flow
 from ldm_video.motion.warp import at, positions
 
-_PATCH = 1.0  # standard deviation in pixels of the window in which patches are compared
-_SLACK = 3.0  # a distance that is as many times the usual one still counts as equal
-_FALL = 0.3  # what the logarithm of the weight loses for each further usual distance
-_ASTRAY = 0.02  # squared pixels by which alignment is off even where it is right: a distance, times the squared slope
-_SMALLEST = 16  # pixels to a side from which optical flow is searched
-_PAIRS = 8  # of neighbours that tell the usual distance
+_PATCH = 1.0  # standard deviation in pixels of the Gaussian window in which patches are compared
+_SLACK = 3.0  # patches up to this many times the typical distance apart count as equal
+_FALL = 0.3  # decay rate of the weight: exp(-rate) for each further typical distance
+_ASTRAY = 0.02  # variance in squared pixels of correct alignment; times the squared gradient, a patch distance
+_SMALLEST = 16  # shortest side in pixels for which optical flow is searched
+_PAIRS = 8  # pairs of adjacent frames from which the typical distance is estimated
 _MOST_THREADS = 8
-_AHEAD = 2  # frames in hand for each thread
+_AHEAD = 2  # frames queued per thread
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What another frame says of one.
+    """Another frame, aligned to a reference frame.
 
     Attributes:
         frame: its number.
-        motion: from the frame's pixels to where they are found in it, x and y in pixels: ``h w 2``.
-        aligned: what it shows there, ``h w c``.
-        weight: how far that agrees, ``h w`` in [0, 1]; 0 where one of them is hidden.
+        motion: from the reference frame's pixels to their positions in this one, x and y in pixels: ``h w 2``.
+        aligned: this frame warped to the reference frame, ``h w c``.
+        weight: agreement, ``h w`` in [0, 1]; 0 where either frame is hidden.
     """
 
     frame: int
@@ -48,7 +49,7 @@ class Neighbour:
     weight: np.ndarray
 
     def on_grid(self, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Motion ``2 H W``, x and y in pixels of a finer grid of ``size``, and weight ``H W``."""
+        """Return motion ``2 H W`` (x and y, in pixels of a finer grid of ``size``) and weight ``H W``."""
         down, across = np.divide(size, self.weight.shape)
         planes = np.stack([self.motion[..., 0] * across, self.motion[..., 1] * down, self.weight]).astype(np.float32)
         fine = F.interpolate(torch.from_numpy(planes).to(device)[None], size, mode="bilinear")[0]  # 3 H W
@@ -56,12 +57,12 @@ class Neighbour:
 
 
 def can_align(frames: Tensor, reach: int) -> bool:
-    """Whether there are neighbours, and room enough to search for motion in ``t c h w``."""
+    """Return whether ``t c h w`` has neighbouring frames within ``reach`` and is large enough for optical flow."""
     return reach > 0 and len(frames) > 1 and min(frames.shape[-2:]) >= _SMALLEST
 
 
 class AlignedClip:
-    """Frames, and where what they show is found in each other.
+    """The frames of a clip and the motion between them.
 
     Args:
         frames: low-res ``t 3 h w`` in [-1, 1].
@@ -69,8 +70,8 @@ class AlignedClip:
 
     Attributes:
         images: ``t h w c``, float32.
-        usual: mean squared difference of patches of neighbouring frames, in the median: twice the variance of the
-            noise, where alignment is good.
+        usual: median of the mean squared difference between patches of adjacent frames: twice the noise variance where
+            the alignment is good.
     """
 
     def __init__(self, frames: Tensor, hidden: Tensor) -> None:
@@ -79,13 +80,13 @@ class AlignedClip:
         self._hides = not self._seen.all()
         levels = ((self.images + 1) * 127.5).round().astype(np.uint8)
         self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]
-        self._threads = min(_MOST_THREADS, torch.get_num_threads())  # 1 in workers of a data loader
+        self._threads = min(_MOST_THREADS, torch.get_num_threads())  # 1 in data loader workers
         self._pool = ThreadPoolExecutor(self._threads, "alignment")
-        self._motions: dict[tuple[int, int], Future[np.ndarray]] = {}  # of pairs of frames, each h w 2
+        self._motions: dict[tuple[int, int], Future[np.ndarray]] = {}  # (frame, other) -> h w 2
         self.usual = self._usual_distance()
 
     def neighbours(self, reach: int) -> Iterator[list[Neighbour]]:
-        """Of frame after frame, what up to ``reach`` frames on each side say of it."""
+        """Yield for each frame in turn its neighbours: up to ``reach`` frames on each side, aligned to it."""
         count = len(self.images)
         around = (range(max(0, t - reach), min(count, t + reach + 1)) for t in range(count))
         looked = self.look((t, [other for other in others if other != t]) for t, others in enumerate(around))
@@ -94,9 +95,9 @@ class AlignedClip:
             yield neighbours
 
     def look(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[list[Neighbour]]:
-        """Of frame after frame ``(t, others)``, what each of ``others`` says of it.
+        """Yield for each ``(t, others)`` the frames ``others`` aligned to frame ``t``.
 
-        Frames are looked at ahead of their use, in threads: OpenCV and NumPy let go of Python's lock.
+        Frames are aligned ahead of their use, in threads: OpenCV and NumPy release the GIL.
         """
         ahead: deque[Future[list[Neighbour]]] = deque()
         for t, others in wanted:
@@ -115,18 +116,21 @@ class AlignedClip:
             target = positions(motion)
             aligned = at(self.images[other], target, cv2.INTER_CUBIC)
             weight = _weight(_distance(frame, aligned), self.usual, excused)
-            if self._hides:  # none that was read may be hidden
+            if self._hides:  # no pixel that was interpolated from may be hidden
                 shown = np.abs(at(self._seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3
                 weight *= shown * self._seen[t]
             neighbours.append(Neighbour(other, motion, aligned, weight))
         return neighbours
 
     def _motion(self, frame: int, other: int) -> Future[np.ndarray]:
-        """``h w 2``. A search that begins at nothing loses what is far away: it begins where that of the next frame
-        towards ``other`` ended, as if motion went on evenly."""
+        """Return the motion from ``frame`` to ``other``, ``h w 2``.
+
+        A search that starts from zero motion misses large displacements. So it starts from the motion of ``frame`` to
+        the next frame nearer to it, extrapolated linearly.
+        """
         pair, distance = (frame, other), abs(other - frame)
         if pair not in self._motions:
-            # Submitted before what waits for it: threads take work in order, so none waits for work that none takes.
+            # Submitted before the search that waits for it: threads take work in order, so this cannot deadlock.
             nearer = self._motion(frame + (1 if other > frame else -1), other) if distance > 1 else None
             self._motions[pair] = self._pool.submit(self._search, frame, other, nearer)
         return self._motions[pair]
@@ -137,13 +141,13 @@ class AlignedClip:
         return fine_flow(self._grey[frame], self._grey[other], begin)
 
     def _usual_distance(self) -> float:
-        """The median of the medians between neighbours."""
+        """Return the median, over sampled pairs of adjacent frames, of the median patch distance."""
         firsts = np.unique(np.linspace(0, len(self.images) - 2, _PAIRS).round().astype(int)).tolist()
         motions = [self._motion(t, t + 1) for t in firsts]
         return float(np.median(list(self._pool.map(self._distance_to_next, firsts, motions))))
 
     def _distance_to_next(self, t: int, motion: Future[np.ndarray]) -> float:
-        """The median of patches."""
+        """Return the median patch distance between frame ``t`` and the next one aligned to it."""
         aligned = at(self.images[t + 1], positions(motion.result()), cv2.INTER_CUBIC)
         return float(np.median(_distance(self.images[t], aligned)))
 
@@ -154,12 +158,15 @@ def _distance(frame: np.ndarray, aligned: np.ndarray) -> np.ndarray:
 
 
 def _squared_slope(frame: np.ndarray) -> np.ndarray:
-    """Mean squared gradient around each pixel, ``h w c -> h w``, for each pixel of distance."""
+    """Mean squared gradient per pixel of distance, around each pixel, ``h w c -> h w``."""
     across, down = (cv2.Sobel(frame, cv2.CV_32F, dx, 1 - dx, ksize=1, scale=0.5) for dx in (1, 0))
     return cv2.GaussianBlur((across**2 + down**2).mean(axis=-1), (0, 0), _PATCH)
 
 
 def _weight(distance: np.ndarray, usual: float, excused: np.ndarray) -> np.ndarray:
-    """``h w`` in [0, 1]. Of a pair that agrees better than usual, its own median is what is usual."""
+    """Weight ``h w`` in [0, 1] of patch distances ``h w``.
+
+    For a pair that agrees better than typical, its own median is used as the typical distance.
+    """
     unit = min(usual, float(np.median(distance))) + excused + 1e-7
     return np.exp(-_FALL * np.maximum(distance / unit - _SLACK, 0))

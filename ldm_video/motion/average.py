@@ -1,7 +1,7 @@
-"""Low-res frames averaged with their neighbours along the motion.
+"""Average low-res frames with their neighbours along the motion.
 
-Noise and compression change from frame to frame, what was filmed does not. A model draws detail after what it is
-shown: detail that comes and goes is flicker, on a grid several times as fine.
+Noise and compression artefacts change from frame to frame, the scene does not. A model derives detail from its input:
+detail that comes and goes there becomes flicker in the output, at several times the resolution.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from ldm_video.motion.alignment import AlignedClip, can_align
 
-_TOLERATED = 2.5 / 127.5  # standard deviation of a noise that is left: up to it averaging took more than it gave
+_TOLERATED = 2.5 / 127.5  # noise standard deviation up to which averaging costs more detail than it removes noise
 
 
 class Averaged(NamedTuple):
-    """What became of a clip.
+    """Result of averaging.
 
     Attributes:
-        frames: ``t 3 h w``, of the range, type and device of those that were given.
-        noise: 0 where it is tolerated, towards 1 the more there is: how far neighbours counted.
+        frames: ``t 3 h w``, with the range, dtype and device of the input.
+        noise: in [0, 1): 0 for tolerable noise, approaching 1 the more noise there is; the factor on the neighbours'
+            weights.
     """
 
     frames: Tensor
@@ -33,15 +34,15 @@ class Averaged(NamedTuple):
 def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Averaged:
     """Average every frame of a noisy clip with up to ``reach`` neighbours on each side.
 
-    Neighbours count in full where noise is all that they differ by, less where the clip is nearly clean, and not at
-    all below a noise that costs less than the detail that averaging takes.
+    Neighbours have full weight where frames differ by noise alone and less weight the cleaner the clip is. Below the
+    noise level at which averaging would cost more detail than it removes noise, frames stay unchanged.
 
     Args:
         frames: low-res ``t 3 h w`` in [-1, 1].
-        hidden: ``t 1 h w`` in {0, 1}; 1 = not to be read, nor changed.
+        hidden: ``t 1 h w`` in {0, 1}; 1 = neither read nor changed.
+        reach: neighbours on each side; 0 changes nothing.
 
-    Where no neighbour agrees, a pixel stays as it is; so does every frame of a clip of one, and of one too small to
-    search for motion.
+    Pixels with which no neighbour agrees stay unchanged, as do clips of one frame and clips too small for optical flow.
     """
     if not can_align(frames, reach):
         return Averaged(frames, 0.0)

@@ -1,4 +1,4 @@
-"""What few frames of a clip have, carried along the motion to all of them."""
+"""Propagate pictures of a few key frames along the motion to all frames of a clip."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ldm_video.motion.pictures import grid_of, read_at
 
 @dataclass(frozen=True)
 class Repair:
-    """What is new in parts of a frame that no key frame shows.
+    """New content for parts of a frame that no key frame shows.
 
     Attributes:
         picture: ``c H W``, float32.
-        shown: ``H W`` in [0, 1], where it is to be seen.
+        shown: ``H W`` in [0, 1], opacity of the repair.
     """
 
     picture: Tensor
@@ -29,13 +29,16 @@ class Repair:
 
 
 def key_frames(count: int, every: int) -> list[int]:
-    """One of at most ``every`` frames in a row, in the middle of its group; a clip's groups are about equally long."""
+    """Split ``count`` frames into about equal groups of at most ``every``; return the middle frame of each."""
     groups = -(-count // every)
     return [(2 * group + 1) * count // (2 * groups) for group in range(groups)]
 
 
 def frames_between(count: int, keys: Sequence[int]) -> list[int]:
-    """Frames half as far from a key frame as anything is: two for each key frame, where there is room for them."""
+    """Return the frames half way between each key frame and both ends of its group.
+
+    Two for each key frame, fewer where there is no room for them. Groups meet half way between key frames.
+    """
     borders = [(before + after) // 2 for before, after in pairwise(keys)]
     groups = zip([0, *borders], [*borders, count - 1], keys, strict=True)
     halves = {half for first, last, key in groups for half in ((first + key) // 2, (key + last + 1) // 2)}
@@ -43,7 +46,7 @@ def frames_between(count: int, keys: Sequence[int]) -> list[int]:
 
 
 def sureness(clip: AlignedClip, frames: Sequence[int], keys: Sequence[int]) -> Iterator[np.ndarray]:
-    """How surely key frames show what each of ``frames`` does, on the low-res grid: ``h w`` in [0, 1]."""
+    """Yield for each of ``frames`` how surely key frames show its content, on the low-res grid: ``h w`` in [0, 1]."""
     for neighbours in clip.look((t, list(_shares(t, keys))) for t in frames):
         yield np.maximum.reduce([neighbour.weight for neighbour in neighbours])
 
@@ -51,18 +54,19 @@ def sureness(clip: AlignedClip, frames: Sequence[int], keys: Sequence[int]) -> I
 def carry(
     clip: AlignedClip, pictures: Mapping[int, Tensor], repairs: Mapping[int, Repair] | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What key frames show, for every frame.
+    """Propagate the key frames' pictures to every frame.
 
-    A frame between two key frames takes from both, from the nearer one more, along the motion of the low-res frames.
-    Of what neither shows it takes from repairs, of those between the same key frames and from the nearer one first.
+    A frame between two key frames blends both, weighted towards the nearer one, along the motion of the low-res frames.
+    What neither shows is taken from repairs of frames between the same key frames, the nearest one first.
 
     Args:
-        clip: the low-res frames, which tell motion and agreement; nothing is carried to or from what is hidden there.
-        pictures: of the key frames, by their numbers, each ``c H W``.
-        repairs: of other frames, by their numbers.
+        clip: the low-res frames, which provide motion and agreement; nothing is propagated to or from hidden pixels.
+        pictures: key frame number -> picture ``c H W``.
+        repairs: number of another frame -> repair.
 
-    Yields, float32, of frame after frame what it is shown, ``c H W``, and how sure that is, ``H W``: from 0 (no frame
-    shows it) to 1. Key frames are shown their own, for sure, hidden or not.
+    Yields:
+        For each frame in turn, float32: the picture ``c H W`` and its confidence ``H W``, from 0 (no frame shows it) to
+            1. Key frames yield their own picture with confidence 1, even where hidden.
     """
     repairs = repairs or {}
     keys, sources = sorted(pictures), {key: picture.float() for key, picture in pictures.items()}
@@ -90,7 +94,7 @@ def carry(
 def _repaired(
     t: int, picture: Tensor, sure: Tensor, repairs: Mapping[int, Repair], points: Mapping[int, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """``picture`` ``c H W`` with as much of the repairs, in turn, as is not sure ``H W``; and how sure that is."""
+    """Blend repairs, in turn, into ``picture`` ``c H W`` where it is unsure; return it and its confidence ``H W``."""
     total = sure * picture
     for frame, repair in repairs.items():
         if frame == t:
@@ -105,18 +109,18 @@ def _repaired(
 
 
 def _points(neighbour: Neighbour, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel of ``grid`` ``2 H W`` is in the neighbour, ``2 H W``, and how far that agrees, ``H W``."""
+    """Position of each pixel of ``grid`` ``2 H W`` in the neighbour, ``2 H W``, and the agreement there, ``H W``."""
     motion, weight = neighbour.on_grid(size_of(grid), grid.device)
     return grid + motion, weight
 
 
 def _around(t: int, keys: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The key frame before ``t`` and the one after it, each where there is one."""
+    """Return the last key frame before ``t`` and the first after it, each as a list of at most one."""
     return [key for key in keys if key < t][-1:], [key for key in keys if key > t][:1]
 
 
 def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:
-    """Key frames on both sides of ``t`` and what each of them counts; together 1."""
+    """Return the key frames on both sides of ``t`` with their interpolation weights, which sum to 1."""
     before, after = _around(t, keys)
     if not before or not after:
         return dict.fromkeys(before + after, 1.0)
@@ -125,6 +129,6 @@ def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:
 
 
 def _nearest(t: int, keys: Sequence[int], repairs: Mapping[int, Repair]) -> dict[int, Repair]:
-    """Repairs of frames between the same key frames as ``t``, the nearest one first."""
+    """Return the repairs of frames between the same key frames as ``t``, nearest first."""
     between = [frame for frame in repairs if _around(frame, keys) == _around(t, keys)]
     return {frame: repairs[frame] for frame in sorted(between, key=lambda frame: abs(frame - t))}

@@ -1,4 +1,4 @@
-"""Pictures read at moved points, and smoothed: by OpenCV on a CPU, where it is ten times as fast as PyTorch."""
+"""Sample pictures at displaced points and blur them; on a CPU with OpenCV, which is ten times as fast as PyTorch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from ldm_video.motion.warp import at
 
-_REACH = 4  # standard deviations that a Gaussian reaches to each side
+_REACH = 4  # radius of a Gaussian kernel in standard deviations
 
 
 def grid_of(size: tuple[int, int], device: torch.device) -> Tensor:
-    """Where each pixel is: ``2 h w``, x and y."""
+    """Return the coordinates of each pixel: ``2 h w``, x and y, float32."""
     y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in size)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"))
 
 
 def read_at(picture: Tensor, points: Tensor) -> Tensor:
-    """``c h w`` float32 read bicubically at ``2 a b`` (x, y): ``c a b``. Beyond the border its edge goes on."""
+    """Sample ``c h w`` float32 bicubically at ``2 a b`` (x, y): ``c a b``. The border is replicated."""
     return (_read_on_cpu if picture.device.type == "cpu" else _read_anywhere)(picture, points)
 
 
 def smooth(picture: Tensor, sigma: tuple[float, float]) -> Tensor:
-    """``c h w`` float32 through a Gaussian of standard deviation ``sigma`` (down, across) in pixels."""
+    """Blur ``c h w`` float32 with a Gaussian of standard deviation ``sigma`` (down, across) in pixels."""
     return (_smooth_on_cpu if picture.device.type == "cpu" else _smooth_anywhere)(picture, sigma)
 
 
@@ -36,7 +36,7 @@ def _read_on_cpu(picture: Tensor, points: Tensor) -> Tensor:
 
 def _read_anywhere(picture: Tensor, points: Tensor) -> Tensor:
     size = torch.tensor([picture.shape[-1], picture.shape[-2]], device=picture.device)
-    middle = (2 * points.permute(1, 2, 0) + 1) / size - 1  # of pixels, in the units of `grid_sample`
+    middle = (2 * points.permute(1, 2, 0) + 1) / size - 1  # pixel centres in `grid_sample` units
     return F.grid_sample(picture[None], middle[None], mode="bicubic", padding_mode="border", align_corners=False)[0]
 
 
@@ -51,15 +51,15 @@ def _smooth_anywhere(picture: Tensor, sigma: tuple[float, float]) -> Tensor:
 
 
 def _sides(sigma: tuple[float, float]) -> tuple[int, int]:
-    """Of the kernel (down, across), odd."""
+    """Kernel size (down, across), odd."""
     return 2 * round(_REACH * sigma[0]) + 1, 2 * round(_REACH * sigma[1]) + 1
 
 
 def _as_image(picture: Tensor) -> np.ndarray:
-    """``c h w -> h w c``; a copy only where memory lies otherwise."""
+    """``c h w -> h w c``; copies only if the memory layout differs."""
     return picture.permute(1, 2, 0).contiguous().numpy()
 
 
 def _as_planes(image: np.ndarray) -> Tensor:
-    """``h w c -> c h w``, the same memory. OpenCV drops ``c`` where it is 1."""
+    """``h w c -> c h w``, sharing memory. OpenCV drops ``c`` if it is 1."""
     return torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)
