@@ -28,14 +28,14 @@ def test_devices_read_alike_within_and_beyond_the_border() -> None:
     points = grid_of(SIZE, picture.device) + 4 * rand_pixels(2, *SIZE, seed=1)
     # OpenCV rounds points to a 32nd of a pixel: numbers that it holds exactly.
     points = (points * 32).round() / 32
-    here, there = pictures._read_on_cpu(picture, points), pictures._read_anywhere(picture, points)
+    here, there = pictures._read_with_opencv(picture, points), pictures._read_with_torch(picture, points)
     torch.testing.assert_close(here, there, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [(1.4, 1.4), (0.7, 1.9)])
 def test_devices_smooth_alike(sigma: tuple[float, float]) -> None:
     picture = rand_pixels(3, *SIZE)
-    here, there = pictures._smooth_on_cpu(picture, sigma), pictures._smooth_anywhere(picture, sigma)
+    here, there = pictures._smooth_with_opencv(picture, sigma), pictures._smooth_with_torch(picture, sigma)
     torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
     assert smooth(picture, sigma).std() < picture.std()
 

@@ -18,7 +18,7 @@ from ldm_video.core.files import atomic_path
 
 DEFAULTS_KEY = "defaults"
 # Raised for bad YAML: forbidden characters, malformed numbers (0x_), brackets nested a thousand deep.
-_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException)
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError, OmegaConfBaseException)
 
 
 def load_config(
@@ -47,12 +47,12 @@ def load_config(
     path = Path(path)
     merged = _read_merged(path, ())
     if base is not None:
-        floor = _read_merged(Path(base), ())
-        known = [str(key) for key in floor]
+        base_config = _read_merged(Path(base), ())
+        known = [str(key) for key in base_config]
     if known is not None:
         _check_known(merged, known, str(path))
     if base is not None:
-        merged = cast(DictConfig, OmegaConf.merge(floor, merged))
+        merged = cast(DictConfig, OmegaConf.merge(base_config, merged))
     tree = cast(dict[Any, Any], OmegaConf.to_container(merged, resolve=False))
     for override in overrides:
         _apply_override(tree, override, path)
@@ -161,7 +161,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"configuration file {path} does not exist; check the path")
     try:
         config = OmegaConf.load(path)
-    except (*_UNREADABLE, OSError) as error:
+    except (*_YAML_ERRORS, OSError) as error:
         raise UserError(f"{path} is not a readable YAML file: {_first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold a mapping (key: value) at its top level")
@@ -179,7 +179,7 @@ def _apply_override(tree: dict[Any, Any], override: str, path: Path) -> None:
         raise UserError(f"override '{override}' is not of the form key=value (as in data.root=clips)")
     try:
         parsed = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False))
-    except _UNREADABLE as error:
+    except _YAML_ERRORS as error:
         raise UserError(f"override '{override}' has an invalid value: {_first_line(error)}") from error
     if adds:
         _add(tree, key, path)

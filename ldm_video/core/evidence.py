@@ -146,12 +146,12 @@ class EvidenceLayout:
             return F.pixel_unshuffle(torch.cat([evidence.guess, *masks], dim=2), self.factor)
         grid = (height // self.factor, width // self.factor)
         hole = _pool(evidence.hole, grid, F.adaptive_max_pool2d)
-        rgb = _show_on_grid(evidence, grid)
+        rgb = _rgb_on_grid(evidence, grid)
         # b t 3 h w, b t 1 h w, (b t 1 h w) -> b t 4|5 h w
         return torch.cat([rgb * (1 - hole), hole, *(_pool(m, grid, _min_pool) for m in masks[1:])], dim=2)
 
 
-def _show_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
+def _rgb_on_grid(evidence: Evidence, grid: tuple[int, int]) -> Tensor:
     """The evidence on a coarser grid, ``b t 3 h w``: the guess where a cell is fully known, else the low-res frames."""
     rgb = resize(evidence.lowres, grid)
     if not bool(evidence.known.any()):
@@ -170,31 +170,31 @@ def pad_evidence(evidence: Evidence, multiple: int) -> Evidence:
     if not bottom and not right:
         return evidence
     low_height, low_width = evidence.lowres.shape[-2:]
-    shown = (height + bottom) * low_height / height, (width + right) * low_width / width  # in low-res pixels
+    padded_size = (height + bottom) * low_height / height, (width + right) * low_width / width  # in low-res pixels
     return Evidence(
         guess=_pad(evidence.guess, bottom, right),
         hole=_pad(evidence.hole, bottom, right),
         known=_pad(evidence.known, bottom, right),
-        lowres=_laid_anew(evidence.lowres, shown),
+        lowres=_pad_and_resample(evidence.lowres, padded_size),
     )
 
 
-def _laid_anew(lowres: Tensor, shown: tuple[float, float]) -> Tensor:
-    """Replicate-pad ``b t 3 h w`` to ``shown`` (down, across) of its pixels, resampled to a whole number of pixels."""
-    padded = _pad(lowres, *(math.ceil(n) - side for n, side in zip(shown, lowres.shape[-2:], strict=True)))
-    if all(n == int(n) for n in shown):
+def _pad_and_resample(lowres: Tensor, padded_size: tuple[float, float]) -> Tensor:
+    """Replicate-pad ``b t 3 h w`` to ``padded_size`` (down, across; in its pixels), rounded by resampling."""
+    padded = _pad(lowres, *(math.ceil(n) - side for n, side in zip(padded_size, lowres.shape[-2:], strict=True)))
+    if all(n == int(n) for n in padded_size):
         return padded
-    size = (round(shown[0]), round(shown[1]))
-    middles = (
+    size = (round(padded_size[0]), round(padded_size[1]))
+    centres = (
         (torch.arange(n, device=lowres.device) + 0.5) / n * (2 * extent / side) - 1  # -1 to 1 spans `padded`
-        for n, extent, side in zip(size, shown, padded.shape[-2:], strict=True)
+        for n, extent, side in zip(size, padded_size, padded.shape[-2:], strict=True)
     )
-    points = torch.stack(torch.meshgrid(*middles, indexing="ij")[::-1], dim=-1)  # h' w' 2, x and y
+    points = torch.stack(torch.meshgrid(*centres, indexing="ij")[::-1], dim=-1)  # h' w' 2, x and y
     frames = fold_time(padded).float()  # (b t) 3 h w
-    laid = F.grid_sample(
+    resampled = F.grid_sample(
         frames, points.expand(len(frames), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False
     )
-    return unfold_time(laid, lowres.shape[1]).clamp(-1, 1).to(lowres)
+    return unfold_time(resampled, lowres.shape[1]).clamp(-1, 1).to(lowres)
 
 
 def _pad(x: Tensor, bottom: int, right: int) -> Tensor:

@@ -19,7 +19,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errno values that mean that the disk, the quota or the file size limit is exhausted."""
 
 # Errno values that mean that this path cannot be written.
-_PLACE = {
+_UNWRITABLE = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -35,12 +35,12 @@ _LOCK = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{8}\.part(?P<suffix>.*)\.lock", re.
 
 # Listing a folder takes longer the more it holds: with many files written one after another, listing would soon take
 # most of the time. A listing is reused for this many times as long as it took.
-_REST = 10
-_looked: dict[str, tuple[float, set[tuple[str, str]]]] = {}  # folder -> expiry time, result of `_left_in`
+_LISTING_REUSE = 10
+_listings: dict[str, tuple[float, set[tuple[str, str]]]] = {}  # folder -> expiry time, result of `_pending_in`
 
 _umask = os.umask(0)  # can only be read by setting it; done at import, before there are threads
 os.umask(_umask)
-_USUAL = 0o666 & ~_umask  # permissions of a new file
+_DEFAULT_MODE = 0o666 & ~_umask  # permissions of a new file
 
 
 class Taken(UserError):
@@ -65,16 +65,16 @@ def atomic_path(path: str | Path, replace: bool = True) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        left, name = _left_in(path.parent), (path.stem, path.suffix)
-        if name in left:
-            left.discard(name)
+        pending, name = _pending_in(path.parent), (path.stem, path.suffix)
+        if name in pending:
+            pending.discard(name)
             sweep(path.parent, path)
-        with _claimed(path) as temporary:
+        with _locked_temporary(path) as temporary:
             yield temporary
-            _finish(temporary)
-            if replace or not _place(temporary, path):
+            _flush(temporary)
+            if replace or not _rename_new(temporary, path):
                 _replace(temporary, path)
-            _sync(path.parent)  # the directory entry
+            _fsync(path.parent)  # the directory entry
     except OSError as error:
         raise _explain(error, path) from error
 
@@ -97,25 +97,25 @@ def sweep(folder: Path, path: Path | None = None) -> None:
         with abandoned(lock) as mine:
             if mine:
                 temporary, target = lock.with_suffix(""), folder / (found["stem"] + found["suffix"])
-                if _old(temporary).exists() and not target.exists():  # killed between the two renames in `_swap`
-                    os.replace(_old(temporary), target)
-                _remove(temporary, _old(temporary), lock)
+                if _backup(temporary).exists() and not target.exists():  # killed between the two renames in `_swap`
+                    os.replace(_backup(temporary), target)
+                _remove(temporary, _backup(temporary), lock)
 
 
-def _left_in(folder: Path) -> set[tuple[str, str]]:
+def _pending_in(folder: Path) -> set[tuple[str, str]]:
     """Return stem and suffix of each write in ``folder`` that is in progress or was killed, as of the last listing."""
     key, now = os.path.abspath(folder), time.monotonic()
-    until, left = _looked.get(key, (now, set[tuple[str, str]]()))
+    until, pending = _listings.get(key, (now, set[tuple[str, str]]()))
     if now >= until:
         found = (_LOCK.fullmatch(name) for name in os.listdir(folder))
-        left = {(lock["stem"], lock["suffix"]) for lock in found if lock is not None}
+        pending = {(lock["stem"], lock["suffix"]) for lock in found if lock is not None}
         done = time.monotonic()
-        _looked[key] = (done + _REST * (done - now), left)
-    return left
+        _listings[key] = (done + _LISTING_REUSE * (done - now), pending)
+    return pending
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[Path]:
+def _locked_temporary(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, holding a lock file beside it meanwhile."""
     while True:
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
@@ -123,7 +123,7 @@ def _claimed(path: Path) -> Iterator[Path]:
         try:
             lock.touch()
         except FileNotFoundError as error:  # the folder exists but takes no files, e.g. /proc
-            raise _no_place(error, path) from error
+            raise _not_writable(error, path) from error
         with locked(lock):
             if not lock.exists():  # swept between its creation and its locking
                 continue
@@ -143,19 +143,19 @@ def _remove(*paths: Path) -> None:
                 path.unlink()
 
 
-def _finish(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Give a file, or a folder and its contents, the default permissions and sync them to disk."""
     for entry in path.iterdir() if path.is_dir() else ():
         if not entry.is_symlink():
-            _finish(entry)
+            _flush(entry)
     if path.is_file():
         rights = path.stat().st_mode & 0o777
-        if rights | _USUAL != rights:
-            path.chmod(rights | _USUAL)
-    _sync(path)
+        if rights | _DEFAULT_MODE != rights:
+            path.chmod(rights | _DEFAULT_MODE)
+    _fsync(path)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt":  # can only flush files open for writing
         return
@@ -166,7 +166,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _place(fresh: Path, path: Path) -> bool:
+def _rename_new(fresh: Path, path: Path) -> bool:
     """Rename ``fresh`` to ``path`` atomically, replacing nothing. False if the file system has no such operation."""
     try:
         if fresh.is_dir():
@@ -191,12 +191,12 @@ def _swap(fresh: Path, path: Path) -> None:
 
     Deleting it in place would expose a half-deleted folder.
     """
-    os.replace(path, _old(fresh))
+    os.replace(path, _backup(fresh))
     os.replace(fresh, path)
-    _remove(_old(fresh))
+    _remove(_backup(fresh))
 
 
-def _old(temporary: Path) -> Path:
+def _backup(temporary: Path) -> Path:
     """Where the folder that ``temporary`` replaces is kept until the swap is done."""
     return temporary.with_name(f"{temporary.name}.old")
 
@@ -204,8 +204,8 @@ def _old(temporary: Path) -> Path:
 def _explain(error: OSError, path: Path) -> OSError | UserError:
     if error.errno in DISK_FULL:
         return UserError(f"no space left on the disk of {path}; free some space or choose another output folder")
-    return _no_place(error, path) if error.errno in _PLACE else error
+    return _not_writable(error, path) if error.errno in _UNWRITABLE else error
 
 
-def _no_place(error: OSError, path: Path) -> UserError:
+def _not_writable(error: OSError, path: Path) -> UserError:
     return UserError(f"cannot write {path} ({error.strerror}); choose a path that you may write")

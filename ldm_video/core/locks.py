@@ -13,19 +13,19 @@ HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows, where locks are no
 if HAS_LOCKS:
     import fcntl
 
-_open: set[TextIO] = set()
+_held: set[TextIO] = set()
 
 
-def _let_go() -> None:
-    for file in _open:
+def _close_inherited() -> None:
+    for file in _held:
         file.close()
-    _open.clear()
+    _held.clear()
 
 
 # A forked child inherits the open file and with it the lock, and would keep it after its owner is killed. Closing the
 # child's copy does not release the owner's lock.
 if HAS_LOCKS:
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 @contextmanager
@@ -46,11 +46,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             return
         except OSError:
             pass
-        _open.add(file)
+        _held.add(file)
         try:
             yield True
         finally:
-            _open.discard(file)
+            _held.discard(file)
 
 
 @contextmanager

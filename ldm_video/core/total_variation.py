@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALL = 0.1  # gradient, for colours in [-1, 1], above which the loss is linear
+_HUBER_THRESHOLD = 0.1  # gradient, for colours in [-1, 1], above which the loss is linear
 _STEP = 8**-0.5  # primal and dual step: the norm of the gradient operator is at most sqrt(8)
-_ROUNDS = 60  # iterations per pyramid level
+_ITERATIONS = 60  # per pyramid level
 
 
 def continue_edges(picture: Tensor, known: Tensor) -> Tensor:
@@ -50,24 +50,24 @@ def _minimise(picture: Tensor, hole: Tensor) -> Tensor:
     """Update ``n c h w`` in the hole ``n h w``. The channels of a pixel share one gradient norm, and so their edges."""
     across, down = F.pad(hole[..., 1:], (0, 1)), F.pad(hole[..., 1:, :], (0, 0, 0, 1))  # is the next pixel in the hole?
     touched = hole | across | down  # pixels whose forward gradient involves the hole
-    at, here = touched.flatten().nonzero()[:, 0], hole.flatten().nonzero()[:, 0]  # m, k: flat indices into n h w
-    number = torch.full((hole.numel(),), -1, device=hole.device)  # row in `at`; -1: the last gradient, 0
-    number[at] = torch.arange(len(at), device=hole.device)
-    after = torch.stack([_neighbour(at, hole, axis, 1) for axis in (2, 1)], dim=1)  # m 2: along x and y
-    own, left, above = (number[i] for i in (here, *(_neighbour(here, hole, axis, -1) for axis in (2, 1))))  # k each
+    active, inside = touched.flatten().nonzero()[:, 0], hole.flatten().nonzero()[:, 0]  # m, k: flat indices into n h w
+    row = torch.full((hole.numel(),), -1, device=hole.device)  # row in `active`; -1: the last gradient, 0
+    row[active] = torch.arange(len(active), device=hole.device)
+    after = torch.stack([_neighbour(active, hole, axis, 1) for axis in (2, 1)], dim=1)  # m 2: along x and y
+    own, left, above = (row[i] for i in (inside, *(_neighbour(inside, hole, axis, -1) for axis in (2, 1))))  # k each
     left, above = left.where(left != own, -1), above.where(above != own, -1)
-    ahead = picture.movedim(1, -1).flatten(0, 2).contiguous()  # (n h w) c
-    made = ahead[here]  # k c
-    dual = ahead.new_zeros(len(at) + 1, 2, ahead.shape[1])  # m+1 2 c: along x and y
-    for _ in range(_ROUNDS):
-        gradient = ahead[after] - ahead[at, None]  # m 2 c
-        pushed = (dual[:-1] + _STEP * gradient) / (1 + _STEP * _SMALL)
-        dual[:-1] = pushed / pushed.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1)
+    extrapolated = picture.movedim(1, -1).flatten(0, 2).contiguous()  # (n h w) c
+    primal = extrapolated[inside]  # k c
+    dual = extrapolated.new_zeros(len(active) + 1, 2, extrapolated.shape[1])  # m+1 2 c: along x and y
+    for _ in range(_ITERATIONS):
+        gradient = extrapolated[after] - extrapolated[active, None]  # m 2 c
+        ascent = (dual[:-1] + _STEP * gradient) / (1 + _STEP * _HUBER_THRESHOLD)
+        dual[:-1] = ascent / ascent.square().sum(dim=(1, 2), keepdim=True).sqrt().clamp(min=1)
         divergence = dual[own].sum(1) - dual[left, 0] - dual[above, 1]  # k c
-        moved = made + _STEP * divergence
-        ahead[here], made = 2 * moved - made, moved
-    ahead[here] = made
-    return ahead.unflatten(0, hole.shape).movedim(-1, 1)
+        updated = primal + _STEP * divergence
+        extrapolated[inside], primal = 2 * updated - primal, updated
+    extrapolated[inside] = primal
+    return extrapolated.unflatten(0, hole.shape).movedim(-1, 1)
 
 
 def _neighbour(pixels: Tensor, frames: Tensor, axis: int, step: int) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_WORD = 1 << 32
+_SEEDS = 1 << 32
 
 
 def frame_noise(
@@ -43,7 +43,7 @@ def frame_noise(
     # The generator keeps 32 bits of a seed. Hashing (seed, frame) into them could let two frames of a long clip collide
     # (a chance of 1 in 100 at 10,000 frames); adding an odd multiple to the clip's hash never repeats within a clip.
     base = _hash(f"frames of {seed}")
-    own = torch.stack([_draw((base + 0x9E3779B1 * frame) % _WORD, shape) for frame in frames])  # t c h w
+    own = torch.stack([_draw((base + 0x9E3779B1 * frame) % _SEEDS, shape) for frame in frames])  # t c h w
     if shared:
         common = _draw(_hash(f"common part of {seed}"), shape)  # c h w
         own = _mix(common, own, shared)

@@ -30,7 +30,7 @@ _DIFFUSERS_PREDICTION: dict[str, Prediction] = {
 
 
 # Config keys that determine a process of either family, in the order in which differences are reported.
-_OPTIONS = (
+_PROCESS_KEYS = (
     "prediction_type",
     "num_train_timesteps",
     "rescale_betas_zero_snr",
@@ -166,7 +166,7 @@ class Process:
 
     def noisy(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """Return ``x_t = alpha_t x_0 + sigma_t n``, in the dtype of ``x0``."""
-        alpha, sigma = self._like(x0, t)
+        alpha, sigma = self._coefficients_like(x0, t)
         return (alpha * x0 + sigma * noise).to(x0.dtype)
 
     def moved(self, xt: Tensor, x0: Tensor, t: Tensor | float, to: Tensor | float) -> Tensor:
@@ -175,7 +175,7 @@ class Process:
         ``alpha_to x_0 + sigma_to (x_t - alpha_t x_0) / sigma_t``: DDIM's step (arXiv:2010.02502, eq. 12 without added
         noise) and, for flows, Euler's. In the dtype of ``xt``.
         """
-        alpha, sigma = self._like(xt, t)
+        alpha, sigma = self._coefficients_like(xt, t)
         return self.noisy(x0, (xt - alpha * x0) / sigma, to).to(xt.dtype)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
@@ -191,7 +191,7 @@ class Process:
             case "flow":
                 return noise - x0
             case _:
-                alpha, sigma = self._like(x0, t)
+                alpha, sigma = self._coefficients_like(x0, t)
                 return (alpha * noise - sigma * x0).to(x0.dtype)
 
     def to_x0(self, xt: Tensor, output: Tensor, t: Tensor | float) -> Tensor:
@@ -203,7 +203,7 @@ class Process:
         Raises:
             ValueError: epsilon at a zero terminal SNR, where the noise does not determine the clean sample.
         """
-        alpha, sigma = self._like(xt, t)
+        alpha, sigma = self._coefficients_like(xt, t)
         match self.prediction:
             case "sample":
                 return output
@@ -217,7 +217,7 @@ class Process:
                     raise ValueError("at zero terminal SNR noise does not determine the sample: predict v or sample")
                 return ((xt - sigma * output) / alpha).to(xt.dtype)
 
-    def _like(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+    def _coefficients_like(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.coefficients(t, x.ndim)
         return alpha.to(x.device), sigma.to(x.device)
 
@@ -249,5 +249,5 @@ def unlike_option(one: SchedulerMixin, other: SchedulerMixin) -> str | None:
         torch.equal(getattr(first, table), getattr(second, table)) for table in ("alphas", "sigmas", "timesteps")
     ):
         return None
-    unlike = (key for key in _OPTIONS if one.config.get(key) != other.config.get(key))
-    return next(unlike, "_class_name")
+    differing = (key for key in _PROCESS_KEYS if one.config.get(key) != other.config.get(key))
+    return next(differing, "_class_name")

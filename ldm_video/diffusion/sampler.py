@@ -180,22 +180,22 @@ def _set_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device) 
         scheduler.set_timesteps(sigmas=[1.0 - i / steps for i in range(steps)], device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
-        _drop_beyond_data(scheduler, steps)
+        _drop_negative_timesteps(scheduler, steps)
 
 
-def _drop_beyond_data(scheduler: SchedulerMixin, steps: int) -> None:
+def _drop_negative_timesteps(scheduler: SchedulerMixin, steps: int) -> None:
     """Remove timesteps below 0, in place.
 
     Trailing spacing counts down by a rounded step: some step counts (61, 103, 121) give one extra timestep, -1. There
     DDIM would read its last noise level, pure noise, and the other schedulers would not move.
     """
-    beyond = int((scheduler.timesteps < 0).sum())  # two-stage solvers have it twice
-    if not beyond:
+    negative = int((scheduler.timesteps < 0).sum())  # two-stage solvers have it twice
+    if not negative:
         return
-    scheduler.timesteps = scheduler.timesteps[:-beyond]
+    scheduler.timesteps = scheduler.timesteps[:-negative]
     scheduler.num_inference_steps = steps
     if hasattr(scheduler, "sigmas"):  # one more than timesteps: the end of the last step
-        scheduler.sigmas = torch.cat([scheduler.sigmas[: -beyond - 1], scheduler.sigmas[-1:]])
+        scheduler.sigmas = torch.cat([scheduler.sigmas[: -negative - 1], scheduler.sigmas[-1:]])
 
 
 def draws_noise(scheduler: SchedulerMixin) -> bool:

@@ -11,7 +11,7 @@ from ldm_video.diffusion.process import unlike_option
 from ldm_video.models.video_model import VideoModel
 
 # Options for use or training. Like keys with a leading "_" (who wrote the file), they do not affect what weights mean.
-_FREE = {"share", "every", "dropout", "sample_size", "force_upcast"}
+_IGNORED = {"share", "every", "dropout", "sample_size", "force_upcast"}
 
 
 def difference(one: VideoModel, other: VideoModel) -> str | None:
@@ -19,13 +19,13 @@ def difference(one: VideoModel, other: VideoModel) -> str | None:
 
     Weights and their shapes are not compared, nor are solver, step spacing and sampling defaults.
     """
-    first, second = dict(_facts(one)), dict(_facts(other))
+    first, second = dict(_all_options(one)), dict(_all_options(other))
     # Different kinds of codecs have different options: an option that only one of them has is a difference.
-    unlike = (key for key in {**first, **second} if first.get(key, "") != second.get(key, ""))
-    return next(unlike, None) or _unlike_process(one, other)
+    differing = (key for key in {**first, **second} if first.get(key, "") != second.get(key, ""))
+    return next(differing, None) or _process_difference(one, other)
 
 
-def _unlike_process(one: VideoModel, other: VideoModel) -> str | None:
+def _process_difference(one: VideoModel, other: VideoModel) -> str | None:
     for name in ("scheduler", "lowres_scheduler"):
         pair = [getattr(model, name) for model in (one, other)]
         if None in pair:
@@ -36,14 +36,14 @@ def _unlike_process(one: VideoModel, other: VideoModel) -> str | None:
     return None
 
 
-def _facts(model: VideoModel) -> Iterator[tuple[str, str]]:
+def _all_options(model: VideoModel) -> Iterator[tuple[str, str]]:
     """Yield every option of the parts as ``part's option`` and its JSON value, in which tuples and lists are equal."""
     denoiser = model.denoiser.config
     parts = {"denoiser": {**denoiser["unet"], **denoiser["temporal"]}, "codec": model.codec.config}
     parts["layout"] = {**asdict(model.layout), "sees_canvas": model.sees_canvas}
     for part, options in parts.items():
-        yield from ((f"{part}'s {key}", json.dumps(value)) for key, value in _binding(options).items())
+        yield from ((f"{part}'s {key}", json.dumps(value)) for key, value in _compared(options).items())
 
 
-def _binding(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if not key.startswith("_") and key not in _FREE}
+def _compared(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if not key.startswith("_") and key not in _IGNORED}

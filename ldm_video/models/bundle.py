@@ -31,7 +31,7 @@ from ldm_video.models.text import TextEncoder
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 
 FORMAT = 2
-_READ = (1, FORMAT)  # in format 1, the restorer was a decoder of latents
+_READABLE_FORMATS = (1, FORMAT)  # in format 1, the restorer was a decoder of latents
 
 # Class name in model_index.json -> how to build the part from its config.json.
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
@@ -88,7 +88,7 @@ def load_bundle(folder: str | Path) -> VideoModel:
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
     index = read_json(folder / INDEX)
-    if index.get("format") not in _READ:
+    if index.get("format") not in _READABLE_FORMATS:
         raise UserError(
             f"{folder / INDEX} has format {index.get('format')}, this version reads up to {FORMAT}; update ldm-video"
         )

@@ -22,8 +22,8 @@ from ldm_video.core.tensors import fold_time, frames_at_once, unfold_time
 from ldm_video.models.patch_basis import patch_basis
 from ldm_video.models.temporal import TemporalBlock, TemporalConfig
 
-_SIGHT = 3 + 1 + 1 + 3  # input channels of the decoder: guess, hole, known, draft minus guess
-_MIXED = 2  # modules of a temporal stage up to and including the one that mixes frames
+_EVIDENCE_CHANNELS = 3 + 1 + 1 + 3  # input channels of the decoder: guess, hole, known, draft minus guess
+_THROUGH_TEMPORAL = 2  # modules of a temporal stage up to and including the one that mixes frames
 
 
 class Codec(nn.Module, ABC):
@@ -89,16 +89,16 @@ class ImageCodec(Codec):
     def encode(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """``b t 3 H W -> b t c H/f W/f``, scaled: the mean of the posterior."""
         batches = fold_time(pixels).split(self._frames_at_once(pixels.shape[-2:].numel()))  # (b t) 3 H W
-        with _exact(pixels):
-            raw = torch.cat([self.autoencoder.encode(self._own(x)).latent_dist.mode() for x in batches])  # (b t) c h w
+        with _without_half_autocast(pixels):
+            raw = torch.cat([self.autoencoder.encode(self._cast(x)).latent_dist.mode() for x in batches])  # (b t) c h w
         return unfold_time((raw - self.shift) * self.scaling, pixels.shape[1])
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w -> b t 3 (h f) (w f)``."""
         raw = fold_time(latents) / self.scaling + self.shift  # (b t) c h w
         batches = raw.split(self._frames_at_once(latents.shape[-2:].numel() * self.factor**2))
-        with _exact(latents):
-            pixels = torch.cat([self.autoencoder.decode(self._own(x)).sample for x in batches])  # (b t) 3 (h f) (w f)
+        with _without_half_autocast(latents):
+            pixels = torch.cat([self.autoencoder.decode(self._cast(x)).sample for x in batches])  # (b t) 3 (h f) (w f)
         return unfold_time(pixels, latents.shape[1])
 
     @property
@@ -106,7 +106,7 @@ class ImageCodec(Codec):
         """Large batches fill a GPU; on a CPU they exceed its cache (four frames of 256x256 take a fifth longer)."""
         return 2**16 if next(self.autoencoder.parameters()).device.type == "cpu" else 2**20
 
-    def _own(self, x: Tensor) -> Tensor:
+    def _cast(self, x: Tensor) -> Tensor:
         return x.to(next(self.autoencoder.parameters()).dtype)
 
     def _frames_at_once(self, pixels: int) -> int:
@@ -120,7 +120,7 @@ class ImageCodec(Codec):
 
 
 @contextmanager
-def _exact(x: Tensor) -> Iterator[None]:
+def _without_half_autocast(x: Tensor) -> Iterator[None]:
     """Disable autocast to float16, in which Stable Diffusion's autoencoder overflows."""
     kind = x.device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
@@ -168,8 +168,8 @@ class BasisCodec(Codec):
     def draft(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) -> pixels ``b t 3 (8 h) (8 w)``: the guess plus the residual in the latents."""
         raw = fold_time(latents * self.latent_std.to(latents).view(-1, 1, 1))  # (b t) c h w
-        beyond = F.conv_transpose2d(raw, self.basis.to(raw), stride=self.factor)  # (b t) 3 8h 8w
-        return evidence.guess + unfold_time(beyond, latents.shape[1]).to(evidence.guess)
+        residual = F.conv_transpose2d(raw, self.basis.to(raw), stride=self.factor)  # (b t) 3 8h 8w
+        return evidence.guess + unfold_time(residual, latents.shape[1]).to(evidence.guess)
 
     def decode(self, latents: Tensor, evidence: Evidence) -> Tensor:
         """``b t c h w`` (scaled) and evidence of size ``(8 h) x (8 w)`` -> ``b t 3 (8 h) (8 w)``."""
@@ -228,10 +228,10 @@ class EvidenceDecoder(nn.Module):
         self.enter8 = nn.Conv2d(latent_channels, wide, 3, padding=1)
         self.body8 = nn.ModuleList(_stage(wide, blocks[0]))
         self.up4 = nn.Conv2d(wide, middle * 4, 3, padding=1)
-        self.evidence4 = nn.Conv2d(_SIGHT * 4**2, middle, 3, padding=1)
+        self.evidence4 = nn.Conv2d(_EVIDENCE_CHANNELS * 4**2, middle, 3, padding=1)
         self.body4 = nn.ModuleList(_stage(middle, blocks[1]))
         self.up2 = nn.Conv2d(middle, narrow * 4, 3, padding=1)
-        self.evidence2 = nn.Conv2d(_SIGHT * 2**2, narrow, 3, padding=1)
+        self.evidence2 = nn.Conv2d(_EVIDENCE_CHANNELS * 2**2, narrow, 3, padding=1)
         self.body2 = nn.ModuleList(_stage(narrow, blocks[2], temporal=False))
         self.up1 = nn.Conv2d(narrow, fine * 4, 3, padding=1)
         self.exit = nn.Conv2d(fine, 3, 3, padding=1)
@@ -243,24 +243,24 @@ class EvidenceDecoder(nn.Module):
         """``b t c h w``, evidence and draft ``b t 3 H W`` with ``H = 8 h``, ``W = 8 w`` -> ``b t 3 H W``."""
         frames = latents.shape[1]
         seen = [evidence.guess, evidence.hole, evidence.known, draft - evidence.guess]
-        sight = torch.cat(seen, dim=2).to(latents)  # b t 8 H W
+        cues = torch.cat(seen, dim=2).to(latents)  # b t 8 H W
         x = self.enter8(fold_time(latents))  # (b t) wide h w
         x = _run(self.body8, x, frames)
         x = F.pixel_shuffle(self.up4(x), 2)  # (b t) middle 2h 2w
-        x = x + self.evidence4(F.pixel_unshuffle(fold_time(sight), 4))
-        x = _run(self.body4[:_MIXED], x, frames)
+        x = x + self.evidence4(F.pixel_unshuffle(fold_time(cues), 4))
+        x = _run(self.body4[:_THROUGH_TEMPORAL], x, frames)
         # From here on frames are independent: process a few at a time, which fit into a CPU's cache.
-        few = frames_at_once(sight)
-        parts = zip(x.split(few), fold_time(sight).split(few), strict=True)
+        at_once = frames_at_once(cues)
+        parts = zip(x.split(at_once), fold_time(cues).split(at_once), strict=True)
         correction = torch.cat([self._finish(*part) for part in parts])  # (b t) 3 8h 8w
         # Add in the evidence's dtype: in bfloat16 the sum would be rounded to visible steps.
         return draft + unfold_time(correction, frames).to(draft)  # b t 3 8h 8w
 
-    def _finish(self, x: Tensor, sight: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, cues: Tensor) -> Tensor:
         """``n middle 2h 2w`` and evidence and draft of these frames ``n 8 8h 8w`` -> ``n 3 8h 8w``."""
-        x = _run(self.body4[_MIXED:], x, len(x))
+        x = _run(self.body4[_THROUGH_TEMPORAL:], x, len(x))
         x = F.pixel_shuffle(self.up2(x), 2)  # n narrow 4h 4w
-        x = x + self.evidence2(F.pixel_unshuffle(sight, 2))
+        x = x + self.evidence2(F.pixel_unshuffle(cues, 2))
         x = _run(self.body2, x, len(x))
         x = F.pixel_shuffle(self.up1(x), 2)  # n fine 8h 8w
         return self.exit(F.silu(x))
@@ -284,7 +284,7 @@ def _stage(channels: int, blocks: int, *, temporal: bool = True) -> list[nn.Modu
     """Residual blocks, optionally with one temporal convolution after the first."""
     modules: list[nn.Module] = [ResidualBlock(channels) for _ in range(blocks)]
     if temporal:
-        modules.insert(_MIXED - 1, TemporalBlock(channels, TemporalConfig(), attention=False))
+        modules.insert(_THROUGH_TEMPORAL - 1, TemporalBlock(channels, TemporalConfig(), attention=False))
     return modules
 
 

@@ -26,10 +26,10 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``n c h w -> n c h w``."""
-        seen = x
+        features = x
         for conv in self.convs[:-1]:
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], dim=1)  # n c+growth.. h w
-        return torch.add(x, self.convs[-1](seen), alpha=RESIDUAL_SCALE)
+            features = torch.cat([features, F.leaky_relu(conv(features), SLOPE)], dim=1)  # n c+growth.. h w
+        return torch.add(x, self.convs[-1](features), alpha=RESIDUAL_SCALE)
 
 
 class ResidualDenseBlock(nn.Module):

@@ -56,9 +56,9 @@ class DenseRestorer(nn.Module):
 
     def forward(self, lowres: Tensor, draft: Tensor) -> Tensor:
         """``n 3 h w`` and draft ``n 3 4h 4w``, roughly in [-1, 1], float32 -> ``n 3 4h 4w``, float32, not clipped."""
-        beyond = draft - resize(lowres, size_of(draft))  # n 3 4h 4w
+        residual = draft - resize(lowres, size_of(draft))  # n 3 4h 4w
         x = self.trunk.enter(lowres.to(self.exit.weight))  # n wide h w
-        x = x + self.draft(F.pixel_unshuffle(beyond, ENLARGES).to(x))
+        x = x + self.draft(F.pixel_unshuffle(residual, ENLARGES).to(x))
         # A few frames at a time fit into a CPU's cache.
         return torch.cat([self._draw(part) for part in x.split(frames_at_once(draft[None]))]).float()
 

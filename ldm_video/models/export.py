@@ -49,8 +49,8 @@ def to_pipeline(model: VideoModel) -> tuple[Any, list[str]]:
 def spatial_unet(denoiser: VideoUNet, in_channels: int) -> tuple[UNet2DConditionModel, list[str]]:
     """Copy the 2-D UNet with its first ``in_channels`` input channels; also return lines on what is left out."""
     state, temporal = split_state_dict(denoiser.state_dict())
-    entrance = state["conv_in.weight"]  # out in 3 3
-    dropped, state["conv_in.weight"] = entrance[:, in_channels:], entrance[:, :in_channels].clone()
+    conv_in = state["conv_in.weight"]  # out in 3 3
+    dropped, state["conv_in.weight"] = conv_in[:, in_channels:], conv_in[:, :in_channels].clone()
     unet = UNet2DConditionModel.from_config({**denoiser.unet.config, "in_channels": in_channels})
     load_strict(unet, state, "the spatial UNet")
     left_out = []
@@ -61,7 +61,7 @@ def spatial_unet(denoiser: VideoUNet, in_channels: int) -> tuple[UNet2DCondition
     if dropped.shape[1]:
         used = bool(dropped.any())
         lost = "trained: the result no longer sees this evidence" if used else "all zero: nothing is lost"
-        left_out.append(f"input channels {in_channels} to {entrance.shape[1] - 1} of {entrance.shape[1]} ({lost})")
+        left_out.append(f"input channels {in_channels} to {conv_in.shape[1] - 1} of {conv_in.shape[1]} ({lost})")
     return unet.eval(), left_out
 
 

@@ -14,7 +14,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.models.codec import VideoCodec
 
 # Layers whose output is added to existing features: their new output channels start at zero.
-_ADDED = (".conv2.", "evidence2.")
+_RESIDUAL_OUTPUTS = (".conv2.", "evidence2.")
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def _grown(name: str, old: Tensor, new: Tensor) -> Tensor:
         grown.zero_()
     else:
         grown[:, old.shape[1] :] = 0
-    if any(part in name for part in _ADDED):
+    if any(part in name for part in _RESIDUAL_OUTPUTS):
         grown[old.shape[0] :] = 0
     grown[tuple(slice(side) for side in old.shape)] = old
     return grown

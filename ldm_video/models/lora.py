@@ -117,7 +117,7 @@ def add_adapters(denoiser: VideoUNet, lora: LoRA) -> None:
 
 def adapter_parameters(denoiser: VideoUNet) -> list[nn.Parameter]:
     """Return the trained parameters of a denoiser with adapters; an empty list without adapters."""
-    return list(_trained(denoiser.unet).values())
+    return list(_trained_parameters(denoiser.unet).values())
 
 
 def save_adapter(denoiser: VideoUNet, folder: str | Path, base: str, dtype: torch.dtype | None = None) -> None:
@@ -140,7 +140,9 @@ def save_adapter(denoiser: VideoUNet, folder: str | Path, base: str, dtype: torc
         inference_mode=True,
     )
     config.target_modules = _LAYERS  # the constructor would turn it into a set, whose order varies
-    state = {_PREFIX + name: value.detach().to("cpu", dtype) for name, value in _trained(denoiser.unet).items()}
+    state = {
+        _PREFIX + name: value.detach().to("cpu", dtype) for name, value in _trained_parameters(denoiser.unet).items()
+    }
     # Diffusers does not read adapter_config.json, only the header.
     facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": _LAYERS}
     header = json.dumps({_PREFIX + key: value for key, value in facts.items()})
@@ -214,12 +216,12 @@ def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
 
     Raises ``UserError``, leaving the denoiser unchanged, if a layer does not exist or has another shape.
     """
-    weights = {_published(name): parameter for name, parameter in denoiser.unet.named_parameters()}
+    weights = {_published_name(name): parameter for name, parameter in denoiser.unet.named_parameters()}
     shapes = {f"{path}.weight": up.shape[:1] + down.shape[1:] for path, (down, up, _) in adapter.pairs.items()}
     shapes |= {name: value.shape for name, value in adapter.full.items()}
-    places = {name: _place(weights[name], name, shape) for name, shape in shapes.items() if name in weights}
+    places = {name: _target_part(weights[name], name, shape) for name, shape in shapes.items() if name in weights}
     for name, shape in shapes.items():
-        size, own = _matrix(shape), _matrix(places[name].shape) if name in places else None
+        size, own = _matrix_shape(shape), _matrix_shape(places[name].shape) if name in places else None
         if own != size:
             problem = "is not in" if own is None else f"is {size[0]} x {size[1]}, {own[0]} x {own[1]} in"
             base = adapter.base or "another model"
@@ -230,9 +232,9 @@ def merge_adapter(denoiser: VideoUNet, adapter: Adapter) -> None:
         weight = places[f"{path}.weight"]
         change = up.flatten(1).to(weight) @ down.flatten(1).to(weight)  # out in; `in` includes the sides of a kernel
         weight.add_(change.view_as(weight), alpha=adapter.scale * factor)
-    random = _begun_at_random(denoiser)
+    random_ids = _random_weights(denoiser)
     for name, value in adapter.full.items():
-        weight, share = places[name], 1.0 if id(weights[name]) in random else adapter.scale
+        weight, share = places[name], 1.0 if id(weights[name]) in random_ids else adapter.scale
         weight.lerp_(value.to(weight).view_as(weight), share)
 
 
@@ -248,42 +250,42 @@ def open_adapted(name: str | Path, adapter: Adapter | None, variant: str | None 
     return model
 
 
-def _begun_at_random(denoiser: VideoUNet) -> set[int]:
+def _random_weights(denoiser: VideoUNet) -> set[int]:
     """Return the ids of randomly initialised weights in untrained temporal layers; interpolating those is meaningless.
 
     Output layers are excluded: they started at zero, so scaling their weights scales the layer.
     """
     if not is_new(denoiser):
         return set()
-    ways_out = [layer for block in temporal_blocks(denoiser).values() for layer in block.output_layers()]
-    zero = {id(parameter) for layer in ways_out for parameter in layer.parameters()}
+    output_layers = [layer for block in temporal_blocks(denoiser).values() for layer in block.output_layers()]
+    zero = {id(parameter) for layer in output_layers for parameter in layer.parameters()}
     return {id(parameter) for parameter in denoiser.temporal_parameters()} - zero
 
 
-def _matrix(shape: torch.Size) -> tuple[int, int]:
+def _matrix_shape(shape: torch.Size) -> tuple[int, int]:
     """Return rows and columns of a weight, with the sides of a convolution kernel counted as columns."""
     return shape[:1].numel(), shape[1:].numel()
 
 
-def _place(weight: Tensor, name: str, shape: torch.Size) -> Tensor:
+def _target_part(weight: Tensor, name: str, shape: torch.Size) -> Tensor:
     """Return the part of ``weight`` that a change of ``shape`` is for: the first channels of a grown ``conv_in``."""
     grown = name == "conv_in.weight" and shape[2:] == weight.shape[2:] and shape[1] < weight.shape[1]
     return weight[:, : shape[1]] if grown else weight  # grow_conv_in appends
 
 
-def _published(name: str) -> str:
+def _published_name(name: str) -> str:
     """Convert the name of a weight in the inflated UNet to the name in diffusers and peft."""
     return name.replace(".spatial.", ".", 1).replace(f".{_NAME}.", ".")
 
 
-def _trained(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
+def _trained_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
     """Return the parameters of adapters and of layers trained in full, by their published names."""
     config = getattr(unet, "peft_config", {}).get(_NAME)
     if config is None:
         return {}
     full = set(config.modules_to_save or ())
     return {
-        _published(name): parameter
+        _published_name(name): parameter
         for name, parameter in unet.named_parameters()
         if ".lora_" in name or full.intersection(name.split("."))
     }

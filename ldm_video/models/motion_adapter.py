@@ -169,7 +169,7 @@ def load_motion(denoiser: VideoUNet, adapter: MotionAdapter) -> MotionReport:
         report.used += [f"{layer}.{name}" for name in FOLDED]
         report.written += [f"unet.{path}.temporal.{name}" for name in folded]
         for name in sorted(state.keys() - set(FOLDED)):
-            report.leave(_why_not(name), [f"{layer}.{name}"])
+            report.leave(_skip_reason(name), [f"{layer}.{name}"])
     report.leave(_POSITIONS, adapter.positions)
     report.leave("no motion module", adapter.others)
     if not report.loaded:
@@ -214,7 +214,7 @@ def _misfit(state: State, heads: int, block: TemporalBlock | None) -> str | None
     return None
 
 
-def _why_not(name: str) -> str:
+def _skip_reason(name: str) -> str:
     if "pos_embed" in name:
         return _POSITIONS
     if re.search(r"transformer_blocks\.0\.(attn2|ff|norm2|norm3)\.", name):

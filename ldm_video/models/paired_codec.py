@@ -24,12 +24,13 @@ from ldm_video.motion.alignment import AlignedClip, can_align
 from ldm_video.motion.carry import Repair, carry, frames_between, key_frames, sureness
 
 _ALL = slice(None)
-_LEAST_AREA = 4  # output pixels per low-res pixel from which the restorer is used
-_FADE = 8  # margin in output pixels around holes and known pixels without the restorer, and width of the fade
+_MIN_AREA_RATIO = 4  # output pixels per low-res pixel from which the restorer is used
+_MASK_MARGIN = 8  # margin in output pixels around holes and known pixels without the restorer, and width of the fade
 _BLOCK = 24  # side of a repair block in low-res pixels
-_UNSURE = 0.8  # a block is repaired if its mean confidence is below this
-_MOST = 0.25  # largest fraction of blocks repaired per frame; with rims, two frames then cost as much as one key frame
-_RIM = 4  # margin in low-res pixels in which repairs fade out; the restorer sees twice that margin
+_REPAIR_BELOW = 0.8  # a block is repaired if its mean confidence is below this
+# Largest fraction of a frame's blocks that is repaired: with margins, two frames then cost as much as one key frame.
+_MAX_REPAIRED = 0.25
+_REPAIR_MARGIN = 4  # margin in low-res pixels in which repairs fade out; the restorer sees twice that margin
 
 
 class PairedCodec(BasisCodec):
@@ -92,18 +93,18 @@ class PairedCodec(BasisCodec):
     def finish(self, pixels: Tensor, evidence: Evidence) -> Tensor:
         """Blend the restorer's pictures into the decoder's ``b t 3 H W``; same shape."""
         area, low_area = (x.shape[-2] * x.shape[-1] for x in (evidence.guess, evidence.lowres))
-        if area < _LEAST_AREA * low_area:
+        if area < _MIN_AREA_RATIO * low_area:
             return pixels
         finished = pixels.clone()
         for clip in range(len(pixels)):
-            seen = evidence.map(itemgetter(slice(clip, clip + 1)))
-            for t, (picture, sure) in enumerate(self._carried(pixels[clip], seen)):  # 3 H W, H W
-                trust = _trust(seen.crop(slice(t, t + 1), _ALL, _ALL))[0, 0]  # 1 H W
+            clip_evidence = evidence.map(itemgetter(slice(clip, clip + 1)))
+            for t, (picture, confidence) in enumerate(self._propagated(pixels[clip], clip_evidence)):  # 3 H W, H W
+                mask = _restorer_mask(clip_evidence.crop(slice(t, t + 1), _ALL, _ALL))[0, 0]  # 1 H W
                 own = pixels[clip, t]
-                finished[clip, t].addcmul_(self.share * trust * sure, picture.to(own) - own)
+                finished[clip, t].addcmul_(self.share * mask * confidence, picture.to(own) - own)
         return finished
 
-    def _carried(self, own: Tensor, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
+    def _propagated(self, own: Tensor, evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield for each frame the restorer's picture ``3 H W`` and its confidence ``H W``.
 
         ``own``: the decoder's pictures ``t 3 H W``.
@@ -113,15 +114,15 @@ class PairedCodec(BasisCodec):
         restored = self.restored(own[None, keys], evidence.map(lambda x: x[:, keys]))[0]  # k 3 H W
         if len(keys) == len(own):
             return ((picture, torch.ones_like(picture[0])) for picture in restored)
-        hidden, settled = (
+        hidden, masked = (
             lay_on_grid(x, size_of(lowres))  # t 1 h w
             for x in (evidence.hole[0], (evidence.hole + evidence.known)[0].clamp(max=1))
         )
         clip = AlignedClip(lowres, hidden)
         repairs, between = {}, frames_between(len(own), keys)
-        for t, sure in zip(between, sureness(clip, between, keys), strict=True):
-            sure = np.maximum(sure, settled[t, 0].float().cpu().numpy())  # h w
-            if boxes := boxes_below(sure, _BLOCK, _UNSURE, _MOST):
+        for t, confidence in zip(between, sureness(clip, between, keys), strict=True):
+            confidence = np.maximum(confidence, masked[t, 0].float().cpu().numpy())  # h w
+            if boxes := boxes_below(confidence, _BLOCK, _REPAIR_BELOW, _MAX_REPAIRED):
                 repairs[t] = self._repair(own[t], lowres[t], boxes)
         return carry(clip, dict(zip(keys, restored, strict=True)), repairs)
 
@@ -137,12 +138,14 @@ class PairedCodec(BasisCodec):
         draft = _on_restorers_grid(own[None], low_size)  # 1 3 4h 4w
         picture, shown = draft.clone(), torch.zeros(1, 1, *low_size, device=own.device)
         for box in boxes:
-            seen, kept = box.grown(2 * _RIM, low_size), box.grown(_RIM, low_size)
-            part = self._enlarged(lowres[None, :, *seen.slices()], draft[..., *seen.slices(ENLARGES)])
-            inner = Box(kept.top - seen.top, kept.bottom - seen.top, kept.left - seen.left, kept.right - seen.left)
+            context, kept = box.grown(2 * _REPAIR_MARGIN, low_size), box.grown(_REPAIR_MARGIN, low_size)
+            part = self._enlarged(lowres[None, :, *context.slices()], draft[..., *context.slices(ENLARGES)])
+            inner = Box(
+                kept.top - context.top, kept.bottom - context.top, kept.left - context.left, kept.right - context.left
+            )
             picture[..., *kept.slices(ENLARGES)] = part[..., *inner.slices(ENLARGES)]
             shown[..., *box.slices()] = 1
-        shown = F.avg_pool2d(shown, _RIM + 1, stride=1, padding=_RIM // 2, count_include_pad=False)
+        shown = F.avg_pool2d(shown, _REPAIR_MARGIN + 1, stride=1, padding=_REPAIR_MARGIN // 2, count_include_pad=False)
         shown = F.interpolate(shown, size, mode="bilinear")[0, 0]  # H W
         return Repair(resize(picture, size)[0], shown)
 
@@ -171,11 +174,11 @@ def _on_restorers_grid(frames: Tensor, low_size: tuple[int, int]) -> Tensor:
     return resize(frames.float(), (height * ENLARGES, width * ENLARGES))
 
 
-def _trust(evidence: Evidence) -> Tensor:
+def _restorer_mask(evidence: Evidence) -> Tensor:
     """Return ``b t 1 H W``: 1 where only low-res frames are given, fading to 0 at holes and known pixels."""
     special = fold_time((evidence.hole + evidence.known).clamp(max=1))  # (b t) 1 H W
     if not bool(special.any()):
         return unfold_time(1 - special, evidence.guess.shape[1])
-    grown = F.max_pool2d(special, 2 * _FADE + 1, stride=1, padding=_FADE)
-    faded = F.avg_pool2d(grown, _FADE + 1, stride=1, padding=_FADE // 2, count_include_pad=False)
+    grown = F.max_pool2d(special, 2 * _MASK_MARGIN + 1, stride=1, padding=_MASK_MARGIN)
+    faded = F.avg_pool2d(grown, _MASK_MARGIN + 1, stride=1, padding=_MASK_MARGIN // 2, count_include_pad=False)
     return unfold_time(1 - torch.maximum(faded, special), evidence.guess.shape[1])

@@ -32,7 +32,7 @@ from ldm_video.models.text import TextEncoder, read_tokenizer
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 TOKENIZER = "openai/clip-vit-large-patch14"
-_UNREAD = f"{OPEN_CLIP}transformer.resblocks.23."  # OpenCLIP's last block: Stable Diffusion 2 stops before it
+_UNUSED_BLOCK = f"{OPEN_CLIP}transformer.resblocks.23."  # OpenCLIP's last block: Stable Diffusion 2 stops before it
 _UPSCALER = 7  # input channels of the x4-upscaler's UNet
 _HEAD_WIDTH = 64  # of all CLIP text models and of Stable Diffusion 2's UNet
 State = dict[str, Tensor]
@@ -80,11 +80,11 @@ def read_single_file(path: Path) -> Checkpoint:
 
 
 def _read(state: State, path: Path) -> Checkpoint:
-    entrance = state.get(f"{UNET}input_blocks.0.0.weight")
-    if entrance is None or not any(key.startswith(VAE) for key in state):
+    conv_in = state.get(f"{UNET}input_blocks.0.0.weight")
+    if conv_in is None or not any(key.startswith(VAE) for key in state):
         raise UserError(f"{path} has no Stable Diffusion UNet and autoencoder in the CompVis layout; use a whole file")
     open_clip = any(key.startswith(OPEN_CLIP) for key in state)
-    channels = entrance.shape[1]
+    channels = conv_in.shape[1]
     kind = KINDS.get((channels, open_clip))
     if kind is None:
         raise UserError(
@@ -112,7 +112,7 @@ def _scheduler(betas: Tensor | None, published: tuple[float, float], prediction_
 
 def _read_unet(state: State, kind: Kind, path: Path) -> UNet2DConditionModel:
     config = unet_config(state, kind)
-    converted = _found(convert_ldm_unet_checkpoint(state, config))
+    converted = _drop_missing(convert_ldm_unet_checkpoint(state, config))
     _refuse_leftovers(state, UNET, converted, path)
     unet = UNet2DConditionModel(**config)
     load_strict(unet, _float(converted), path)
@@ -134,23 +134,23 @@ def unet_config(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Any]:
     first = range(0, levels * (layers + 1), layers + 1)  # the first block of each level
     widths = [outputs[i] for i in first]
     attention = [f"{blocks[i]}1.transformer_blocks.0." for i in first]
-    has = [any(key.startswith(name) for key in shapes) for name in attention]
+    has_attention = [any(key.startswith(name) for key in shapes) for name in attention]
     channels, levels_of_noise = shapes[f"{UNET}input_blocks.0.0.weight"][1], f"{UNET}label_emb.weight"
-    example = attention[has.index(True) if any(has) else 0]
+    example = attention[has_attention.index(True) if any(has_attention) else 0]
     return {
         "in_channels": channels,
         "out_channels": shapes[f"{UNET}out.2.weight"][0],
         "block_out_channels": widths,
         "layers_per_block": layers,
-        "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in has],
-        "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(has)],
+        "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in has_attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(has_attention)],
         "cross_attention_dim": shapes[f"{example}attn2.to_k.weight"][1],
         "attention_head_dim": kind.heads or [width // _HEAD_WIDTH for width in widths],
         "use_linear_projection": len(shapes[example.replace("transformer_blocks.0.", "proj_in.weight")]) == 2,
         # If attn1's keys have the text's width, it is cross-attention as well.
         "only_cross_attention": [
             yes and shapes[f"{name}attn1.to_k.weight"] != shapes[f"{name}attn1.to_q.weight"]
-            for yes, name in zip(has, attention, strict=True)
+            for yes, name in zip(has_attention, attention, strict=True)
         ],
         "num_class_embeds": shapes[levels_of_noise][0] if levels_of_noise in shapes or channels == _UPSCALER else None,
     }
@@ -167,7 +167,7 @@ def _read_autoencoder(state: State, kind: Kind, path: Path) -> AutoencoderKL:
         "latent_channels": state[f"{VAE}post_quant_conv.weight"].shape[0],
         "scaling_factor": kind.scaling_factor,
     }
-    converted = _found(convert_ldm_vae_checkpoint(state, config))
+    converted = _drop_missing(convert_ldm_vae_checkpoint(state, config))
     _refuse_leftovers(state, VAE, converted, path)
     autoencoder = AutoencoderKL(**config)
     load_strict(autoencoder, _float(converted), path)
@@ -176,7 +176,7 @@ def _read_autoencoder(state: State, kind: Kind, path: Path) -> AutoencoderKL:
 
 def _read_text(state: State, open_clip: bool, path: Path) -> CLIPTextModel:
     # Remove by name: files converted from a diffusers folder do not have this block.
-    state = {key: value for key, value in state.items() if not key.startswith(_UNREAD)}
+    state = {key: value for key, value in state.items() if not key.startswith(_UNUSED_BLOCK)}
     prefix = OPEN_CLIP if open_clip else f"{CLIP}text_model."
     layer = "transformer.resblocks.{}.mlp.c_fc.weight" if open_clip else "encoder.layers.{}.mlp.fc1.weight"
     embeddings = "" if open_clip else "embeddings."
@@ -233,7 +233,7 @@ def _refuse_leftovers(state: State, prefix: str, converted: Mapping[str, Tensor]
         )
 
 
-def _found(converted: Mapping[str, Tensor | None]) -> State:
+def _drop_missing(converted: Mapping[str, Tensor | None]) -> State:
     """Drop the None that diffusers' converters insert for missing weights; strict loading reports those later."""
     return {key: value for key, value in converted.items() if value is not None}
 

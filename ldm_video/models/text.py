@@ -16,7 +16,7 @@ from ldm_video.core.checkpoints import read_json, refuse_keys, save_weights
 from ldm_video.core.errors import UserError
 from ldm_video.models.quiet import quiet
 
-_CLIP_LEVEL = "text_model."
+_CLIP_PREFIX = "text_model."
 
 
 class TextEncoder(nn.Module):
@@ -112,9 +112,9 @@ def save_text_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype | N
     write what they have read. Older versions and other tools do not accept CLIP weights without it.
     """
     model.save_pretrained(folder)
-    lacks = isinstance(model, CLIPTextModel) and not any(key.startswith(_CLIP_LEVEL) for key in model.state_dict())
+    lacks = isinstance(model, CLIPTextModel) and not any(key.startswith(_CLIP_PREFIX) for key in model.state_dict())
     if lacks or dtype is not None:
-        save_weights(model, folder / "model.safetensors", dtype, _CLIP_LEVEL if lacks else "")
+        save_weights(model, folder / "model.safetensors", dtype, _CLIP_PREFIX if lacks else "")
 
 
 def read_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerBase:

@@ -23,13 +23,14 @@ from ldm_video.motion.search import fine_flow
 from ldm_video.motion.warp import at, positions
 
 _PATCH = 1.0  # standard deviation in pixels of the Gaussian window in which patches are compared
-_SLACK = 3.0  # patches up to this many times the typical distance apart count as equal
-_FALL = 0.3  # decay rate of the weight: exp(-rate) for each further typical distance
-_ASTRAY = 0.02  # variance in squared pixels of correct alignment; times the squared gradient, a patch distance
-_SMALLEST = 16  # shortest side in pixels for which optical flow is searched
-_PAIRS = 8  # pairs of adjacent frames from which the typical distance is estimated
+_TOLERANCE = 3.0  # patches up to this many times the typical distance apart count as equal
+_DECAY = 0.3  # decay rate of the weight: exp(-rate) for each further typical distance
+# Variance in squared pixels of an alignment that is right; times the squared gradient, the patch distance it causes.
+_ALIGNMENT_VARIANCE = 0.02
+_MIN_SIDE = 16  # shortest side in pixels for which optical flow is searched
+_SAMPLED_PAIRS = 8  # pairs of adjacent frames from which the typical distance is estimated
 _MOST_THREADS = 8
-_AHEAD = 2  # frames queued per thread
+_QUEUED_PER_THREAD = 2  # frames queued per thread
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Neighbour:
 
 def can_align(frames: Tensor, reach: int) -> bool:
     """Return whether ``t c h w`` has neighbouring frames within ``reach`` and is large enough for optical flow."""
-    return reach > 0 and len(frames) > 1 and min(frames.shape[-2:]) >= _SMALLEST
+    return reach > 0 and len(frames) > 1 and min(frames.shape[-2:]) >= _MIN_SIDE
 
 
 class AlignedClip:
@@ -70,27 +71,27 @@ class AlignedClip:
 
     Attributes:
         images: ``t h w c``, float32.
-        usual: median of the mean squared difference between patches of adjacent frames: twice the noise variance where
-            the alignment is good.
+        typical: median of the mean squared difference between patches of adjacent frames: twice the noise variance,
+            where the alignment is good.
     """
 
     def __init__(self, frames: Tensor, hidden: Tensor) -> None:
         self.images = rearrange(frames.float().cpu(), "t c h w -> t h w c").contiguous().numpy()
-        self._seen = 1 - hidden[:, 0].float().cpu().numpy()  # t h w
-        self._hides = not self._seen.all()
+        self._visible = 1 - hidden[:, 0].float().cpu().numpy()  # t h w
+        self._has_hidden = not self._visible.all()
         levels = ((self.images + 1) * 127.5).round().astype(np.uint8)
         self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]
         self._threads = min(_MOST_THREADS, torch.get_num_threads())  # 1 in data loader workers
         self._pool = ThreadPoolExecutor(self._threads, "alignment")
         self._motions: dict[tuple[int, int], Future[np.ndarray]] = {}  # (frame, other) -> h w 2
-        self.usual = self._usual_distance()
+        self.typical = self._typical_distance()
 
     def neighbours(self, reach: int) -> Iterator[list[Neighbour]]:
         """Yield for each frame in turn its neighbours: up to ``reach`` frames on each side, aligned to it."""
         count = len(self.images)
         around = (range(max(0, t - reach), min(count, t + reach + 1)) for t in range(count))
-        looked = self.look((t, [other for other in others if other != t]) for t, others in enumerate(around))
-        for t, neighbours in enumerate(looked):
+        results = self.look((t, [other for other in others if other != t]) for t, others in enumerate(around))
+        for t, neighbours in enumerate(results):
             self._motions = {pair: motion for pair, motion in self._motions.items() if pair[0] > t}
             yield neighbours
 
@@ -101,24 +102,24 @@ class AlignedClip:
         """
         ahead: deque[Future[list[Neighbour]]] = deque()
         for t, others in wanted:
-            ahead.append(self._pool.submit(self._look, t, {other: self._motion(t, other) for other in others}))
-            if len(ahead) > _AHEAD * self._threads:
+            ahead.append(self._pool.submit(self._align, t, {other: self._motion(t, other) for other in others}))
+            if len(ahead) > _QUEUED_PER_THREAD * self._threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
-    def _look(self, t: int, motions: dict[int, Future[np.ndarray]]) -> list[Neighbour]:
+    def _align(self, t: int, motions: dict[int, Future[np.ndarray]]) -> list[Neighbour]:
         frame = self.images[t]
-        excused = _ASTRAY * _squared_slope(frame)
+        slope_allowance = _ALIGNMENT_VARIANCE * _squared_slope(frame)
         neighbours = []
         for other, found in motions.items():
             motion = found.result()
             target = positions(motion)
             aligned = at(self.images[other], target, cv2.INTER_CUBIC)
-            weight = _weight(_distance(frame, aligned), self.usual, excused)
-            if self._hides:  # no pixel that was interpolated from may be hidden
-                shown = np.abs(at(self._seen[other], target, cv2.INTER_CUBIC) - 1) < 1e-3
-                weight *= shown * self._seen[t]
+            weight = _weight(_distance(frame, aligned), self.typical, slope_allowance)
+            if self._has_hidden:  # no pixel that was interpolated from may be hidden
+                visible = np.abs(at(self._visible[other], target, cv2.INTER_CUBIC) - 1) < 1e-3
+                weight *= visible * self._visible[t]
             neighbours.append(Neighbour(other, motion, aligned, weight))
         return neighbours
 
@@ -140,9 +141,9 @@ class AlignedClip:
         begin = None if nearer is None else nearer.result() * np.float32(distance / (distance - 1))
         return fine_flow(self._grey[frame], self._grey[other], begin)
 
-    def _usual_distance(self) -> float:
+    def _typical_distance(self) -> float:
         """Return the median, over sampled pairs of adjacent frames, of the median patch distance."""
-        firsts = np.unique(np.linspace(0, len(self.images) - 2, _PAIRS).round().astype(int)).tolist()
+        firsts = np.unique(np.linspace(0, len(self.images) - 2, _SAMPLED_PAIRS).round().astype(int)).tolist()
         motions = [self._motion(t, t + 1) for t in firsts]
         return float(np.median(list(self._pool.map(self._distance_to_next, firsts, motions))))
 
@@ -163,10 +164,10 @@ def _squared_slope(frame: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur((across**2 + down**2).mean(axis=-1), (0, 0), _PATCH)
 
 
-def _weight(distance: np.ndarray, usual: float, excused: np.ndarray) -> np.ndarray:
+def _weight(distance: np.ndarray, typical: float, slope_allowance: np.ndarray) -> np.ndarray:
     """Weight ``h w`` in [0, 1] of patch distances ``h w``.
 
     For a pair that agrees better than typical, its own median is used as the typical distance.
     """
-    unit = min(usual, float(np.median(distance))) + excused + 1e-7
-    return np.exp(-_FALL * np.maximum(distance / unit - _SLACK, 0))
+    unit = min(typical, float(np.median(distance))) + slope_allowance + 1e-7
+    return np.exp(-_DECAY * np.maximum(distance / unit - _TOLERANCE, 0))

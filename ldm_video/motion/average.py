@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_video.motion.alignment import AlignedClip, can_align
 
-_TOLERATED = 2.5 / 127.5  # noise standard deviation up to which averaging costs more detail than it removes noise
+_TOLERATED_NOISE = 2.5 / 127.5  # noise standard deviation up to which averaging costs more detail than it removes noise
 
 
 class Averaged(NamedTuple):
@@ -47,7 +47,7 @@ def average_along_motion(frames: Tensor, hidden: Tensor, reach: int) -> Averaged
     if not can_align(frames, reach):
         return Averaged(frames, 0.0)
     clip = AlignedClip(frames, hidden)
-    noise = 1 - min(1.0, 2 * _TOLERATED**2 / (clip.usual + 1e-12))
+    noise = 1 - min(1.0, 2 * _TOLERATED_NOISE**2 / (clip.typical + 1e-12))
     if noise == 0:
         return Averaged(frames, 0.0)
     averaged = []

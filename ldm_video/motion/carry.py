@@ -47,7 +47,7 @@ def frames_between(count: int, keys: Sequence[int]) -> list[int]:
 
 def sureness(clip: AlignedClip, frames: Sequence[int], keys: Sequence[int]) -> Iterator[np.ndarray]:
     """Yield for each of ``frames`` how surely key frames show its content, on the low-res grid: ``h w`` in [0, 1]."""
-    for neighbours in clip.look((t, list(_shares(t, keys))) for t in frames):
+    for neighbours in clip.look((t, list(_key_weights(t, keys))) for t in frames):
         yield np.maximum.reduce([neighbour.weight for neighbour in neighbours])
 
 
@@ -72,63 +72,71 @@ def carry(
     keys, sources = sorted(pictures), {key: picture.float() for key, picture in pictures.items()}
     first = sources[keys[0]]
     grid = grid_of(size_of(first), first.device)  # 2 H W
-    near = {t: _nearest(t, keys, repairs) for t in range(len(clip.images))}
-    wanted = ((t, [other for other in (*_shares(t, keys), *near[t]) if other != t]) for t in near if t not in sources)
-    looked = clip.look(wanted)
-    for t in near:
+    nearest = {t: _nearest_repairs(t, keys, repairs) for t in range(len(clip.images))}
+    wanted = (
+        (t, [other for other in (*_key_weights(t, keys), *nearest[t]) if other != t])
+        for t in nearest
+        if t not in sources
+    )
+    aligned = clip.look(wanted)
+    for t in nearest:
         if t in sources:
             yield sources[t], torch.ones_like(first[0])
             continue
-        points = {neighbour.frame: _points(neighbour, grid) for neighbour in next(looked)}
+        points = {neighbour.frame: _sampling_points(neighbour, grid) for neighbour in next(aligned)}
         total, mass = torch.zeros_like(first), torch.zeros_like(first[0])  # c H W, H W
-        sure = torch.zeros_like(mass)
-        for key, part in _shares(t, keys).items():
+        confidence = torch.zeros_like(mass)
+        for key, part in _key_weights(t, keys).items():
             where, weight = points[key]
             share = part * weight  # H W
             total.addcmul_(share, read_at(sources[key], where))
             mass += share
-            sure = torch.maximum(sure, weight)
-        yield _repaired(t, total / mass.clamp(min=1e-6), sure, near[t], points)
+            confidence = torch.maximum(confidence, weight)
+        yield _add_repairs(t, total / mass.clamp(min=1e-6), confidence, nearest[t], points)
 
 
-def _repaired(
-    t: int, picture: Tensor, sure: Tensor, repairs: Mapping[int, Repair], points: Mapping[int, tuple[Tensor, Tensor]]
+def _add_repairs(
+    t: int,
+    picture: Tensor,
+    confidence: Tensor,
+    repairs: Mapping[int, Repair],
+    points: Mapping[int, tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """Blend repairs, in turn, into ``picture`` ``c H W`` where it is unsure; return it and its confidence ``H W``."""
-    total = sure * picture
+    total = confidence * picture
     for frame, repair in repairs.items():
         if frame == t:
-            shown, weight = repair.picture, (1 - sure) * repair.shown
+            shown, weight = repair.picture, (1 - confidence) * repair.shown
         else:
             where, agrees = points[frame]
             both = read_at(torch.cat([repair.picture, repair.shown[None]]), where)  # (c 1) H W
-            shown, weight = both[:-1], (1 - sure) * agrees * both[-1].clamp(0, 1)
+            shown, weight = both[:-1], (1 - confidence) * agrees * both[-1].clamp(0, 1)
         total = total.addcmul(weight, shown)
-        sure = sure + weight
-    return total / sure.clamp(min=1e-6), sure
+        confidence = confidence + weight
+    return total / confidence.clamp(min=1e-6), confidence
 
 
-def _points(neighbour: Neighbour, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _sampling_points(neighbour: Neighbour, grid: Tensor) -> tuple[Tensor, Tensor]:
     """Position of each pixel of ``grid`` ``2 H W`` in the neighbour, ``2 H W``, and the agreement there, ``H W``."""
     motion, weight = neighbour.on_grid(size_of(grid), grid.device)
     return grid + motion, weight
 
 
-def _around(t: int, keys: Sequence[int]) -> tuple[list[int], list[int]]:
+def _adjacent_keys(t: int, keys: Sequence[int]) -> tuple[list[int], list[int]]:
     """Return the last key frame before ``t`` and the first after it, each as a list of at most one."""
     return [key for key in keys if key < t][-1:], [key for key in keys if key > t][:1]
 
 
-def _shares(t: int, keys: Sequence[int]) -> dict[int, float]:
+def _key_weights(t: int, keys: Sequence[int]) -> dict[int, float]:
     """Return the key frames on both sides of ``t`` with their interpolation weights, which sum to 1."""
-    before, after = _around(t, keys)
+    before, after = _adjacent_keys(t, keys)
     if not before or not after:
         return dict.fromkeys(before + after, 1.0)
     (first,), (second,) = before, after
     return {first: (second - t) / (second - first), second: (t - first) / (second - first)}
 
 
-def _nearest(t: int, keys: Sequence[int], repairs: Mapping[int, Repair]) -> dict[int, Repair]:
+def _nearest_repairs(t: int, keys: Sequence[int], repairs: Mapping[int, Repair]) -> dict[int, Repair]:
     """Return the repairs of frames between the same key frames as ``t``, nearest first."""
-    between = [frame for frame in repairs if _around(frame, keys) == _around(t, keys)]
+    between = [frame for frame in repairs if _adjacent_keys(frame, keys) == _adjacent_keys(t, keys)]
     return {frame: repairs[frame] for frame in sorted(between, key=lambda frame: abs(frame - t))}
