@@ -1,4 +1,4 @@
-"""Decode once: videos and photographs as memory-mapped uint8 arrays."""
+"""Cache of decoded videos and photographs as memory-mapped uint8 arrays."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ldm_video.video_io.convert import image_to_pixels
 from ldm_video.video_io.probe import probe
 from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image, read_image
 
-_FORMAT = "4"  # raised when the same file would be decoded to other pixels
+_FORMAT = "4"  # increment when the decoded pixels of the same file would change
 _looking = ContextVar("looking", default=False)
 
 
 @contextmanager
 def headers_only() -> Iterator[None]:
-    """Is there anything to train on? Data sets that are built meanwhile look for one source that can be used, at its
-    header's word; they decode, fetch and write nothing, and have no items."""
+    """Check cheaply that there is something to train on. Datasets built within this context stop at the first usable
+    source and trust its header; they decode, fetch and write nothing, and must not be indexed."""
     token = _looking.set(True)
     try:
         yield
@@ -38,24 +38,24 @@ def headers_only() -> Iterator[None]:
 
 
 def looking() -> bool:
-    """Whether this is within :func:`headers_only`."""
+    """Return whether :func:`headers_only` is active."""
     return _looking.get()
 
 
 class CacheError(UserError):
-    """The folder of decoded frames cannot be written or read: no fault of a source, and no reason to go on without."""
+    """The cache folder cannot be written or read. Unlike a bad source, this must stop the run."""
 
 
 class FrameCache:
-    """A folder of decoded clips, one ``.npy`` for each source: a video, a photo, or a folder of frames.
+    """A folder of decoded clips, one ``.npy`` file per source: a video, a photo, or a folder of frames.
 
-    An entry belongs to one state of a source (path, size, time of change; of a folder, those of every file in it) and
-    one ``max_frames``: a changed one is decoded again. Entries are whole or absent, so several processes may share a
-    folder; a source that they ask for at the same time is decoded by one of them.
+    An entry is keyed by the state of its source (path, size, modification time; for a folder, those of every file in
+    it) and by ``max_frames``, so a changed source is decoded again. Entries are written atomically, so several
+    processes may share a folder; if they request the same source at the same time, one of them decodes it.
 
     Args:
-        root: folder of the entries; made when it is missing.
-        max_frames: frames of a video that are kept, from its start. 0 keeps all of them.
+        root: folder of the entries; created if missing.
+        max_frames: number of frames of a video to keep, from its start; 0 keeps all.
     """
 
     def __init__(self, root: str | Path, max_frames: int = 64) -> None:
@@ -63,10 +63,10 @@ class FrameCache:
         self.max_frames = max_frames
 
     def frames(self, path: str | Path) -> np.ndarray:
-        """The RGB frames of a video or a photo, read-only ``t h w c`` uint8 (``t`` = 1 for a photo).
+        """Return the RGB frames of a video or a photo, read-only ``t h w c`` uint8 (``t`` = 1 for a photo).
 
-        Raises ``UserError`` when the file is missing or holds no frame that can be decoded, and ``CacheError``, one of
-        these, when the entry cannot be written or read. Within :func:`headers_only` those that are not there are black.
+        Raises ``UserError`` when the file is missing or holds no decodable frame, and its subclass ``CacheError`` when
+        the entry cannot be written or read. Within :func:`headers_only`, frames that are not cached are black.
         """
         path = Path(path)
         entry = self.entry(path)
@@ -82,7 +82,7 @@ class FrameCache:
             raise CacheError(f"{entry} of the cache of frames is damaged ({_why(error)}); remove it") from error
 
     def entry(self, path: Path) -> Path:
-        """Where the frames of ``path``, as it is now, are kept."""
+        """Return the cache file for the current state of ``path``."""
         try:
             state = _folder_state(path) if path.is_dir() else _file_state(path)
         except OSError as error:
@@ -93,11 +93,11 @@ class FrameCache:
     def _holds(self, entry: Path) -> bool:
         try:
             return entry.is_file()
-        except OSError as error:  # a folder that may not be looked into
+        except OSError as error:  # no permission to search the folder
             raise self._closed(error) from error
 
     def _make(self, entry: Path, path: Path) -> None:
-        """Decode ``path``, in one of the processes that find no entry: those of a run all start with the same one."""
+        """Decode ``path`` in one of the processes that find no entry: all processes of a run start at the same one."""
         with ExitStack() as turn:
             try:
                 missing = turn.enter_context(first_to_make(entry))
@@ -108,7 +108,7 @@ class FrameCache:
 
     def _store(self, entry: Path, frames: np.ndarray) -> None:
         try:
-            # Not `np.save`: where the disk is full, its own way to write says neither so nor which file it was.
+            # Not `np.save`: on a full disk, its error names neither the cause nor the file.
             with atomic_path(entry) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
                 file.write(np.ascontiguousarray(frames).data)
@@ -123,14 +123,14 @@ class FrameCache:
 
 @cache
 def _announced(path: Path, entry: Path, max_frames: int) -> tuple[int, int, int]:
-    """Frames, height and width as the header has them; as many frames as are kept where it does not say."""
+    """Return (frames, height, width) from the header; assume ``max_frames`` frames if it gives no count."""
     info = probe(path)
     frames = info.frames or int((info.duration or 0) * (info.rate or 0)) or max_frames or 1
     return min(frames, max_frames or frames), info.height, info.width
 
 
 def _why(error: Exception) -> str:
-    """What is wrong, without what to do about it."""
+    """Return what is wrong, without the advice that follows it."""
     return (isinstance(error, OSError) and error.strerror) or str(error).rsplit("; ", 1)[0]
 
 
@@ -140,31 +140,34 @@ def _file_state(path: Path) -> str:
 
 
 def _folder_state(path: Path) -> str:
-    """Of every file by its name: two that change places change neither sizes nor times."""
+    """Return the state of every file with its name: swapping two files changes neither sizes nor times."""
     return "/".join(f"{file.name}|{_file_state(file)}" for file in sorted(path.iterdir()))
 
 
 def find_sources(root: Path) -> list[Path]:
-    """Every video and photo under ``root``, sorted; hidden files, and those in hidden folders, are left out."""
+    """Return every video and photo under ``root``, sorted, without hidden files and files in hidden folders."""
     suffixes = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(root).parts))
 
 
 def read_caption(path: Path) -> str:
-    """What the sidecar ``NAME.txt`` of a video, a photo or a folder of frames says; empty where there is none."""
-    # What follows a dot in the name of a folder is no suffix: `take.1` and `take.2` are two clips.
+    """Return the sidecar caption ``NAME.txt`` of a video, a photo or a folder of frames; empty if there is none."""
+    # A folder name has no suffix: `take.1` and `take.2` are two clips.
     sidecar = path.with_name(f"{path.name}.txt") if path.is_dir() else path.with_suffix(".txt")
     return decode_caption(sidecar.read_bytes()) if sidecar.is_file() else ""
 
 
 def decode_caption(text: bytes) -> str:
-    """UTF-8, without the mark before it that Windows' editors write; what is none is shown as such."""
+    """Decode UTF-8 and strip the BOM that Windows editors write; invalid bytes become U+FFFD."""
     return text.decode("utf-8-sig", "replace").strip()
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """RGB ``h w c`` uint8 as ``infer.py`` reads it, of any depth, turned upright as its EXIF data says."""
+    """Read a photo of any bit depth as ``infer.py`` does: RGB ``h w c`` uint8, upright according to its EXIF data.
+
+    Raises ``UserError`` when it cannot be decoded.
+    """
     try:
         pixels = image_to_pixels(read_image(path))
     except UserError as error:
@@ -173,6 +176,9 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def read_video(path: Path, max_frames: int = 0) -> np.ndarray:
-    """RGB ``t h w c`` uint8 as ``infer.py`` reads it: upright, progressive, square pixels; ``max_frames`` 0: all."""
+    """Read a video as ``infer.py`` does: RGB ``t h w c`` uint8, upright, progressive, square pixels.
+
+    ``max_frames`` is the number of frames to read; 0 reads all.
+    """
     with FrameReader(path, stop=max_frames or None) as reader:
         return np.stack([rearrange(to_bytes(frame.pixels), "c h w -> h w c").numpy() for frame in reader])

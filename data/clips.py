@@ -1,4 +1,4 @@
-"""The training set: clean clips, a hole in each, and the low-res version that an SD recording would have."""
+"""The training set: clean clips, each with a hole and a low-res version like that of an SD recording."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from ldm_video.video_io.stills import is_image
 
 log = logging.getLogger(__name__)
 
-MARGIN = 16  # high-res pixels around the crop that blur and codec may see
-_OPEN_ARRAYS = 64  # each memory map keeps a file open, and a process may have about a thousand
-_PHOTO_WINDOW = 5  # half sides of a clip: room for the camera to move and to shrink what it sees
+MARGIN = 16  # high-res pixels around the crop that blur and codec can see
+_OPEN_ARRAYS = 64  # each memory map keeps a file open, and a process is limited to about a thousand
+_PHOTO_WINDOW = 5  # in half sides of a clip: leaves room for the camera to move and to zoom out
 DEFAULT_CACHE = "~/.cache/ldm-video"
 DEFAULT_MASKS: Mapping[str, float] = {
     "empty": 0.3, "blob": 0.2, "moving_blob": 0.15, "stroke": 0.1, "box": 0.08,
@@ -43,22 +43,23 @@ Item = dict[str, torch.Tensor | str]
 
 
 class ClipStream(Dataset[Item]):
-    """What every source of clips shares: an endless stream whose items are a pure function of (``seed``, index).
+    """Base class of all clip datasets: an endless stream whose items are a pure function of (``seed``, index).
 
     An item is a dict of ``hr`` ``t 3 H W`` and ``lr`` ``t 3 H/s W/s`` in [-1, 1], ``hole`` ``t 1 H W`` in {0, 1}, all
-    float32; ``name``, where it came from; ``caption``, empty where there is none.
+    float32; ``name``, its source; and ``caption``, empty if there is none.
 
     Args:
-        frames: of a clip.
-        size: of the high-res crop, a multiple of ``scale``: one side or (height, width).
-        scale: high-res pixels for one low-res pixel, 1 or more, whole or not.
-        degrade: a configuration or the name of a preset; None where clips come degraded.
-        masks: family name -> weight, see :mod:`data.masks`.
+        frames: number of frames of a clip.
+        size: size of the high-res crop, a multiple of ``scale``: one side or (height, width).
+        scale: high-res pixels per low-res pixel, 1 or more, integer or not.
+        degrade: a configuration or the name of a preset; None if the clips are already degraded.
+        masks: family name -> weight, see :mod:`data.masks`; None uses ``DEFAULT_MASKS``.
         objects: folder of object masks for the family ``object``, see :mod:`data.object_masks`.
-        length: items that one pass takes where nobody says otherwise (validation).
+        seed: seed of all random choices, 0 or more.
+        length: ``len()`` of the dataset, the number of items of a validation pass.
         sampling: the attributes of :class:`data.sampling.Sampling`.
 
-    Raises ``UserError`` for an option that is unknown, of the wrong type, out of its range or does not fit.
+    Raises ``UserError`` for an option that is unknown, of the wrong type, out of range or inconsistent with others.
     """
 
     comes_degraded = False
@@ -88,13 +89,13 @@ class ClipStream(Dataset[Item]):
         check_weights(DEFAULT_MASKS if masks is None else masks, self.families)
         self.masks = dict(DEFAULT_MASKS if masks is None else masks)
         self.sampling = sampling_of(sampling)
-        self.step = exact_scale(scale).numerator  # high-res pixels from one point of the low-res grid to the next
+        self.step = exact_scale(scale).numerator  # in high-res pixels: multiples of it fall on whole low-res pixels
         if self.size[0] % self.step or self.size[1] % self.step:
             raise UserError(
                 f"crop size {self.size[0]}x{self.size[1]} is no multiple of {self.step}, as scale {scale} needs; "
                 "change one of them"
             )
-        # The margin must fall on whole low-res pixels, or the crop of the low-res frames would be shifted.
+        # The margin must be a whole number of low-res pixels, or the crop of the low-res frames would be shifted.
         self.margin = -(-MARGIN // self.step) * self.step
         self.padded = (self.size[0] + 2 * self.margin, self.size[1] + 2 * self.margin)
 
@@ -103,13 +104,13 @@ class ClipStream(Dataset[Item]):
 
     @property
     def cut_frames(self) -> int:
-        """Frames that are cut out of a source, where it has as many: an item's and those around them."""
+        """Number of frames to cut out of a source, if it has that many: those of an item plus ``sampling.around``."""
         return self.frames + self.sampling.around
 
     def make_item(self, clip: np.ndarray, name: str, caption: str, rng: np.random.Generator) -> Item:
-        """Turn a cut ``t h w c`` uint8 with its margin, draw its hole and degrade it.
+        """Flip a clip ``t h w c`` uint8 (with margin) at random in space and time, draw a hole and degrade the clip.
 
-        A cut may have more frames than an item: all are degraded, and ``frames`` of them in a row are kept.
+        The clip may have more frames than an item: all are degraded, and ``frames`` consecutive ones are kept.
         """
         assert self.degrade is not None
         if rng.random() < 0.5:
@@ -120,20 +121,24 @@ class ClipStream(Dataset[Item]):
         spare = len(clip) - self.frames
         before = int(rng.integers(spare + 1)) if spare else 0
         longer = np.pad(mask, ((before, spare - before), (0, 0), (0, 0), (0, 0)), mode="edge")  # (t + spare) 1 H W
-        # A copy, not `ascontiguousarray`: one frame reversed counts as contiguous, with a stride that torch refuses.
+        # `copy`, not `ascontiguousarray`: a single reversed frame counts as contiguous but has a negative stride, which
+        # torch rejects.
         whole = make_pair(clip.copy(), longer, self.margin, self.scale, self.degrade, rng)
         pair = {name: value[before : before + self.frames] for name, value in whole.items()}
         return {**pair, "lr": self.average(pair["lr"], pair["hole"], rng), "name": name, "caption": caption}
 
     def average(self, lr: torch.Tensor, hole: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Low-res frames ``t 3 h w`` under a hole ``t 1 H W``, averaged along the motion with a reach that is drawn."""
+        """Average low-res frames ``t 3 h w`` outside the hole ``t 1 H W`` along the motion.
+
+        The number of neighbours on each side is drawn from 0 to ``sampling.average``.
+        """
         if not self.sampling.average:
             return lr
         reach = int(rng.integers(self.sampling.average + 1))
         return average_along_motion(lr, lay_on_grid(hole, size_of(lr)), reach).frames
 
     def draw_times(self, length: int, frames: int, rng: np.random.Generator) -> slice:
-        """``frames`` evenly spaced frames, or all there are, of a source of ``length``."""
+        """Draw ``frames`` evenly spaced frames of a source of ``length`` frames; all of them if it has fewer."""
         frames = min(length, frames)
         stride = int(rng.integers(1, min(self.sampling.max_stride, _largest_stride(length, frames)) + 1))
         start = int(rng.integers(length - (frames - 1) * stride))
@@ -142,7 +147,10 @@ class ClipStream(Dataset[Item]):
     def choose_window(
         self, frame: np.ndarray, window: tuple[int, int], rng: np.random.Generator, step: int = 1
     ) -> tuple[int, int]:
-        """(top, left) of a window on a grid of ``step``, most often the one of several with the largest gradients."""
+        """Draw (top, left) of a window on a grid of ``step`` pixels.
+
+        Draw ``candidates`` windows and, with probability ``prefer_detail``, take the one with the largest gradients.
+        """
         ends = [(side - inner) // step + 1 for side, inner in zip(frame.shape, window, strict=False)]
         draws = [(int(y) * step, int(x) * step) for y, x in rng.integers(0, ends, (self.sampling.candidates, 2))]
         if rng.random() >= self.sampling.prefer_detail:
@@ -150,7 +158,10 @@ class ClipStream(Dataset[Item]):
         return max(draws, key=lambda at: _detail(frame[at[0] : at[0] + window[0], at[1] : at[1] + window[1]]))
 
     def cut_photo(self, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Film a part of the photo, most often a detailed one: large ones are half sky."""
+        """Film part of a photo ``h w c`` uint8 with a moving camera; returns ``t h w c`` uint8 with margin.
+
+        Detailed parts are preferred, because half of a large photo is often sky.
+        """
         size = self.padded
         window = (min(photo.shape[0], _PHOTO_WINDOW * size[0] // 2), min(photo.shape[1], _PHOTO_WINDOW * size[1] // 2))
         top, left = self.choose_window(photo, window, rng)
@@ -160,7 +171,7 @@ class ClipStream(Dataset[Item]):
         return photo_clip(seen, self.cut_frames, size, rng)
 
     def cut_video(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Shrink a clip ``t h w c`` by a factor that is drawn, and crop it."""
+        """Crop a clip ``t h w c`` uint8 to the padded size after shrinking it by a random factor."""
         size = self.padded
         height, width = clip.shape[1:3]
         largest = min(self.sampling.max_shrink, height / size[0], width / size[1])
@@ -173,7 +184,7 @@ class ClipStream(Dataset[Item]):
         return np.stack([cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA) for frame in crop])
 
     def unfit(self, length: int, height: int, width: int, photo: bool = False) -> str | None:
-        """Why no clip can be cut out of a source of this length and size; ``None`` when one can."""
+        """Return why no clip can be cut out of a source of this length and size, or ``None`` if one can."""
         if height < self.padded[0] or width < self.padded[1]:
             return f"({height}x{width}) is smaller than crop and margin"
         if not photo and length < self.frames:
@@ -182,21 +193,21 @@ class ClipStream(Dataset[Item]):
 
 
 class ClipDataset(ClipStream):
-    """Clips of ``frames`` frames from the videos and photographs under some folders.
+    """Clips of ``frames`` frames from the videos and photographs in one or more folders.
 
-    An item is a pure function of (``seed``, index): it depends on no worker, no order and no earlier item. The stream
-    is endless: any index from 0 on is an item.
+    An item is a pure function of (``seed``, index), independent of workers, order and earlier items. The stream is
+    endless: every index from 0 on is valid.
 
     Args:
-        root: a folder, or several; searched recursively, in sorted order. ``NAME.txt`` beside a file is its caption.
-        cache: folder of decoded frames, about 2.8 MB for each 720p frame; ``None`` is ``~/.cache/ldm-video``.
+        root: one or more folders; searched recursively, in sorted order. ``NAME.txt`` beside a file is its caption.
+        cache: folder of decoded frames, about 2.8 MB per 720p frame; ``None`` is ``~/.cache/ldm-video``.
         options: those of :class:`ClipStream`.
 
-    Items are those of :class:`ClipStream`; ``name`` is the file's. In the hole ``lr`` was made from paint, so nothing
-    of ``hr`` shows there.
+    Items are those of :class:`ClipStream`; ``name`` is the file name. In the hole, ``lr`` is made from paint, so it
+    reveals nothing of ``hr``.
 
-    Raises ``UserError`` for a missing folder, when no file can be used and when the cache cannot be written; a file
-    that cannot be used is logged and left out.
+    Raises ``UserError`` for a missing folder, when no file is usable and when the cache cannot be written; an unusable
+    file is logged and skipped.
     """
 
     def __init__(
@@ -224,7 +235,7 @@ class ClipDataset(ClipStream):
         return self.make_item(clip, path.name, read_caption(path), rng)
 
     def _open(self, roots: Sequence[str | Path]) -> list[Path]:
-        """The sources that can be decoded and are large and long enough; decodes what the cache lacks."""
+        """Return the sources that can be decoded and are large and long enough; decode those not yet cached."""
         paths: list[Path] = []
         for folder in (Path(root).expanduser() for root in roots):
             if not folder.is_dir():
@@ -255,7 +266,7 @@ class ClipDataset(ClipStream):
         return usable
 
     def _shares(self) -> np.ndarray:
-        """Probability of each source, see :class:`data.sampling.Sampling`; photos together have ``photo_share``."""
+        """Return each source's probability, see :class:`data.sampling.Sampling`; photos sum to ``photo_share``."""
         shares = np.array([self._worth(self.cache.frames(path)) for path in self.sources])
         photos = np.array([is_image(path) for path in self.sources])
         if photos.any() and not photos.all():
@@ -270,7 +281,7 @@ class ClipDataset(ClipStream):
         return pixels * (_detail(frames[0]) + 1e-3) ** power if power else pixels
 
     def _frames(self, path: Path) -> np.ndarray:
-        """The frames of a source; the maps that were used last stay open."""
+        """Return the frames of a source, from an LRU cache of open memory maps."""
         frames = self._open_arrays.pop(path, None)
         self._open_arrays[path] = frames = self.cache.frames(path) if frames is None else frames
         if len(self._open_arrays) > _OPEN_ARRAYS:
@@ -278,14 +289,14 @@ class ClipDataset(ClipStream):
         return frames
 
     def __getstate__(self) -> dict[str, object]:
-        # A memory map is pickled as the whole array: workers started by `spawn` open their own.
+        # Pickling a memory map copies the whole array, so workers started by `spawn` open their own.
         return {**self.__dict__, "_open_arrays": {}}
 
 
 def make_pair(
     clip: np.ndarray, mask: np.ndarray, margin: int, scale: float, config: Degradation, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """Paint the hole over, degrade with a margin around the crop, and cut the margin off.
+    """Paint over the hole, degrade the clip with a margin around the crop, and cut the margin off.
 
     Args:
         clip: ``t (H + 2 margin) (W + 2 margin) c`` uint8.
@@ -294,7 +305,7 @@ def make_pair(
 
     Returns ``hr`` ``t 3 H W`` and ``lr`` ``t 3 H/s W/s`` in [-1, 1], and ``hole``, the mask.
     """
-    # A hole that reaches the crop's side goes on outside it, else its content would come back through the blur.
+    # A hole at the edge of the crop continues into the margin, else the blur would leak content back into it.
     wide = np.pad(mask[:, 0], ((0, 0), (margin, margin), (margin, margin)), mode="edge")  # t h w
     painted = rearrange(paint_hole(clip, wide, rng), "t h w c -> t c h w")
     lowres = degrade(to_signed(torch.from_numpy(painted)), scale, config, rng)
@@ -318,6 +329,6 @@ def _largest_stride(length: int, frames: int) -> int:
 
 
 def _detail(window: np.ndarray) -> float:
-    """Mean squared gradient of the green channel on every second pixel: cheap, and luma's largest part."""
+    """Return the mean squared gradient of every second pixel of green: cheap, and the largest part of luma."""
     green = window[::2, ::2, 1].astype(np.float32)
     return float(np.square(np.diff(green, axis=0)).mean() + np.square(np.diff(green, axis=1)).mean())

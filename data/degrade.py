@@ -1,6 +1,6 @@
-"""High-res clip -> low-res clip: the presets, and the one function that applies any of them.
+"""High-res clip -> low-res clip: presets, and one function that applies any of them.
 
-A degradation is a pure function of (clip, scale, configuration, generator). The chains live in ``data/degradation/``.
+A degradation is a pure function of (clip, scale, configuration, generator). The chains are in ``data/degradation/``.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def degrade(clip: Tensor, scale: float, config: Degradation, rng: np.random.Gene
 
     Args:
         clip: ``t c h w`` float32 in [-1, 1].
-        scale: 1 or more, whole or not; ``h`` and ``w`` divided by it must be whole, see :func:`exact_scale`.
+        scale: 1 or more, integer or not; ``h`` and ``w`` divided by it must be integers, see :func:`exact_scale`.
 
-    Returns ``t c h/scale w/scale`` float32 in [-1, 1], on the grid of 256 levels, of the same moments and the same
-    window: a point at (y, x), measured from the picture's corner, is at (y, x) / scale.
-    Raises ``ValueError`` for a size that does not divide.
+    Returns ``t c h/scale w/scale`` float32 in [-1, 1], quantised to 256 levels, aligned with ``clip`` in time and
+    space: a point at (y, x), measured from the picture's corner, moves to (y, x) / scale.
+    Raises ``ValueError`` for a size that is not divisible.
     """
     if isinstance(config, SecondOrderConfig):
         return degrade_twice(clip, scale, config, rng)

@@ -1,7 +1,7 @@
-"""Lines, letters and shapes drawn over photographs: what signs, grids, wires and titles look like.
+"""Lines, letters and shapes drawn over photographs, to imitate signs, grids, wires and titles.
 
-Footage of nature and sport has few straight, thin, neutral lines of high contrast. A model that has seen none frays
-them and gives them coloured fringes.
+Footage of nature and sport has few straight, thin, neutral lines of high contrast. A model that has seen none renders
+them frayed and with coloured fringes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 
 _CHARACTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:!?&-/ ")
 _FONTS = ("sans", "italic")
-_FRACTION = 4  # bits of a coordinate's fraction, as OpenCV's `shift`
+_FRACTION = 4  # fractional bits of a fixed-point coordinate, OpenCV's `shift`
 
 Drawing = Callable[[np.ndarray, np.random.Generator], None]
 
 
 def draw_over(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three kinds of drawing on a photo ``h w 3`` uint8, in strokes from about one of its pixels on.
+    """Draw one to three random drawings on a photo ``h w 3`` uint8, with strokes from about one pixel wide.
 
-    Returns a new ``h w 3`` uint8. The photo's light and texture show through.
+    Returns a new ``h w 3`` uint8. The photo's light and texture may show through.
     """
     picture = photo.copy()
     for _ in range(rng.integers(1, 4)):
@@ -35,7 +35,7 @@ def draw_over(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def grid(picture: np.ndarray, rng: np.random.Generator) -> None:
-    """Lines at even distances, one way or two, seen at an angle; on a board in most draws."""
+    """Draw evenly spaced lines in one or two directions, in perspective; on a filled board in most draws."""
     matrix = _view(picture, rng)
     if rng.random() < 0.7:
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float)
@@ -49,7 +49,7 @@ def grid(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def letters(picture: np.ndarray, rng: np.random.Generator) -> None:
-    """Lines of text in a real font, on a plate in half of the draws."""
+    """Draw lines of text in a real font, on a plate in half of the draws."""
     height, width = picture.shape[:2]
     size = int(np.exp(rng.uniform(np.log(12), np.log(96))))
     x, y = int(rng.integers(-size, width)), int(rng.integers(size, height + size))
@@ -64,7 +64,7 @@ def letters(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def wires(picture: np.ndarray, rng: np.random.Generator) -> None:
-    """Thin lines that bend a little, in any direction."""
+    """Draw thin, slightly curved lines in any direction."""
     height, width = picture.shape[:2]
     colour = _colour(rng)
     for _ in range(rng.integers(2, 12)):
@@ -76,7 +76,7 @@ def wires(picture: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def shapes(picture: np.ndarray, rng: np.random.Generator) -> None:
-    """Filled polygons, most with an outline."""
+    """Draw filled polygons, most with an outline."""
     height, width = picture.shape[:2]
     for _ in range(rng.integers(1, 7)):
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
@@ -92,14 +92,14 @@ DRAWINGS: tuple[Drawing, ...] = (grid, letters, wires, shapes)
 
 
 def _colour(rng: np.random.Generator) -> list[int]:
-    """Grey in half of the draws, most of it nearly black or white: as print, boards and wires are."""
+    """Draw a colour. Half of them are grey, mostly near black or white, like print, boards and wires."""
     if rng.random() < 0.5:
         return [int(255 * rng.beta(0.4, 0.4))] * 3
     return [int(level) for level in rng.integers(0, 256, 3)]
 
 
 def _view(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The homography from the square [-1, 1]^2 to a quadrangle that covers about the picture: ``3 3``."""
+    """Draw a homography ``3 3`` from the square [-1, 1]^2 to a quadrilateral that roughly covers the picture."""
     height, width = picture.shape[:2]
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
     angle = rng.uniform(0, 2 * np.pi)
@@ -110,7 +110,7 @@ def _view(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _seen(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """``n 2 -> n 2`` through a homography."""
+    """Apply a homography to points: ``n 2 -> n 2``."""
     return cv2.perspectiveTransform(points[None].astype(np.float64), matrix)[0]
 
 

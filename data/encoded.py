@@ -1,4 +1,4 @@
-"""A small encoded video in memory of which only the frames that are asked for are decoded."""
+"""Random access to a small encoded video in memory; only the requested frames are decoded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _QUALITY = (
 class EncodedVideo:
     """``with EncodedVideo(data, name) as video: video[4:13:2]``: frames ``t h w c`` uint8 RGB, upright, square pixels.
 
-    A slice is decoded from the key frame before it on, so short distances between key frames pay
-    (:mod:`data.prepare` writes them); where that does not give every frame, from the start. ``len(video)`` is read off
-    the packets and decodes nothing.
+    A slice is decoded from the preceding key frame, so short GOPs pay off (:mod:`data.prepare` writes them); if that
+    does not yield every frame, it is decoded from the start. ``len(video)`` is read from the packets without decoding.
 
-    Raises ``UserError`` that begins with ``name``: not a video, no frame, damaged, interlaced, of several sizes.
+    Raises ``UserError``, with a message that starts with ``name``, for data that is not a video, has no frame, is
+    damaged or interlaced, or changes its size or format.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -54,8 +54,8 @@ class EncodedVideo:
         times = self._times[frames]
         found = self._decode(times, seek=True)
         if len(found) < len(set(times)):
-            # A key frame may be followed by frames that show earlier moments and need frames from before it (open
-            # groups), and some formats find no key frame at all (transport and program streams): from the start, then.
+            # In an open GOP, frames after the key frame may precede it in display order and depend on earlier frames;
+            # and some formats cannot seek to a key frame (transport and program streams). Decode from the start.
             self._container.close()
             self._open()
             found = self._decode(times, seek=False)
@@ -80,7 +80,7 @@ class EncodedVideo:
 
     def _open(self) -> None:
         try:
-            # No protocol: a file that says it is a playlist must not make FFmpeg open others.
+            # Allow no protocol: a file that poses as a playlist must not make FFmpeg open other files.
             self._container = av.open(io.BytesIO(self._data), "r", options={"protocol_whitelist": "data"})
         except (av.FFmpegError, UnicodeError) as error:
             raise UserError(f"{self.name} is no video that can be read ({error})") from error
@@ -89,10 +89,10 @@ class EncodedVideo:
             self._container.close()
             raise UserError(f"{self.name} holds no video stream that can be decoded")
         self._stream = stream
-        self._stream.codec_context.thread_count = 1  # the workers are the parallel part
+        self._stream.codec_context.thread_count = 1  # the data workers already run in parallel
 
     def _decode(self, times: list[int], seek: bool) -> dict[int, av.VideoFrame]:
-        """Those of the frames at ``times`` that are found from the key frame before them on, or from the start."""
+        """Return the frames at ``times`` found when decoding from the preceding key frame (``seek``) or the start."""
         wanted, found = set(times), dict[int, av.VideoFrame]()
         try:
             if seek:
@@ -103,7 +103,7 @@ class EncodedVideo:
                 if len(found) == len(wanted) or (frame.pts is not None and frame.pts > times[-1]):
                     break
         except av.FFmpegError as error:
-            if not seek:  # else the start is still to be tried
+            if not seek:  # otherwise the caller tries again from the start
                 raise UserError(f"{self.name} cannot be decoded ({error})") from error
         return found
 
@@ -119,7 +119,7 @@ class EncodedVideo:
 
 
 def _rgb(frame: av.VideoFrame, width: int, placed: LeftChroma | None) -> np.ndarray:
-    """``h w c`` uint8; the common formats without the detour over 16 bits and floats, five times as fast."""
+    """Convert a frame to ``h w c`` uint8. Common formats skip the detour via 16 bits and floats: five times as fast."""
     colour, upright = colour_of(frame), orientation_of(frame)
     frame = placed(frame) if placed else frame
     plain = colour.range == "limited" and colour.matrix in _MATRICES and bit_depth(frame) == 8

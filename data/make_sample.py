@@ -1,7 +1,7 @@
-"""Make the demo's clip: ``python -m data.make_sample SOURCE data/samples``.
+"""Make the demo clip: ``python -m data.make_sample SOURCE data/samples``.
 
-The source is played on an old television chain: blurred, made four times smaller, grainy, with a station logo in a
-corner and a scratch down the film, then H.264 at an SD quality. Beside it the mask (what to fill) and the reference.
+Simulates an old television recording of the source: blur, downscaling by 4, noise, a station logo in a corner and a
+film scratch, then H.264 at SD quality. The mask (what to fill) and the reference are written beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm_video.core.tensors import to_bytes, to_signed
 from ldm_video.video_io.subsample import RgbToYuv
 
 SCALE = 4
-MULTIPLE = 2 * SCALE  # of the sides: 4:2:0 halves what is left of them
+MULTIPLE = 2 * SCALE  # of both sides: after downscaling, 4:2:0 needs even sides
 TELEVISION = DegradeConfig(blur_sigma=(1.2, 1.2), noise_sigma=(3.0, 3.0))
 CRF = "20"
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def damage(clip: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> np.ndarray:
-    """``t h w c`` uint8 -> ``t h/4 w/4 c`` uint8 with ``paint`` where ``mask`` is white."""
+    """Degrade ``t h w c`` uint8 to ``t h/4 w/4 c`` uint8, with ``paint`` where ``mask`` is white."""
     frames = rearrange(to_signed(torch.from_numpy(clip)), "t h w c -> t c h w")
     small = degrade_pixels(frames, SCALE, TELEVISION, np.random.default_rng(0))
     lowres = rearrange(to_bytes(small), "t c h w -> t h w c").numpy()
@@ -58,7 +58,7 @@ def damage(clip: np.ndarray, mask: np.ndarray, paint: np.ndarray) -> np.ndarray:
 
 
 def logo_and_scratch(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """White on black ``h w`` of what covers the picture, and its colours ``h w c``, for an SD frame."""
+    """Return the mask ``h w`` (0 or 255) of the logo and the scratch, and their colours ``h w c``; both uint8."""
     mask = np.zeros((height, width), np.uint8)
     paint = np.zeros((height, width, 3), np.uint8)
     x, y, w, h = width - 34, 8, 26, 12
@@ -72,12 +72,12 @@ def logo_and_scratch(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode(frames: np.ndarray, path: Path) -> None:
-    """H.264, BT.601 and tagged so, as an SD file of its time."""
+    """Encode ``t h w c`` uint8 as H.264, BT.601 and tagged as such, like a typical SD file."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": CRF})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = 5, 5, 6  # BT.470BG, as PAL has it
+        context.colorspace, context.color_primaries, context.color_trc = 5, 5, 6  # BT.470BG, as in PAL
         to_yuv = RgbToYuv(frames.shape[1:3], "rgb24", "yuv420p", "bt601")
         for array in frames:
             container.mux(stream.encode(to_yuv(array)))

@@ -1,7 +1,7 @@
-"""Hole families for training (white = 1 = fill).
+"""Families of hole masks for training (white = 1 = fill).
 
 Blobs and strokes follow the free-form masks of DeepFill v2 (Yu et al. 2019) and E2FGVI / ProPainter: random Bezier
-outlines, half of them moving with bounded acceleration. Rectangles matter: a model that never saw one fails on it.
+outlines, half of them moving with bounded acceleration. Rectangles matter: a model that has never seen one fails on it.
 
 Each family is ``(rng, frames, size) -> float32 t 1 h w in {0, 1}``.
 """
@@ -29,10 +29,10 @@ def sample_mask(
     weights: Mapping[str, float],
     families: Mapping[str, Family] | None = None,
 ) -> Mask:
-    """A mask of a family drawn in proportion to ``weights`` (family name -> weight).
+    """Draw a mask from a family, chosen in proportion to ``weights`` (family name -> weight).
 
-    ``families`` is :data:`FAMILIES` unless given. Returns ``t 1 h w`` float32 in {0, 1}. Raises ``UserError`` for an
-    unknown family or a sum of 0.
+    ``families`` defaults to :data:`FAMILIES`; ``size`` is (height, width). Returns ``t 1 h w`` float32 in {0, 1}.
+    Raises ``UserError`` as :func:`check_weights` does.
     """
     families = FAMILIES if families is None else families
     check_weights(weights, families)
@@ -42,7 +42,7 @@ def sample_mask(
 
 
 def check_weights(weights: Mapping[str, float], families: Mapping[str, Family] | None = None) -> None:
-    """Raise ``UserError`` unless every name is a family and the weights can be drawn from."""
+    """Raise ``UserError`` unless every name is a family and the weights are not negative, finite and not all 0."""
     families = FAMILIES if families is None else families
     if not isinstance(weights, Mapping):
         raise UserError(f"mask weights are {weights!r}; give a mapping of family to weight")
@@ -57,29 +57,29 @@ def check_weights(weights: Mapping[str, float], families: Mapping[str, Family] |
 
 
 def empty(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """No hole: plain super-resolution."""
+    """Return an empty mask: plain super-resolution."""
     return np.zeros((frames, 1, *size), np.float32)
 
 
 def full(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """Nothing is known."""
+    """Return a mask of everything: nothing is known."""
     return np.ones((frames, 1, *size), np.float32)
 
 
 def blob(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """A closed Bezier outline of 2 to 25 % of the frame; moves and breathes in half of the draws."""
+    """Draw a closed Bezier outline of 2 to 25 % of the frame; half of them move, rotate and zoom."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.25))
     return _rigid(outline, frames, size, _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size))
 
 
 def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """A blob that always moves."""
+    """Draw a blob of 2 to 20 % of the frame that always moves."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.2))
     return _rigid(outline, frames, size, _track(rng, frames, size))
 
 
 def ellipse(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """An ellipse of 1 to 20 % of the frame, axes up to 1 : 3; moves in half of the draws."""
+    """Draw an ellipse of 1 to 20 % of the frame, axis ratio up to 1 : 3; moves in half of the draws."""
     angle, aspect = np.linspace(0, 2 * np.pi, 64, endpoint=False), rng.uniform(1, 3) ** 0.5
     turn = rng.uniform(0, np.pi)
     circle = np.stack([np.cos(angle) * aspect, np.sin(angle) / aspect], -1)
@@ -88,7 +88,7 @@ def ellipse(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
 
 
 def box(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """An upright rectangle of 1 to 25 % of the frame, sides up to 1 : 4; moves in half of the draws."""
+    """Draw an axis-aligned rectangle of 1 to 25 % of the frame, aspect up to 1 : 4; moves in half of the draws."""
     side = (size[0] * size[1] * rng.uniform(0.01, 0.25)) ** 0.5 / 2
     aspect = np.exp(rng.uniform(-np.log(4), np.log(4))) ** 0.5
     outline = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [side * aspect, side / aspect]
@@ -97,7 +97,7 @@ def box(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
 
 
 def stroke(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """One to four brush strokes, drifting together in half of the draws."""
+    """Draw one to four brush strokes; they drift together in half of the draws."""
     short = min(size)
     thickness = max(1, round(short * rng.uniform(0.02, 0.08)))
     lines = []
@@ -117,7 +117,7 @@ def stroke(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask
 
 
 def scratch(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """Film scratches: one to four thin, almost vertical lines, each on some frames only and trembling sideways."""
+    """Draw film scratches: one to four thin, nearly vertical lines, each with horizontal jitter and on some frames."""
     height, width = size
     mask = np.zeros((frames, 1, height, width), np.float32)
     for _ in range(rng.integers(1, 5)):
@@ -136,7 +136,7 @@ def scratch(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
 
 
 def dropout(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """Tape dropouts: horizontal streaks a few lines high where the tape lost its coating, new in every frame."""
+    """Draw tape dropouts: horizontal streaks, a few lines high, from lost tape coating; new in every frame."""
     height, width = size
     mask = np.zeros((frames, 1, height, width), np.float32)
     counts = rng.poisson(rng.uniform(0.5, 4.0), frames)
@@ -152,7 +152,7 @@ def dropout(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
 
 
 def flicker(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """A blob, box, ellipse, stroke or logo that is there on some of the frames only."""
+    """Draw a blob, box, ellipse, stroke or logo that is visible only on some frames."""
     steady = (blob, box, ellipse, stroke, logo)[rng.integers(5)](rng, frames, size)
     shown = np.zeros(frames, np.float32)
     shown[rng.permutation(frames)[: rng.integers(1, max(2, frames))]] = 1
@@ -160,7 +160,10 @@ def flicker(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
 
 
 def logo(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """A static mark in a corner: two to six letters, or the plate they stand on; at most a fifth of the frame."""
+    """Draw a static mark in a corner: two to six letters, or their plate.
+
+    The text is at most half as wide and a fifth as high as the frame.
+    """
     height, width = size
     text = "".join(rng.choice(list(_GLYPHS), rng.integers(2, 7)))
     thickness = max(1, round(rng.uniform(0.01, 0.03) * min(size)))
@@ -181,7 +184,7 @@ def logo(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
 
 
 def border(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """Outpainting: a static band along one to four sides, each 5 to 30 % of the frame wide."""
+    """Draw an outpainting mask: static bands along one to four sides, each 5 to 30 % of the frame's side wide."""
     mask = np.zeros((frames, 1, *size), np.float32)
     sides = rng.choice(4, rng.integers(1, 5), replace=False)
     for side in sides:
@@ -192,7 +195,7 @@ def border(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask
 
 
 def island(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
-    """Only a blob of 2 to 60 % of the frame is known; it moves in half of the draws."""
+    """Mask everything but a blob of 2 to 60 % of the frame; it moves in half of the draws."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.6))
     track = _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size)
     return 1 - _rigid(outline, frames, size, track)
@@ -216,9 +219,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def bezier_outline(rng: np.random.Generator) -> np.ndarray:
-    """A closed smooth outline around 0, of area pi: ``n 2`` (x, y).
+    """Draw a closed smooth outline around 0, of area pi: ``n 2`` (x, y).
 
-    Quadratic Bezier arcs through the middles of the sides of a star polygon.
+    It consists of quadratic Bezier arcs through the midpoints of the sides of a star-shaped polygon.
     """
     corners, steps = 8, 8  # of the polygon, and points on each arc
     angle = (np.arange(corners) + rng.uniform(-0.4, 0.4, corners)) * 2 * np.pi / corners
@@ -241,7 +244,7 @@ def _rest(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track
 
 
 def _track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track:
-    """A path through the frame: 1 to 4 % of its short side a frame, with bounded acceleration, held to the frame."""
+    """Draw a path inside the frame: 1 to 4 % of its short side per frame on average, with bounded acceleration."""
     centre = _rest(rng, frames, size)[0]
     speed = min(size) * rng.uniform(0.01, 0.04)
     heading = rng.uniform(0, 2 * np.pi)
@@ -256,7 +259,7 @@ def _track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Trac
 
 
 def _hold_inside(track: Track, size: tuple[int, int]) -> Track:
-    """Reflect the centre at the frame's sides."""
+    """Reflect the centre at the edges of the frame."""
     span = np.array([size[1], size[0]])
     offset = np.mod(track[0], 2 * span)
     return np.minimum(offset, 2 * span - offset), track[1], track[2]
@@ -276,5 +279,5 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def _radius(size: tuple[int, int], area: float) -> float:
-    """Of the circle that covers ``area`` (a share) of the frame."""
+    """Return the radius in pixels of the circle that covers the fraction ``area`` of the frame."""
     return (size[0] * size[1] * area / np.pi) ** 0.5

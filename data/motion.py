@@ -7,9 +7,9 @@ import numpy as np
 
 
 def bounded_walk(rng: np.random.Generator, frames: int, speed: float, acceleration: float) -> np.ndarray:
-    """A smooth path of ``frames`` points that starts at 0: velocity from N(0, speed), changed by N(0, acceleration).
+    """Draw a smooth path that starts at 0: ``t`` float64, with ``t`` = ``frames``.
 
-    The velocity is held within three times ``speed``. Returns ``t`` float64.
+    The velocity is drawn from N(0, speed), changes by N(0, acceleration) per frame and is clipped to 3 ``speed``.
     """
     velocity = rng.normal(0, speed) + np.cumsum(rng.normal(0, acceleration, frames))
     path = np.cumsum(np.clip(velocity, -3 * speed, 3 * speed))
@@ -17,9 +17,10 @@ def bounded_walk(rng: np.random.Generator, frames: int, speed: float, accelerati
 
 
 def camera_path(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Per-frame camera: ``x``, ``y`` in output pixels, ``zoom`` as a factor, ``angle`` in radians; 0, 0, 1, 0 at start.
+    """Draw a camera path: ``x``, ``y`` in output pixels, ``zoom`` as a factor, ``angle`` in radians, each ``t``.
 
-    The pan is up to some 4 % of the frame a frame; hand-held shake rides on it in half of the clips.
+    ``x`` and ``y`` start at 0, ``zoom`` at 1 and ``angle`` within 0.1 of 0. The pan is usually up to 4 % of the short
+    side per frame; half of the clips add hand-held shake.
     """
     side = min(size)
     pan = side * rng.uniform(0, 0.02)
@@ -37,20 +38,21 @@ def photo_clip(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.ra
 
     Args:
         photo: ``h w c`` uint8.
+        frames: number of frames.
         size: (height, width) of the clip.
 
-    Returns ``t h w c`` uint8. A photo pixel is never blown up by choice: the camera zooms in beyond one photo pixel
-    for one output pixel only where the photo is too small for the motion.
+    Returns ``t h w c`` uint8. The photo is magnified beyond one photo pixel per output pixel only if it is too small
+    for the motion.
     """
     path = camera_path(rng, frames, size)
     corners = _corners(path, size)  # t 4 2, in output pixels around the camera's start
     low, high = corners.min((0, 1)), corners.max((0, 1))  # x y
     extent = np.maximum(high - low, 1e-6)
     available = np.array([photo.shape[1] - 1, photo.shape[0] - 1], dtype=float)
-    largest = float((available / extent).min())  # photo pixels for one output pixel: beyond it the camera leaves
+    largest = float((available / extent).min())  # photo pixels per output pixel; beyond, the camera leaves it
     scale = min(largest, float(np.exp(rng.uniform(0, np.log(max(1.0, min(largest, 2.5)))))))
     origin = rng.uniform(0, 1, 2) * (available - extent * scale) - low * scale
-    # Only what the camera sees is filtered; the warp then samples near one to one.
+    # Antialias only the part that the camera sees; the warp then samples at nearly 1 : 1.
     left, top = np.floor(origin + low * scale).astype(int).clip(0)
     right, bottom = np.minimum(np.ceil(origin + high * scale).astype(int) + 1, [photo.shape[1], photo.shape[0]])
     view = np.ascontiguousarray(photo[top:bottom, left:right])
@@ -67,7 +69,7 @@ def photo_clip(photo: np.ndarray, frames: int, size: tuple[int, int], rng: np.ra
 
 
 def _corners(path: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """``t 4 2``: where the frame's corner pixels (x, y) lie on the plane of the photo, before scale and origin."""
+    """Return the frame's corner pixels (x, y) in the photo plane, before scale and origin: ``t 4 2``."""
     half = np.array([(size[1] - 1) / 2, (size[0] - 1) / 2])
     corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half  # 4 2
     cosine, sine = np.cos(path["angle"]), np.sin(path["angle"])

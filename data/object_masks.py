@@ -1,4 +1,4 @@
-"""Silhouettes of real objects as holes: the family ``object`` of :mod:`data.masks`, read from a folder."""
+"""Silhouettes of real objects as holes: the mask family ``object`` of :mod:`data.masks`, read from a folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from ldm_video.core.errors import UserError
 
-_AREA = (0.02, 0.3)  # of the crop that an object is brought to, if it is whole in it
-_LARGEST_ZOOM = 4.0  # beyond it the mask's own pixels show
+_AREA = (0.02, 0.3)  # fraction of the crop that an object is scaled to (if entirely inside)
+_LARGEST_ZOOM = 4.0  # beyond this, the mask's own pixels become visible
 _LARGEST_STRIDE = 2
 _WHITE = 127
 
@@ -20,16 +20,16 @@ _WHITE = 127
 class ObjectMasks:
     """A mask family: ``(rng, frames, size) -> t 1 h w`` float32 in {0, 1}, 1 = object = hole.
 
-    An object keeps its motion and shape. It is brought to 2 to 30 % of the frame, moved to any place (so that it may
-    be cut by the frame's sides), mirrored in half of the draws and played backwards in half of them. A clip shorter
-    than ``frames`` is played forth and back. Frames without the object have no hole.
+    An object keeps its motion and shape. It is scaled to 2 to 30 % of the frame (at most 4x), moved to a random place
+    (where the edges of the frame may cut it), mirrored in half of the draws and reversed in time in half of them. A
+    clip shorter than ``frames`` is played back and forth. Frames without the object have no hole.
 
     Attributes:
         root: a folder of folders, ``CLIP/00000.png``, ``00001.png`` ..., white = object.
-        clips: found under ``root``, each the files of one clip in order.
+        clips: the clips found under ``root``; the files of each, in order.
 
-    Raises ``UserError`` for a missing or empty folder and a gap in a numbering, and when drawn from, for a file that
-    cannot be read or is of another size than the first of its clip.
+    The constructor raises ``UserError`` for a missing or empty folder and a gap in a numbering; a call raises it for a
+    file that cannot be read or differs in size from the first of its clip.
     """
 
     root: str | Path
@@ -67,7 +67,7 @@ def _check_numbering(files: list[Path]) -> None:
 
 
 def _times(rng: np.random.Generator, length: int, frames: int) -> np.ndarray:
-    """A run of ``frames`` frame numbers, forth and back where the clip is too short."""
+    """Draw ``frames`` evenly spaced frame numbers, back and forth if the clip is too short."""
     fits = max(1, (length - 1) // max(1, frames - 1))
     stride = int(rng.integers(1, min(fits, _LARGEST_STRIDE) + 1))
     reach = (frames - 1) * stride
@@ -78,7 +78,7 @@ def _times(rng: np.random.Generator, length: int, frames: int) -> np.ndarray:
 
 
 def _read(files: list[Path]) -> np.ndarray:
-    """``t h w`` float32 in {0, 1}."""
+    """Read masks as ``t h w`` float32 in {0, 1}."""
     masks: list[np.ndarray] = []
     for file in files:
         picture = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
@@ -91,21 +91,21 @@ def _read(files: list[Path]) -> np.ndarray:
 
 
 def _fit(masks: np.ndarray, size: tuple[int, int], place: np.ndarray, area: float) -> np.ndarray:
-    """Zoom the objects to ``area`` pixels on average, their middle to ``place`` (x y)."""
+    """Scale the objects to ``area`` pixels on average and move their centroid to ``place`` (x y): ``t 1 h w``."""
     fitted = np.zeros((len(masks), 1, *size), np.float32)
     _, rows, columns = np.nonzero(masks)
     if not len(rows):
         return fitted
     shown = np.count_nonzero(masks.any(axis=(1, 2)))
     zoom = min(_LARGEST_ZOOM, float(np.sqrt(area * shown / len(rows))))
-    if zoom < 1:  # what the warp alone would skip is averaged first
+    if zoom < 1:  # average first, to avoid aliasing in the warp
         small = (max(1, round(masks.shape[2] * zoom)), max(1, round(masks.shape[1] * zoom)))
         sources = [cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in masks]
     else:
         sources = list(masks)
     ratio = np.array([sources[0].shape[1] / masks.shape[2], sources[0].shape[0] / masks.shape[1]])
     middle = (np.array([columns.mean(), rows.mean()]) + 0.5) * ratio - 0.5  # in pixels of the sources
-    step = ratio / zoom  # of the sources for one pixel of the crop, near 1 or below
+    step = ratio / zoom  # source pixels per crop pixel, near 1 or below
     matrix = np.array([[step[0], 0, middle[0] - place[0] * step[0]], [0, step[1], middle[1] - place[1] * step[1]]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for index, source in enumerate(sources):

@@ -1,4 +1,4 @@
-"""What stands in the hole of a recording: a logo's colour, dust, noise, a caption. Painted before degrading."""
+"""Paint for the hole, like a logo's colour, dust, noise or a caption in a recording; applied before degrading."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import numpy as np
 
 
 def paint_hole(clip: np.ndarray, hole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Replace the hole's pixels by paint, so that a degraded copy shows nothing of what was there.
+    """Replace the pixels in the hole by paint, so that a degraded copy reveals nothing of the original.
 
     Args:
         clip: ``t h w c`` uint8.
         hole: ``t h w`` in {0, 1}.
 
-    Returns a new ``t h w c`` uint8; it equals ``clip`` where the hole is 0, and does not depend on it elsewhere.
+    Returns a new ``t h w c`` uint8 that equals ``clip`` where the hole is 0 and is independent of it elsewhere.
     """
     paint = _PAINTS[rng.integers(len(_PAINTS))](clip.shape, rng)
     return np.where(hole[..., None] > 0, paint, clip)
 
 
 def flat(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """One colour; black, white or grey in half of the draws, as captions and scratches are."""
+    """Paint one colour; black, white or grey in half of the draws, like captions and scratches."""
     if rng.random() < 0.5:
         return np.full((1, 1, 1, shape[-1]), rng.choice([0, 128, 255]), np.uint8)
     return rng.integers(0, 256, (1, 1, 1, shape[-1]), np.uint8)
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """White noise, new in every frame."""
+    """Paint white noise, new in every frame."""
     return rng.integers(0, 256, shape, np.uint8)
 
 
 def checker(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Two colours in squares."""
+    """Paint a checkerboard of two colours."""
     side = int(rng.integers(2, 17))
     rows, columns = np.arange(shape[1])[:, None] // side, np.arange(shape[2])[None] // side
     two = rng.integers(0, 256, (2, shape[-1]), np.uint8)
@@ -40,7 +40,7 @@ def checker(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def text(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Lines of letters on one colour."""
+    """Paint lines of letters on a uniform background."""
     ground, ink = rng.integers(0, 256, (2, shape[-1])).tolist()
     picture = np.empty(shape[1:], np.uint8)
     picture[:] = ground

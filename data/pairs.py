@@ -1,4 +1,4 @@
-"""Clips that come in pairs: ``hr/NAME``, ``lr/NAME`` and, where there is one, ``mask/NAME``."""
+"""Paired clips: ``hr/NAME``, ``lr/NAME`` and, optionally, ``mask/NAME``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from ldm_video.video_io.stills import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-_WHITE = 128  # grey 128 and above is hole
+_WHITE = 128  # grey levels from 128 up are hole
 
 
 class Pair(NamedTuple):
-    """The files, or folders of frames, of one clip."""
+    """The files (or folders of frames) of one clip."""
 
     hr: Path
     lr: Path
@@ -35,22 +35,24 @@ class Pair(NamedTuple):
 
 
 class PairDataset(ClipStream):
-    """Clips of ``frames`` frames from ``root/hr``, ``root/lr`` and, if it is there, ``root/mask``.
+    """Clips of ``frames`` frames from ``root/hr``, ``root/lr`` and, if it exists, ``root/mask``.
 
-    An entry of these folders is a video, a picture or a folder of frames; entries of one name (the suffix may differ)
-    belong together. The low-res frames are as many as the high-res ones and exactly ``scale`` times smaller. A mask is
-    white where there is a hole, of either size, and has as many frames, or one that holds for the clip; its pixels are
-    taken as they are. A clip without a mask gets one of a family, and paint covers what its low-res frames show there.
+    An entry of these folders is a video, a picture or a folder of frames; entries of the same name (the suffix may
+    differ) belong together. The low-res clip has as many frames as the high-res one and is exactly ``scale`` times
+    smaller. A mask is white in the hole; it has the size of either clip, and one frame or one per frame of the clip.
+    With a mask, the low-res pixels in the hole are used as they are. A clip without a mask gets a random one (see
+    :mod:`data.masks`), and the hole is painted over in its low-res frames.
 
     Args:
         root: the folder of ``hr`` and ``lr``. ``hr/NAME.txt`` is a caption.
-        degrade: must be ``None``: the pairs are degraded already.
-        options: those of :class:`data.clips.ClipStream`; of :class:`data.sampling.Sampling`, ``max_stride``,
-            ``candidates``, ``prefer_detail`` and ``max_frames`` have a meaning here.
+        degrade: must be ``None``: the pairs are already degraded.
+        cache: folder of decoded frames; ``None`` is ``~/.cache/ldm-video``.
+        options: those of :class:`data.clips.ClipStream`. Of :class:`data.sampling.Sampling`, only ``max_stride``,
+            ``candidates``, ``prefer_detail``, ``max_frames`` and ``average`` have an effect.
 
     The items are those of :class:`data.clips.ClipDataset`: a pure function of (``seed``, index).
-    Raises ``UserError`` for a missing folder, when no pair can be used and when the cache cannot be written; a pair
-    that cannot be used, or two entries of one name in one folder, are logged and left out.
+    Raises ``UserError`` for a missing folder, when no pair is usable and when the cache cannot be written. Unusable
+    pairs, and entries of the same name in one folder, are logged and skipped.
     """
 
     comes_degraded = True
@@ -103,11 +105,11 @@ class PairDataset(ClipStream):
         }
 
     def _given_hole(self, path: Path, times: slice, size: tuple[int, int]) -> np.ndarray:
-        """The mask's frames at ``times`` and at the high-res ``size``: ``t H W`` float32 in {0, 1}."""
+        """Return the mask's frames at ``times``, resized to the high-res ``size``: ``t H W`` float32 in {0, 1}."""
         mask = self.cache.frames(path)
         chosen = mask[times] if len(mask) > 1 else np.repeat(mask[:1], self.frames, 0)
         grey = [frame.mean(-1) >= _WHITE for frame in chosen]  # h w
-        nearest = cv2.INTER_NEAREST_EXACT  # the other takes, of a scale such as 1.25, the pixel beside the nearest one
+        nearest = cv2.INTER_NEAREST_EXACT  # at a scale such as 1.25, INTER_NEAREST is off by one pixel
         return np.stack([cv2.resize(g.astype(np.float32), size[::-1], interpolation=nearest) for g in grey])  # t H W
 
     def _open(self, root: Path) -> list[Pair]:
@@ -123,7 +125,7 @@ class PairDataset(ClipStream):
             if stem not in lows:
                 left_out.append(f"{path} has no partner in lr")
                 continue
-            # Not one of them: which was meant, nobody can tell.
+            # Use neither: it is ambiguous which one is meant.
             if alike := next((part[stem] for part in (highs, lows, holes) if len(part.get(stem, ())) > 1), None):
                 left_out.append(f"{' and '.join(map(str, alike))} have one name; keep one of them")
                 continue
@@ -145,7 +147,7 @@ class PairDataset(ClipStream):
         return usable
 
     def _fault(self, pair: Pair) -> str | None:
-        """Why a pair cannot be used. Decodes what the cache lacks."""
+        """Return why a pair is unusable, or ``None``. Decodes what is not yet cached."""
         (length, *high), (low_length, *low) = (self.cache.frames(path).shape[:3] for path in (pair.hr, pair.lr))
         if [n * exact_scale(self.scale) for n in low] != high:
             return f"{pair.hr} ({high[0]}x{high[1]}) is not {self.scale} times {pair.lr} ({low[0]}x{low[1]})"
@@ -164,7 +166,7 @@ class PairDataset(ClipStream):
 
 
 def touched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``t H W`` -> ``t h w``, both in {0, 1}: the low-res pixels that a pixel of the hole falls into."""
+    """Return the low-res pixels that overlap the hole: ``t H W`` -> ``t h w``, both in {0, 1}."""
     height, width = hole.shape[1:]
     if height % size[0] == 0 and width % size[1] == 0:
         return reduce(hole, "t (h y) (w x) -> t h w", "max", h=size[0], w=size[1])
@@ -173,7 +175,7 @@ def touched(hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _entries(folder: Path) -> dict[str, list[Path]]:
-    """Videos, pictures and folders of frames by their name without suffix, sorted; nothing for a missing folder."""
+    """Return videos, pictures and folders of frames by name without suffix, sorted; empty for a missing folder."""
     known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -1,10 +1,10 @@
-"""Make training clips of films: ``python -m data.prepare SRC OUT [--shards] [key=value ...]``.
+"""Make training clips from films: ``python -m data.prepare SRC OUT [--shards] [key=value ...]``.
 
-Cuts every video under SRC at its shots, drops what teaches nothing (static, black, blurred, short or small pieces),
-crops black bars off, and writes near-lossless H.264 clips that decode fast at any frame: files in OUT, or with
-``--shards`` tar shards for WebDataset. ``film.txt`` beside ``film.mp4`` becomes the caption of its clips.
-OUT/report.json says what was dropped and why. The same command goes on where a run was stopped. The keys, with their
-meaning, are the attributes of ``data.prepare_parts.options.PrepareOptions``.
+Splits every video under SRC at shot cuts, drops useless segments (static, black, blurred, short or small), crops black
+bars, and writes near-lossless H.264 clips that allow fast random access: files in OUT, or with ``--shards`` tar shards
+for WebDataset. ``film.txt`` beside ``film.mp4`` becomes the caption of its clips. OUT/report.json says what was dropped
+and why. Running the same command again resumes an interrupted run. The keys are the attributes of
+``data.prepare_parts.options.PrepareOptions``, documented there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STAGING = ".staging"
 
 
 def main() -> None:
-    """Read the command line, prepare what is not done yet, and say what there is."""
+    """Read the command line, prepare what is not done yet, and print a summary."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SRC", help="a folder of videos, searched recursively")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder of the clips or shards")
@@ -50,13 +50,13 @@ def main() -> None:
 def prepare(source: Path, out: Path, shards: bool, options: PrepareOptions) -> Report:
     """Prepare every video under ``source`` that the report in ``out`` does not list as done.
 
-    A file that cannot be read is named in the report and stops nothing. Raises ``UserError`` for a wrong ``source``,
-    an ``out`` that lies in it or was begun with other options, and a full disk.
+    An unreadable file is listed in the report and skipped. Raises ``UserError`` for a ``source`` without videos, an
+    ``out`` that lies inside it or holds the results of other options, and a full disk.
     """
     videos = _find_videos(source, out)
     report = Report(out, options, shards)
     folder = out / _STAGING if shards else out
-    sweep(folder)  # of a run that was killed
+    sweep(folder)  # temporary files of a killed run
     waiting = {name: path for name, path in videos.items() if not report.done(name)}
     with _progress() as progress:
         task = progress.add_task("preparing", total=len(videos), completed=len(videos) - len(waiting))
@@ -69,14 +69,14 @@ def prepare(source: Path, out: Path, shards: bool, options: PrepareOptions) -> R
             progress.update(task, advance=1, description=name)
     if shards:
         pack(folder, out, report, options, last=True)
-        # All clips are packed. Of a run that was killed, packed ones may still be staged, and half a source's.
+        # All clips are packed. A killed run may have left packed clips, or those of an unfinished source, behind.
         shutil.rmtree(folder, ignore_errors=True)
     report.save()
     return report
 
 
 def prepare_source(path: Path, name: str, folder: Path, options: PrepareOptions) -> dict[str, Any]:
-    """Look at one video and write its good pieces into ``folder``; the report's entry on it."""
+    """Survey one video and write its good pieces into ``folder``; return its entry for the report."""
     try:
         seen = survey(path, options.cut)
     except UserError as error:
@@ -89,7 +89,7 @@ def prepare_source(path: Path, name: str, folder: Path, options: PrepareOptions)
 
 
 def _find_videos(source: Path, out: Path) -> dict[str, Path]:
-    """Path below ``source`` -> file, sorted."""
+    """Return path relative to ``source`` -> file, sorted."""
     if not source.is_dir():
         raise UserError(f"SRC {source} is no folder; give a folder of videos")
     if out.resolve().is_relative_to(source.resolve()):
@@ -101,7 +101,7 @@ def _find_videos(source: Path, out: Path) -> dict[str, Path]:
 
 
 def _each_source(videos: dict[str, Path], folder: Path, options: PrepareOptions) -> Iterator[dict[str, Any]]:
-    """The entries of the sources in their order, whichever is ready first."""
+    """Yield the report entries of the sources, in their order."""
     work = partial(_prepare_named, folder=folder, options=options)
     if options.jobs == 1:
         yield from map(work, videos.items())

@@ -1,4 +1,4 @@
-"""What can be set about how clips are cut out of their sources."""
+"""Options for how clips are cut out of their sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
-_STEEPEST = 10.0  # power of the detail: beyond it shares are all or nothing
+_STEEPEST = 10.0  # largest |detail_power|: beyond it, probabilities are all or nothing
 
 
 @dataclass(frozen=True)
@@ -16,23 +16,25 @@ class Sampling:
     """How a clip is cut out of a source.
 
     Attributes:
-        max_stride: every 1st to ``max_stride``-th frame is taken.
-        photo_share: share of the clips that are filmed photographs, where there are both photos and videos.
-        max_shrink: content is shrunk by 1 to this factor before the crop, so that it is seen at several scales.
-        candidates: crops that are drawn; the most detailed one is taken with probability ``prefer_detail``.
-        max_frames: of a file that are decoded into the cache, from its start; 0 is all. Long films are better
-            split into shots first, by :mod:`data.prepare`. Shards are not cached and have no such limit.
-        average: low-res frames are averaged along the motion with 0 to this many neighbours on each side, as they will
-            be when a model is used whose ``sampling.average`` is set.
-        around: this many frames are degraded with those of the clip, some before and the others after them, and
-            dropped. The first frame that a codec writes is the clearest, and of a recording hardly any frame is the
-            first; what a codec makes of a frame depends on later ones as well.
-        drawing_share: share of the filmed photographs with lines, letters and shapes drawn over them, see
+        max_stride: largest temporal stride; the stride is drawn from 1 to this.
+        photo_share: fraction of clips that are filmed photographs, if there are both photos and videos.
+        max_shrink: videos are downscaled by a factor from 1 to this before cropping, for content at several scales.
+        candidates: number of random crops to choose from; the most detailed one is taken with probability
+            ``prefer_detail``, else the first.
+        prefer_detail: see ``candidates``.
+        max_frames: number of frames of a file to decode into the cache, from its start; 0 is all. Long films should
+            be split into shots first with :mod:`data.prepare`. Shards are not cached and have no such limit.
+        average: low-res frames are averaged along the motion with 0 to this many neighbours on each side, as at
+            inference with a model whose ``sampling.average`` is set.
+        around: number of extra frames to degrade before and after the clip, in total, and then drop. The first frame
+            of an encoded stream is the clearest, but hardly any frame of a recording is the first; and a frame's
+            compression depends on later frames too.
+        drawing_share: fraction of the filmed photographs with lines, letters and shapes drawn over them, see
             :mod:`data.drawings`.
-        detail_power: a source is drawn in proportion to its pixels, times its detail (the mean squared gradient of its
-            first frame) to this power: there is more footage of soft pictures than there is to be learned from them.
+        detail_power: a source is drawn in proportion to its number of pixels times its detail (the mean squared
+            gradient of its first frame) to this power, because soft footage is plentiful and teaches little.
 
-    Raises ``UserError`` for a value of the wrong type or out of its range.
+    Raises ``UserError`` for a value of the wrong type or out of range.
     """
 
     max_stride: int = 2
@@ -56,7 +58,7 @@ class Sampling:
 
 
 def sampling_of(options: dict[str, Any]) -> Sampling:
-    """:class:`Sampling` of options by name; ``UserError`` for one that it does not have."""
+    """Build a :class:`Sampling` from options by name; raises ``UserError`` for an unknown one."""
     if unknown := sorted(options.keys() - {field.name for field in fields(Sampling)}):
         raise UserError(f"unknown data option {unknown[0]!r}; see data.clips.ClipDataset and data.sampling.Sampling")
     return Sampling(**options)

@@ -1,4 +1,4 @@
-"""Clips of several scales in one stream: a model that has seen only one enlargement over-sharpens at a smaller one."""
+"""Clips of several scales in one stream. A model trained at one scale over-sharpens at smaller ones."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ldm_video.core.errors import UserError
 
 
 class SeveralScales(Dataset[Item]):
-    """Items of one of several data sets that differ in scale, a pure function of (``seed``, index) as theirs are.
+    """A random mixture of datasets that differ in scale; like theirs, items are a pure function of (``seed``, index).
 
-    Low-res frames of one batch must be of one size, so ``together`` items in a row have one scale: who makes steps of
-    the items sets it to the clips of a step, those of all processes.
+    The low-res frames of a batch must have the same size, so ``together`` consecutive items share a scale. The training
+    loop sets ``together`` to the number of clips per step, over all processes.
 
     Args:
-        clips: makes the data set of one scale: ``clips(scale=2.0)``.
-        scales: high-res pixels for one low-res pixel.
-        weights: how often each scale is drawn, of any sum.
-        seed: of the draw.
+        clips: builds the dataset of one scale: ``clips(scale=2.0)``.
+        scales: high-res pixels per low-res pixel.
+        weights: positive relative frequency of each scale; need not sum to 1.
+        seed: seed of the draw, 0 or more.
 
-    Raises ``UserError`` for scales and weights that do not fit and for values of the wrong type.
+    Raises ``UserError`` unless there is one positive weight per scale, and for values of the wrong type.
     """
 
     def __init__(
@@ -49,6 +49,6 @@ class SeveralScales(Dataset[Item]):
         return len(self.sets[0])
 
     def __getitem__(self, index: int) -> Item:
-        # Another stream than the items' own, which are drawn from (seed, index).
+        # Independent of the items' own random stream, which is seeded with (seed, index).
         rng = np.random.default_rng([self.seed, index // self.together, len(self.sets)])
         return self.sets[rng.choice(len(self.sets), p=self.weights)][index]

@@ -1,11 +1,11 @@
-"""Clips from WebDataset tar shards: ``KEY.mp4``, with ``KEY.txt`` (a caption) and ``KEY.json`` (facts) if there are.
+"""Clips from WebDataset tar shards: ``KEY.mp4``, with optional ``KEY.txt`` (caption) and ``KEY.json`` (metadata).
 
-A tar file that is not compressed can be read anywhere once it is known where its members begin. So the shards are
-indexed once and the data set is an ordinary one, item by number, in place of WebDataset's stream through a shuffle
-buffer: an item is a pure function of (seed, epoch, index), processes and workers share the numbers out as they do for
-a folder, and a run that was stopped goes on at the exact clip. Each epoch takes every clip once, in an order drawn from
-(seed, epoch) over all shards. The format, the names and the patterns are WebDataset's own. The price: a remote shard
-is fetched as a whole, once, before the first step; a cluster shares the copies by keeping the cache on a shared disk.
+An uncompressed tar file allows random access once the offsets of its members are known. So the shards are indexed once
+and served by a map-style dataset instead of WebDataset's stream through a shuffle buffer. An item is a pure function of
+(seed, index), processes and workers split the indices as for a folder, and an interrupted run resumes at the exact
+clip. Each epoch visits every clip once, in a permutation of all shards drawn from (seed, epoch). The format, names and
+patterns are those of WebDataset. The price: a remote shard is fetched as a whole, once, before the first step. A
+cluster can share the copies by keeping the cache on a shared disk.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from ldm_video.video_io.container import VIDEO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "2"  # raised when the same shard would be indexed otherwise
-_FETCHES = 3  # tries for a remote shard
-_SUBSTITUTES = 100  # clips that are tried in the place of a broken one
+_FORMAT = "2"  # increment when the index of the same shard would change
+_FETCHES = 3  # attempts to fetch a remote shard
+_SUBSTITUTES = 100  # clips to try, counting the first, before giving up
 
 
 class Span(NamedTuple):
-    """Bytes of a file."""
+    """A byte range of a file: offset and length."""
 
     start: int
     size: int
 
 
 class Sample(NamedTuple):
-    """A clip of a shard: where its video is and, if it has one, its caption."""
+    """A clip of a shard: the location of its video and, if it has one, of its caption."""
 
     shard: Path
     key: str
@@ -58,17 +58,19 @@ class Sample(NamedTuple):
 
 
 class ShardDataset(ClipStream):
-    """Clips of ``frames`` frames from tar shards; items as those of :class:`data.clips.ClipDataset`.
+    """Clips of ``frames`` frames from tar shards; items are like those of :class:`data.clips.ClipDataset`.
 
     Args:
-        root: shards, one pattern or several: a file, a folder (all its ``.tar``), a brace pattern
-            (``clips-{000..127}.tar``), a URL that fsspec reads (``https://``, ``s3://``, ``hf://``, ...; braces too).
-        cache: folder of the indices and of the copies of remote shards.
+        root: one or more patterns of shards: a file, a folder (all its ``.tar`` files), a brace pattern
+            (``clips-{000..127}.tar``) or a URL that fsspec reads (``https://``, ``s3://``, ``hf://``, ...; braces too).
+        cache: parent of the folder ``shards``, which holds the indices and the copies of remote shards; ``None`` is
+            ``~/.cache/ldm-video``.
         options: those of :class:`data.clips.ClipStream`.
 
-    A clip that cannot be decoded, or is too small or too short, is passed over: another takes its place, drawn from
-    (seed, index). ``skipped`` counts those, in all workers. ``damaged`` counts the shards that are cut off or no tar
-    files; their whole clips are used. Raises ``UserError`` for a missing or unreachable shard and when no clip is left.
+    A clip that cannot be decoded, is too small or too short is skipped and replaced by another, drawn from
+    (seed, index). ``skipped`` counts these over all workers. ``damaged`` counts the shards that are truncated or not
+    tar files; their intact clips are used. Raises ``UserError`` for a missing or unreachable shard, when the shards
+    hold no clip, and when 100 clips in a row are unusable.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class ShardDataset(ClipStream):
 
     @property
     def skipped(self) -> int:
-        """How often a clip had to be passed over so far."""
+        """Number of times a clip was skipped so far."""
         return int(self._skipped)
 
     def __getitem__(self, index: int) -> Item:
@@ -116,7 +118,7 @@ class ShardDataset(ClipStream):
         raise UserError(f"{_SUBSTITUTES} clips in a row could not be used; the last: {sample.key} of {sample.shard}")
 
     def sample(self, index: int) -> Sample:
-        """The clip whose turn it is: each epoch is a permutation of all clips, drawn from (seed, epoch)."""
+        """Return the clip of an index: each epoch is a permutation of all clips, drawn from (seed, epoch)."""
         epoch, position = divmod(index, len(self.samples))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -124,7 +126,7 @@ class ShardDataset(ClipStream):
         return self.samples[self._order[position]]
 
     def read(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
-        """The frames of a clip at times that are drawn, ``t h w c`` uint8; raises ``UserError`` for a broken one."""
+        """Decode randomly drawn frames of a clip, ``t h w c`` uint8; raises ``UserError`` for an unusable clip."""
         with EncodedVideo(_read(sample.shard, sample.video), f"clip {sample.key} of {sample.shard}") as video:
             if len(video) < self.frames:
                 raise UserError(f"{video.name} has {len(video)} frames, fewer than {self.frames}")
@@ -140,7 +142,10 @@ class ShardDataset(ClipStream):
 
 
 def expand(pattern: str) -> list[str]:
-    """The shards that a pattern names: braces as WebDataset expands them, or all ``.tar`` files of a folder."""
+    """Return the shards that a pattern names: braces as in WebDataset, or all ``.tar`` files of a folder.
+
+    Raises ``UserError`` for a ``pipe:`` pattern.
+    """
     if pattern.startswith("pipe:"):
         raise UserError(f"{pattern}: a configuration is data and starts no command; give a URL (s3://, https://, ...)")
     if "://" not in pattern and (folder := Path(pattern).expanduser()).is_dir():
@@ -149,10 +154,11 @@ def expand(pattern: str) -> list[str]:
 
 
 def local_copy(url: str, folder: Path) -> Path:
-    """The file of a shard, fetched into ``folder`` if it is remote and not there yet.
+    """Return the local file of a shard; fetch it into ``folder`` if it is remote and not there yet.
 
-    A copy is known by its URL alone, so that a run needs no network once it has them: what a URL names must not change.
-    Within :func:`data.cache.headers_only` nothing is fetched, and there may be no such file.
+    A copy is identified by its URL alone, so that a run needs no network once it has all copies: the content of a URL
+    must not change. Within :func:`data.cache.headers_only` nothing is fetched, and the returned file may not exist.
+    Raises ``UserError`` for a missing or unreachable shard and when the cache cannot be written.
     """
     path = Path(url.removeprefix("file://")).expanduser()
     if "://" not in str(url).removeprefix("file://"):
@@ -164,7 +170,7 @@ def local_copy(url: str, folder: Path) -> Path:
     if copy.is_file() or looking():
         return copy
     try:
-        with first_to_make(copy) as missing:  # the processes of one machine start together
+        with first_to_make(copy) as missing:  # all processes request the same shards at once
             if missing:
                 with atomic_path(copy) as temporary:
                     _fetch(url, temporary)
@@ -174,7 +180,7 @@ def local_copy(url: str, folder: Path) -> Path:
 
 
 def index_shard(path: Path, folder: Path) -> tuple[list[Sample], str]:
-    """The clips of a tar file and what is wrong with it, if anything; remembered in ``folder``."""
+    """Return the clips of a tar file and its fault (empty if intact); cache both in ``folder``."""
     if looking() and not path.is_file():
         return [], ""
     state = path.stat()
@@ -194,7 +200,7 @@ def index_shard(path: Path, folder: Path) -> tuple[list[Sample], str]:
 
 
 def _scan(path: Path) -> tuple[list[Sample], str]:
-    """Read the headers of a tar file, up to the end or to where it is cut off."""
+    """Read the headers of a tar file, up to its end or the point of truncation."""
     groups: dict[str, dict[str, Span]] = {}
     last, fault, length = "", "", path.stat().st_size
     try:
@@ -210,7 +216,7 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
             fault = _end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         fault = str(error) or type(error).__name__
-        groups.pop(last, None)  # the clip that the cut went through
+        groups.pop(last, None)  # the clip that is truncated
     samples = []
     for key, members in groups.items():
         videos = [span for extension, span in members.items() if f".{extension.split('.')[-1]}" in VIDEO_SUFFIXES]
@@ -220,7 +226,7 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
 
 
 def _end(path: Path, at: int) -> str:
-    """What is wrong where tarfile read no further: it takes any header that it cannot read for the end."""
+    """Return the fault where tarfile stopped, empty if none: it takes any unreadable header for the end."""
     with path.open("rb") as file:
         file.seek(at)
         block = file.read(tarfile.BLOCKSIZE)
@@ -244,7 +250,7 @@ def _fetch(url: str, target: Path) -> None:
             filesystem, remote = fsspec.core.url_to_fs(url)
             filesystem.get_file(remote, str(target))
             return
-        except Exception as error:  # each of fsspec's back ends has errors of its own
+        except Exception as error:  # each fsspec back end has its own exceptions
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
             if attempt == _FETCHES - 1 or isinstance(error, FileNotFoundError | ImportError | ValueError):

@@ -1,4 +1,4 @@
-"""A real video codec, encoded and decoded in memory."""
+"""In-memory round trips through real video codecs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ldm_video.video_io.interlace import deinterlace
 from ldm_video.video_io.subsample import FIELDS, RgbToYuv
 
 RATE = Fraction(25)
-# h264: as files are made. h264_live: as cameras and streams make it, which look at no later frame and decide in haste.
+# h264: as for files. h264_live: as for cameras and streams, with no look-ahead and a fast preset.
 ENCODERS = {
     "h264": "libx264", "h264_live": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "mpeg2video": "mpeg2video",
 }  # fmt: skip
@@ -27,13 +27,13 @@ _OPTIONS = {
     "h264_live": {"preset": "veryfast", "tune": "zerolatency", **repeatable_x264()},
     "hevc": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:pools=none:frame-threads=1"},
 }
-_LOOKS_AHEAD = {"h264"}  # and has B-frames, as many as x264's preset wants
+_LOOKS_AHEAD = {"h264"}  # and uses B-frames, as many as x264's preset chooses
 _SMALLEST = {"hevc": 32}
-_FIELD_LINES = 4  # 4:2:0 in fields: a chroma line of each field for every four lines
-_BROADCAST_GROUP = 12  # frames from one intra frame to the next, and
-_BROADCAST_B_FRAMES = 2  # between two that are predicted forward, as DVB has them
-# One matrix both ways. A cast of one level is a colour shift that a network would learn to undo.
-# Without these flags swscale truncates (a level lost in each conversion) and repeats chroma samples.
+_FIELD_LINES = 4  # interlaced 4:2:0: each field has one chroma line per four frame lines
+_BROADCAST_GROUP = 12  # GOP length, as in DVB
+_BROADCAST_B_FRAMES = 2  # between two P-frames, as in DVB
+# The same matrix in both directions: a network would learn to undo a colour shift, even of a single level.
+# Without these flags swscale truncates (losing one level per conversion) and repeats chroma samples.
 _FLAGS = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
@@ -47,23 +47,24 @@ _TO_RGB = {
 
 
 def codec_round_trip(frames: np.ndarray, codec: str, crf: int) -> np.ndarray:
-    """Encode and decode in memory at a constant quality.
+    """Encode and decode in memory at constant quality.
 
     Args:
         frames: ``t h w c`` uint8 RGB, any size.
         codec: a key of :data:`ENCODERS`.
-        crf: x264's scale, 0..51.
+        crf: 0..51 on x264's scale; mapped to a quantiser for MPEG-2 and MPEG-4.
 
-    Returns the same number of frames of the same size, ``t h w c`` uint8 RGB. 4:2:0, BT.601 limited range, tagged and
-    converted by the same matrix in both directions.
+    Returns the same number of frames of the same size, ``t h w c`` uint8 RGB. The stream is 4:2:0, BT.601 limited
+    range, and is tagged and converted with the same matrix in both directions.
+    Raises ``RuntimeError`` when the codec drops or adds frames.
     """
     return _progressive(frames, codec, _constant_quality(codec, crf))
 
 
 def rate_round_trip(frames: np.ndarray, codec: str, bits: float) -> np.ndarray:
-    """As :func:`codec_round_trip`, with ``bits`` for each pixel on average in place of a quality.
+    """Like :func:`codec_round_trip`, but at an average bit rate of ``bits`` per pixel instead of constant quality.
 
-    A decoder's buffer of one second bounds the first frames too: without one they take what they like.
+    A VBV buffer of one second limits the first frames, which would otherwise use any number of bits.
     """
     rate = max(1, round(bits * frames.shape[1] * frames.shape[2] * RATE))
     options = {"b": str(rate), "maxrate": str(2 * rate), "bufsize": str(rate)}
@@ -71,14 +72,16 @@ def rate_round_trip(frames: np.ndarray, codec: str, bits: float) -> np.ndarray:
 
 
 def interlaced_round_trip(moments: np.ndarray, crf: int) -> np.ndarray:
-    """Broadcast in fields: weave pairs of moments, encode as interlaced MPEG-2, decode, deinterlace.
+    """Simulate an interlaced broadcast: weave pairs of pictures into frames, encode as interlaced MPEG-2, decode,
+    deinterlace.
 
     Args:
-        moments: ``(2 t) h w c`` uint8 RGB at field rate, any size; of frame ``i`` the even lines are moment ``2 i``'s,
-            the odd lines moment ``2 i + 1``'s (top field first).
+        moments: ``(2 t) h w c`` uint8 RGB pictures at field rate, any size. Frame ``i`` takes its even lines from
+            picture ``2 i`` and its odd lines from picture ``2 i + 1`` (top field first).
         crf: mapped to MPEG-2's quantiser as in :func:`codec_round_trip`.
 
-    Returns ``t h w c`` uint8 RGB: frame ``i`` shows moment ``2 i``, as ``infer.py`` would read the recording.
+    Returns ``t h w c`` uint8 RGB: frame ``i`` shows picture ``2 i``, as ``infer.py`` would read the recording.
+    Raises ``ValueError`` for an odd number of pictures.
     """
     if len(moments) % 2:
         raise ValueError(f"{len(moments)} moments do not make whole frames; give two for each")
@@ -97,7 +100,7 @@ def interlaced_round_trip(moments: np.ndarray, crf: int) -> np.ndarray:
 def _constant_quality(codec: str, crf: int) -> dict[str, str]:
     if codec in _OPTIONS:
         return {**_OPTIONS[codec], "crf": str(crf)}
-    # MPEG-2/4 have a quantiser of 1..31 in place of CRF; like x264's it doubles for every 6 steps.
+    # MPEG-2/4 have a quantiser of 1..31 instead of CRF; like x264's, it doubles every 6 CRF steps.
     quantiser = str(int(np.clip(round(2 ** ((crf - 12) / 6)), 1, 31)))
     return {"qmin": quantiser, "qmax": quantiser}
 
@@ -125,7 +128,7 @@ def _crop(decoded: list[np.ndarray], count: int, size: tuple[int, int]) -> np.nd
 def _encode(
     frames: Iterable[VideoFrame], size: tuple[int, ...], codec: str, options: dict[str, str], interlaced: bool = False
 ) -> io.BytesIO:
-    """NUT: the one light container that holds every codec, with time stamps and no index to rewrite."""
+    """Encode into NUT: the one light container that holds every codec, with timestamps and no index to rewrite."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="nut") as container:
         stream = container.add_stream(ENCODERS[codec], rate=RATE)
@@ -151,7 +154,7 @@ def _decode(buffer: io.BytesIO) -> Iterator[VideoFrame]:
 
 
 def _weave(halves: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-    """Fields, the top one first, -> half as many frames of twice the height, marked as interlaced."""
+    """Weave fields, top field first, into half as many frames of twice the height, flagged as interlaced."""
     graph: Graph | None = None
     for index, half in enumerate(halves):
         if graph is None:

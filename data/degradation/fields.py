@@ -1,4 +1,4 @@
-"""A clip as an interlaced camera sees it: twice as many moments as frames."""
+"""A clip at the field rate of an interlaced camera: two pictures per frame."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ldm_video.core.tensors import to_bytes
 
 
 def field_moments(clip: Tensor) -> Tensor:
-    """Each frame, then the moment half way to the next one.
+    """Interpolate a clip to field rate: each frame, followed by the picture halfway to the next frame.
 
-    Half moments are frames moved along half of the optical flow (Farneback: OpenCV's DIS depends on the number of
-    threads). After the last frame the motion goes on; a single frame stands still.
+    The halfway pictures are frames warped by half of the optical flow (Farneback, because OpenCV's DIS depends on the
+    number of threads). The motion is extrapolated after the last frame; a single frame is static.
 
     Args:
         clip: ``t c h w`` float32 in [-1, 1].
 
-    Returns ``(2 t) c h w``; every second one, from the first, is a frame of ``clip``.
+    Returns ``(2 t) c h w`` in [-1, 1]; those at even indices are the frames of ``clip``.
     """
     pixels = rearrange(to_bytes(clip), "t c h w -> t h w c").numpy()
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels]
@@ -36,7 +36,7 @@ def field_moments(clip: Tensor) -> Tensor:
 
 
 def _move(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """What was at x is at x + flow, where the flow (``h w 2``, x y) is smooth."""
+    """Warp a frame by a smooth flow (``h w 2``, x y): what was at x moves to x + flow."""
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
     source = np.stack([x, y], -1) - flow
     return cv2.remap(frame, source[..., 0], source[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

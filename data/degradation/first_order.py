@@ -1,7 +1,7 @@
-"""High-res -> low-res as an SD recording has it: blur, resize, noise, then a real video codec.
+"""High-res -> low-res like an SD recording: blur, resize, noise, then a real video codec.
 
-The order of Real-ESRGAN (Wang et al. 2021, section 3) with its JPEG step replaced by a codec that works in time, as
-RealBasicVSR does (Chan et al. 2022, section 3.3).
+The order is that of Real-ESRGAN (Wang et al. 2021, section 3), with the JPEG step replaced by a video codec, as in
+RealBasicVSR (Chan et al. 2022, section 3.3).
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from ldm_video.core.tensors import size_of, to_bytes, to_signed
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """Ranges that a degradation is drawn from; equal ends fix a value.
+    """Ranges from which a degradation is drawn; equal ends fix a value.
 
     Attributes:
-        blur_sigma: of a Gaussian, in high-res pixels; 0 does not blur.
-        noise_sigma: of Gaussian noise, in levels of 0..255, drawn once for a clip; 0 adds none.
-        crf: quality of the codec, x264's scale (mapped to a quantiser for MPEG-2 and MPEG-4). Negative: no codec.
-        resize_kernels: one is drawn of ``bicubic``, ``bilinear`` (both antialiased) and ``area``.
-        codecs: one is drawn, of the keys of :data:`data.degradation.codec.ENCODERS`.
-        interlaced: broadcast in fields by ``mpeg2video`` and deinterlaced again.
+        blur_sigma: sigma of a Gaussian blur, in high-res pixels; 0 does not blur.
+        noise_sigma: sigma of Gaussian noise, in levels of 0..255, drawn once per clip; 0 adds none.
+        crf: codec quality on x264's scale (mapped to a quantiser for MPEG-2 and MPEG-4); negative for no codec.
+        resize_kernels: one of these is drawn; ``bicubic``, ``bilinear`` (both antialiased) or ``area``.
+        codecs: one of these is drawn; keys of :data:`data.degradation.codec.ENCODERS`.
+        interlaced: encode as interlaced ``mpeg2video`` and deinterlace again.
+
+    Raises ``ValueError`` for unknown kernels or codecs, and for ``interlaced`` without ``mpeg2video`` and a crf.
     """
 
     blur_sigma: tuple[float, float] = (0.0, 0.0)
@@ -51,7 +53,7 @@ class DegradeConfig:
 
 
 def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
-    """``t c h w`` in [-1, 1] -> ``t c h/scale w/scale`` in [-1, 1], on the grid of 256 levels."""
+    """Degrade ``t c h w`` in [-1, 1] to ``t c h/scale w/scale`` in [-1, 1], quantised to 256 levels."""
     moments = field_moments(clip) if config.interlaced else clip
     lowres = to_bytes(degrade_pixels(moments, scale, config, rng))
     low, high = config.crf
@@ -65,7 +67,7 @@ def degrade_once(clip: Tensor, scale: float, config: DegradeConfig, rng: np.rand
 
 
 def degrade_pixels(clip: Tensor, scale: float, config: DegradeConfig, rng: np.random.Generator) -> Tensor:
-    """Blur, resize and noise, the part of :func:`degrade_once` before the codec; not yet rounded to 256 levels."""
+    """Blur, resize and add noise: :func:`degrade_once` without the codec and the quantisation to 256 levels."""
     size = lowres_size(size_of(clip), scale)
     sigma = rng.uniform(*config.blur_sigma)
     kernel = config.resize_kernels[rng.integers(len(config.resize_kernels))]

@@ -1,8 +1,8 @@
-"""Two rounds of blur, resize, noise, JPEG and video codec, whose parameters drift slowly over the clip.
+"""Two rounds of blur, resize, noise, JPEG and video codec, with parameters that drift slowly over the clip.
 
-Real-ESRGAN's second-order degradation (Wang et al. 2021, section 3.2) over time, with the ranges, probabilities and
-steps of RealBasicVSR's training (Chan et al. 2022, section 3.3). Other than there: both ends of every drift reflect,
-resizing is antialiased, and a codec's rate is stated for each pixel, so that it does not depend on the crop.
+This extends Real-ESRGAN's second-order degradation (Wang et al. 2021, section 3.2) over time, with the ranges,
+probabilities and steps of RealBasicVSR's training (Chan et al. 2022, section 3.3). Differences: drifts reflect at both
+ends of their range, resizing is antialiased, and bit rates are per pixel, so that they do not depend on the crop size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm_video.core.tensors import size_of, to_bytes, to_signed
 Range = tuple[float, float]
 
 _SINC_SHARE = 0.1
-# profile, both axes alike, share of the kernels that are no sinc
+# profile, isotropic, fraction of the non-sinc kernels
 _BELLS: tuple[tuple[Profile, bool, float], ...] = (
     ("gaussian", True, 0.45),
     ("gaussian", False, 0.25),
@@ -33,10 +33,10 @@ _BELLS: tuple[tuple[Profile, bool, float], ...] = (
     ("plateau", False, 0.03),
 )
 _BETA: dict[Profile, Range] = {"gaussian": (1.0, 1.0), "generalized": (0.5, 4.0), "plateau": (1.0, 2.0)}
-_LARGE_KERNEL = 13  # from here on a lower cutoff fits into the kernel
-_PHOTONS = 255  # that make white at a Poisson scale of 1
-_SMALLEST = 8  # pixels a side that a resize leaves
-# largest mean change from one frame to the next, in the unit of the parameter
+_LARGE_KERNEL = 13  # kernels of at least this side can hold a lower cutoff
+_PHOTONS = 255  # photons of a white pixel at a Poisson scale of 1
+_SMALLEST = 8  # minimum side in pixels after a resize
+# `step` of `drift` for each parameter, in its unit: the change per frame is at most 1.5 times this
 _STEPS = {"sigma": 0.02, "angle": 0.3, "beta": 0.05, "cutoff": 0.06, "gaussian": 0.1, "poisson": 0.005, "jpeg": 3.0}
 
 
@@ -45,14 +45,14 @@ class Round:
     """One round of the chain.
 
     Attributes:
-        blur_probability: else the clip is not blurred.
+        blur_probability: probability of blurring the clip.
         blur_sigma: along each axis of the kernel, in pixels of the round's input.
-        resize_modes: probabilities of up, down and keep.
-        resize: smallest and largest factor, against the round's input.
-        resize_step: the most that the factor changes by from frame to frame, on average.
+        resize_modes: probabilities of upsampling, downsampling and keeping the size.
+        resize: smallest and largest factor, relative to the round's input.
+        resize_step: step of the factor's :func:`drift`; it changes by at most 1.5 times this per frame.
         gaussian: sigma of Gaussian noise, in levels of 0..255.
-        poisson: scale of Poisson noise; at 1 white is 255 photons.
-        jpeg: quality.
+        poisson: scale of Poisson noise; at 1, white is 255 photons.
+        jpeg: JPEG quality, 0..100.
     """
 
     blur_probability: float = 1.0
@@ -67,14 +67,14 @@ class Round:
 
 @dataclass(frozen=True)
 class SecondOrderConfig:
-    """What :func:`degrade_twice` draws from.
+    """Ranges and probabilities from which :func:`degrade_twice` draws.
 
     Attributes:
         rounds: the two rounds.
-        kernel_sides: smallest and largest blur kernel; odd sides between them.
+        kernel_sides: smallest and largest side of a blur kernel; odd sides in this range are drawn.
         grey_noise: probability that the noise of a round is the same in all channels.
-        codecs: one is drawn for each round.
-        bits: of a codec for each pixel. 0.1 to 1 is 1e4 to 1e5 bit/s at 64x64 and 25 frames a second.
+        codecs: one of these is drawn for each round; keys of :data:`data.degradation.codec.ENCODERS`.
+        bits: bit rate of the codec per pixel. 0.1 to 1 is 1e4 to 1e5 bit/s at 64x64 and 25 frames per second.
         final_sinc: probability of a sinc filter after the last resize.
     """
 
@@ -89,11 +89,11 @@ class SecondOrderConfig:
     final_sinc: float = 0.8
 
 
-Frames = list[np.ndarray]  # of `h w c` float32 in [-1, 1]; sizes may differ from frame to frame
+Frames = list[np.ndarray]  # `h w c` float32 in [-1, 1]; sizes may differ from frame to frame
 
 
 def degrade_twice(clip: Tensor, scale: float, config: SecondOrderConfig, rng: np.random.Generator) -> Tensor:
-    """``t c h w`` in [-1, 1] -> ``t c h/scale w/scale`` in [-1, 1], on the grid of 256 levels."""
+    """Degrade ``t c h w`` in [-1, 1] to ``t c h/scale w/scale`` in [-1, 1], quantised to 256 levels."""
     size = lowres_size(size_of(clip), scale)
     frames = list(rearrange(clip, "t c h w -> t h w c").contiguous().numpy())
     frames = coded(one_round(frames, config.rounds[0], config, rng), config, rng)
@@ -107,7 +107,7 @@ def degrade_twice(clip: Tensor, scale: float, config: SecondOrderConfig, rng: np
 
 
 def one_round(frames: Frames, round_: Round, config: SecondOrderConfig, rng: np.random.Generator) -> Frames:
-    """Blur, resize, noise and JPEG; frames of drifting sizes."""
+    """Apply blur, resize, noise and JPEG; the sizes of the returned frames drift."""
     if rng.random() < round_.blur_probability:
         kernels = blur_kernels(rng, len(frames), round_.blur_sigma, config.kernel_sides)
         frames = [_filter(frame, kernel) for frame, kernel in zip(frames, kernels, strict=True)]
@@ -115,7 +115,7 @@ def one_round(frames: Frames, round_: Round, config: SecondOrderConfig, rng: np.
 
 
 def drift(rng: np.random.Generator, frames: int, ends: Range, step: float) -> np.ndarray:
-    """A value within ``ends`` that starts anywhere, changes by at most 1.5 ``step`` a frame and reflects: ``t``."""
+    """Return a random walk ``t`` within ``ends``: uniform start, reflecting ends, at most 1.5 ``step`` per frame."""
     low, high = ends
     path = rng.uniform(low, high) + bounded_walk(rng, frames, step / 2, step / 8) - low
     if high == low:
@@ -125,7 +125,7 @@ def drift(rng: np.random.Generator, frames: int, ends: Range, step: float) -> np
 
 
 def blur_kernels(rng: np.random.Generator, frames: int, sigma: Range, sides: tuple[int, int]) -> list[np.ndarray]:
-    """One kernel for each frame, all of a kind and size."""
+    """Draw one kernel ``side side`` per frame, all of the same kind and size."""
     side = int(rng.choice(np.arange(sides[0], sides[1] + 1, 2)))
     if rng.random() < _SINC_SHARE:
         return _sinc_kernels(rng, frames, side, np.pi / (3 if side < _LARGE_KERNEL else 5))
@@ -140,7 +140,7 @@ def blur_kernels(rng: np.random.Generator, frames: int, sigma: Range, sides: tup
 
 
 def resized(frames: Frames, round_: Round, rng: np.random.Generator) -> Frames:
-    """Up, down or not at all, by a factor that drifts, with a kernel drawn for the clip."""
+    """Upsample, downsample or keep the frames, by a drifting factor, with one kernel per clip."""
     kernel = RESIZE_KERNELS[rng.integers(len(RESIZE_KERNELS))]
     low, high = round_.resize
     ends = ((min(1.0, high), high), (low, 1.0), (1.0, 1.0))[rng.choice(3, p=round_.resize_modes)]
@@ -150,7 +150,7 @@ def resized(frames: Frames, round_: Round, rng: np.random.Generator) -> Frames:
 
 
 def noisy(frames: Frames, round_: Round, grey_share: float, rng: np.random.Generator) -> Frames:
-    """Gaussian or Poisson noise, in all channels alike or in each its own, new in every frame; clipped to [-1, 1]."""
+    """Add Gaussian or Poisson noise, new in every frame, shared or independent across channels; clip to [-1, 1]."""
     gaussian, grey = rng.random() < 0.5, rng.random() < grey_share
     kind, ends = ("gaussian", round_.gaussian) if gaussian else ("poisson", round_.poisson)
     result = []
@@ -166,7 +166,7 @@ def noisy(frames: Frames, round_: Round, grey_share: float, rng: np.random.Gener
 
 
 def jpeg(frames: Frames, quality: Range, rng: np.random.Generator) -> Frames:
-    """Each frame by itself through JPEG, 4:2:0."""
+    """Compress each frame as a 4:2:0 JPEG of drifting quality."""
     result = []
     for frame, value in zip(frames, drift(rng, len(frames), quality, _STEPS["jpeg"]), strict=True):
         options = [cv2.IMWRITE_JPEG_QUALITY, round(value)]
@@ -176,7 +176,7 @@ def jpeg(frames: Frames, quality: Range, rng: np.random.Generator) -> Frames:
 
 
 def coded(frames: Frames, config: SecondOrderConfig, rng: np.random.Generator) -> Frames:
-    """Through a video codec. A stream has one size: frames are fitted to the first one's."""
+    """Pass the frames through a video codec. A stream has one size, so frames are resized to that of the first."""
     codec = config.codecs[rng.integers(len(config.codecs))]
     bits = rng.uniform(*config.bits)
     height, width = frames[0].shape[:2]
@@ -185,7 +185,7 @@ def coded(frames: Frames, config: SecondOrderConfig, rng: np.random.Generator) -
 
 
 def fitted(frames: Frames, size: tuple[int, int], config: SecondOrderConfig, rng: np.random.Generator) -> Frames:
-    """Resize to the low-res grid, then most often ring."""
+    """Resize to the low-res ``size`` (height, width), then apply a sinc filter with probability ``final_sinc``."""
     kernel = RESIZE_KERNELS[rng.integers(len(RESIZE_KERNELS))]
     frames = [_resize(frame, size, kernel) for frame in frames]
     if rng.random() >= config.final_sinc:

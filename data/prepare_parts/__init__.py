@@ -1,10 +1,10 @@
 """The steps of :mod:`data.prepare`.
 
-``options``  what can be set.
-``cuts``     where one shot ends and the next begins.
-``survey``   one look at every frame: cuts, motion, darkness, sharpness, bars.
-``pieces``   from what was seen to pieces that are kept, or dropped for a reason.
-``encode``   pieces to small H.264 files with their sidecars.
-``report``   what was done with each source: the journal of a resumed run and what people read.
+``options``  the options.
+``cuts``     shot-cut detection.
+``survey``   one pass over all frames: cuts, motion, darkness, sharpness, bars.
+``pieces``   from the survey to pieces that are kept, or dropped for a stated reason.
+``encode``   pieces to small H.264 files with sidecars.
+``report``   the result for each source: a readable report, and the journal from which a run resumes.
 ``pack``     files to tar shards.
 """

@@ -1,4 +1,4 @@
-"""Where a shot ends: PySceneDetect's content score of each frame, judged against the frames around it."""
+"""Shot-cut detection: PySceneDetect's content score of each frame, compared with those of the frames around it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 from scenedetect import ContentDetector, FrameTimecode
 
-_LEAST = 15.0  # content score below which nothing is a cut; PySceneDetect's own (`min_content_val`)
-_WINDOW = 2  # frames on each side that a frame is compared with; PySceneDetect's own (`window_width`)
-_FAR_ABOVE = 2 * _LEAST  # hardly any motion reaches it, so that other cuts near by are looked for
+_LEAST = 15.0  # minimum content score of a cut; PySceneDetect's default (`min_content_val`)
+_WINDOW = 2  # frames on each side to compare with; PySceneDetect's default (`window_width`)
+_FAR_ABOVE = 2 * _LEAST  # motion rarely reaches this score, so compare again with a window that tolerates other cuts
 _WIDE_WINDOW = 12
-_NEAR_BY = 2  # cuts that may hide in the wide window
+_NEAR_BY = 2  # other cuts tolerated in the wide window
 
 
 class ContentScore(ContentDetector):
-    """How much a frame differs from the one before in hue, saturation and brightness, mean in levels of 255."""
+    """Mean difference of a frame from the previous one in hue, saturation and brightness, in levels of 255."""
 
     def of(self, index: int, frame: np.ndarray) -> float:
-        """The score of ``h w c`` uint8 BGR; 0 for the first. Frames must come in order."""
+        """Return the score of frame ``index``, ``h w c`` uint8 BGR; 0 for the first. Frames must come in order."""
         return float(self._calculate_frame_score(FrameTimecode(index, fps=25.0), frame))
 
 
 def find_cuts(scores: Sequence[float], cut: float) -> list[int]:
-    """The frames with which a new shot begins, ascending, from the content score of every frame.
+    """Return the first frame of every shot but the first, ascending, from the content score of every frame.
 
-    As PySceneDetect's adaptive detector: a frame is one whose score is at least ``cut`` times the mean of the two
-    before and the two after it, so that a pan is no cut. Unlike there, the first and the last two frames are judged
-    by the neighbours they have; and of cuts that lie within two frames none hides the others: a very high score is
-    compared with twelve frames on each side, of which the two highest are left out. Fewer would call a fast pan in
-    which every frame is shown twice cuts.
+    As in PySceneDetect's adaptive detector, a frame starts a shot if its score is at least ``cut`` times the mean of
+    the two before and the two after it, so that a pan is not a cut. There are two differences. Frames near either end
+    are compared with the neighbours they have. And cuts within two frames of each other do not hide one another: a
+    very high score is also compared with twelve frames on each side, without the two highest. With a smaller window,
+    a fast pan with duplicated frames would be taken for cuts.
     """
     cuts = []
     for index in range(1, len(scores)):
@@ -43,12 +43,12 @@ def find_cuts(scores: Sequence[float], cut: float) -> list[int]:
 
 
 def _beside(scores: Sequence[float], index: int) -> list[float]:
-    """The scores of two frames on each side; the first frame has none, as there is nothing before it."""
+    """Return the scores of two frames on each side, without frame 0, whose score is meaningless."""
     return [*scores[max(1, index - _WINDOW) : index], *scores[index + 1 : index + 1 + _WINDOW]]
 
 
 def _calm(scores: Sequence[float], index: int) -> list[float]:
-    """Those of as many frames as twelve on each side are (near the ends more on one side), without the two highest."""
+    """Return the scores of the 24 nearest frames (near the ends, more on one side), without the two highest."""
     start = max(1, min(index - _WIDE_WINDOW, len(scores) - 1 - 2 * _WIDE_WINDOW))
     around = [*scores[start:index], *scores[index + 1 : start + 1 + 2 * _WIDE_WINDOW]]
     return sorted(around)[:-_NEAR_BY]

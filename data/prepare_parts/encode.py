@@ -1,4 +1,4 @@
-"""Pieces of a source to small H.264 files, ``KEY.mp4``, each with ``KEY.json`` and, where there is one, ``KEY.txt``."""
+"""Write pieces of a source as small H.264 files ``KEY.mp4``, each with ``KEY.json`` and an optional ``KEY.txt``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _LONGEST_STEM = 60
 
 
 class ClipWriter(AbstractContextManager["ClipWriter"]):
-    """H.264 with few frames between key frames and tools that decode fast: a file that is made to be read at random.
+    """Write H.264 with a short GOP and fast-decoding settings, for random access.
 
-    BT.709, limited range, at a constant frame rate; one thread, so that the bytes are the same on every machine.
+    BT.709, limited range, constant frame rate; single-threaded, so that the bytes are the same everywhere.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction, options: PrepareOptions) -> None:
@@ -49,7 +49,7 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
         self._count, self._tick = 0, 1 / rate
 
     def write(self, pixels: Tensor) -> None:
-        """Append a frame, ``c h w`` float RGB in [-1, 1]."""
+        """Append a frame ``c h w`` float RGB in [-1, 1]."""
         frame = self._to_frame(pixels)
         frame.pts, frame.time_base = self._count, self._tick
         self._count += 1
@@ -70,16 +70,16 @@ class ClipWriter(AbstractContextManager["ClipWriter"]):
     def _encode(self, frame: av.VideoFrame | None) -> None:
         try:
             self._container.mux(self._stream.encode(frame))
-        except av.FFmpegError as error:  # `atomic_path` explains the operating system's errors
+        except av.FFmpegError as error:  # `atomic_path` turns OS errors into clear messages
             raise OSError(error.errno, error.strerror) from error
 
 
 def clip_key(name: str, number: int) -> str:
-    """A name without dots (WebDataset's keys end at the first) that no other source's clips have.
+    """Return a clip name without dots (WebDataset keys end at the first dot) that is unique across sources.
 
     Args:
-        name: the source's path below the folder of sources.
-        number: of the piece.
+        name: the source's path relative to the folder of sources.
+        number: index of the piece.
     """
     stem = re.sub(r"[^0-9A-Za-z_-]+", "_", Path(name).with_suffix("").as_posix())[-_LONGEST_STEM:]
     return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}-{number:04d}"
@@ -88,9 +88,9 @@ def clip_key(name: str, number: int) -> str:
 def write_pieces(
     path: Path, name: str, pieces: Sequence[Piece], rate: Fraction, out: Path, options: PrepareOptions
 ) -> list[dict[str, object]]:
-    """Write the kept pieces of a source into the folder ``out``, in one pass; each file is whole or absent.
+    """Write the kept pieces of a source into the folder ``out`` in one pass; each file is written atomically.
 
-    Returns the facts of each clip, as they stand in its ``KEY.json``. Raises ``UserError`` when the disk is full.
+    Returns the metadata of each clip, as in its ``KEY.json``. Raises ``UserError`` when the disk is full.
     """
     kept, caption = [piece for piece in pieces if not piece.reason], read_caption(path)
     facts = []

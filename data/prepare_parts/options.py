@@ -1,4 +1,4 @@
-"""What can be set: ``key=value`` on the command line."""
+"""The options of :mod:`data.prepare`: ``key=value`` on the command line."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from ldm_video.core.errors import UserError
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Attributes:
-    min_frames: a shorter piece is dropped.
-    max_frames: a longer shot is cut into equal pieces.
-    min_side: a piece with a shorter side, its bars cropped off, is dropped.
-    cut: how many times a frame's change exceeds that of its neighbours at a cut (PySceneDetect, adaptive).
-    static: a piece that changes less from frame to frame is dropped; mean of |difference|, in levels of 255.
-    black: a frame whose brightest percent of pixels is darker is black, and belongs to no piece; in levels of 255.
-    blurred: a piece with less power in the finest octave, relative to two octaves below, is dropped.
-    crf: of x264; 12 is near lossless.
-    gop: frames from a key frame to the next; few make random access fast.
-    shard_clips: clips after which a shard is closed.
-    shard_megabytes: and the size; whichever comes first.
-    jobs: sources that are worked on at the same time.
+    """Options of :mod:`data.prepare`.
 
-    Raises ``UserError`` for a value of the wrong type or out of its range.
+    Attributes:
+        min_frames: drop shorter pieces.
+        max_frames: split longer shots into equal pieces; at least ``2 min_frames - 1``.
+        min_side: drop pieces with a shorter side, after cropping bars; in pixels.
+        cut: threshold of a frame's change at a cut, relative to its neighbours (PySceneDetect, adaptive).
+        static: drop pieces with a smaller mean absolute frame difference; in levels of 255.
+        black: drop frames whose 99th percentile of brightness is lower; in levels of 255.
+        blurred: drop pieces with less power in the finest octave, relative to the octave two below.
+        crf: x264's CRF, 0..51; 12 is near lossless.
+        gop: distance between key frames; short ones make random access fast.
+        shard_clips: maximum number of clips in a shard.
+        shard_megabytes: close a shard once its videos reach this size (MB), if that comes first.
+        jobs: number of sources to process in parallel.
+
+    Raises ``UserError`` for a value of the wrong type or out of range.
     """
 
     min_frames: int = 16
-    max_frames: int = Sampling.max_frames  # a folder source keeps no more of a file
+    max_frames: int = Sampling.max_frames  # `ClipDataset` keeps no more frames of a file
     min_side: int = 128
     cut: float = 3.0
     static: float = 0.1
@@ -53,14 +55,14 @@ class PrepareOptions:
             number(name, getattr(self, name), 0, float("inf"))
         whole("max_frames", self.max_frames, 0)
         whole("crf", self.crf, 0)
-        if self.max_frames < 2 * self.min_frames - 1:  # else a cut shot could end in pieces that are too short
+        if self.max_frames < 2 * self.min_frames - 1:  # else splitting a shot could give pieces that are too short
             raise UserError(f"max_frames={self.max_frames} must be at least {2 * self.min_frames - 1}, for min_frames")
         if self.crf > 51:
             raise UserError(f"crf={self.crf}: give 0 (lossless) to 51")
 
 
 def parse_options(overrides: Sequence[str]) -> PrepareOptions:
-    """Options from ``key=value``; ``UserError`` for a key or a value that cannot be."""
+    """Parse ``key=value`` overrides; raises ``UserError`` for an unknown key or a bad value."""
     if malformed := [text for text in overrides if "=" not in text]:
         raise UserError(f"'{malformed[0]}' is not key=value")
     try:

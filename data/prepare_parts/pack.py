@@ -1,4 +1,4 @@
-"""Files to tar shards, in WebDataset's layout."""
+"""Pack files into tar shards in WebDataset's layout."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SUFFIXES = ("json", "mp4", "txt")
 
 
 def pack(staging: Path, out: Path, report: Report, options: PrepareOptions, last: bool) -> None:
-    """Move staged clips into ``out/shard-000000.tar``, ...: as many full shards as there are, with ``last`` all.
+    """Move staged clips into ``out/shard-000000.tar``, ...: only full shards, or with ``last`` all clips.
 
-    A shard exists before the report names it, and its files go away after: a run that was killed in between writes the
-    same shard once more.
+    A shard is written before the report names it, and its files are deleted afterwards, so a run that was killed in
+    between rewrites the same shard.
     """
     while True:
         waiting = [clip for clip in report.clips if "shard" not in clip]
@@ -40,7 +40,7 @@ def pack(staging: Path, out: Path, report: Report, options: PrepareOptions, last
 def _next_batch(
     waiting: list[dict[str, Any]], staging: Path, options: PrepareOptions
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The clips of the next shard, and whether they fill it."""
+    """Return the clips of the next shard, and whether they fill it."""
     size = 0
     for count, clip in enumerate(waiting, start=1):
         size += (staging / f"{clip['key']}.mp4").stat().st_size

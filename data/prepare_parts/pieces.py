@@ -1,4 +1,4 @@
-"""From what was seen of a source to pieces: kept, or dropped for a reason."""
+"""From the survey of a source to pieces that are kept, or dropped for a stated reason."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from data.prepare_parts.options import PrepareOptions
 from data.prepare_parts.survey import FULL_STEP, Bars, Survey
 
-_BAR_RIM = 2  # pixels beside a bar that compression has smeared
+_BAR_RIM = 2  # pixels next to a bar, smeared by compression
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Frames ``start`` to ``stop`` (excluded), of which the window ``top``, ``left``, ``height``, ``width`` is picture.
+    """Frames ``start`` to ``stop`` (exclusive), cropped to the window ``top``, ``left``, ``height``, ``width``.
 
-    ``reason`` says why it is dropped; empty: it is kept.
+    ``reason`` says why the piece is dropped; empty if it is kept.
     """
 
     start: int
@@ -30,7 +30,7 @@ class Piece:
 
 
 def find_pieces(seen: Survey, options: PrepareOptions) -> list[Piece]:
-    """All pieces of a source in order; together they hold every frame once."""
+    """Return all pieces of a source in order; they partition its frames."""
     black = np.array(seen.luma) < options.black
     borders = {0, len(black), *seen.cuts, *(np.flatnonzero(np.diff(black)) + 1).tolist()}
     ends = sorted(borders)
@@ -46,7 +46,7 @@ def find_pieces(seen: Survey, options: PrepareOptions) -> list[Piece]:
 
 
 def _judge(seen: Survey, start: int, stop: int, options: PrepareOptions) -> Piece:
-    # The frames that were seen in full lie on a grid: a short piece may hold none, and takes the one before.
+    # Only every FULL_STEP-th frame was examined at full size. A short piece may contain none: use the one before it.
     looked = slice(start // FULL_STEP if stop - start < FULL_STEP else -(-start // FULL_STEP), -(-stop // FULL_STEP))
     top, left, height, width = _window(seen.bars[looked], seen.size)
     motion = float(np.mean(seen.motion[start + 1 : stop])) if stop - start > 1 else 0.0
@@ -64,7 +64,7 @@ def _judge(seen: Survey, start: int, stop: int, options: PrepareOptions) -> Piec
 
 
 def _window(bars: list[Bars], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the picture inside the bars that all frames have; even, as 4:2:0 needs."""
+    """Return (top, left, height, width) of the picture inside the bars common to all frames; even, for 4:2:0."""
     first_row, last_row, first_column, last_column = (min(side) for side in zip(*bars, strict=True))
     top, bottom, left, right = (n + _BAR_RIM if n else 0 for n in (first_row, last_row, first_column, last_column))
     top, left = top + top % 2, left + left % 2

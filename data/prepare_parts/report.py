@@ -1,4 +1,4 @@
-"""What was done with each source: ``report.json``, which people read and from which a stopped run goes on."""
+"""The result for each source: ``report.json``, for people to read and for an interrupted run to resume from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
 NAME = "report.json"
-_NOT_IN_THE_RESULT = {"jobs"}  # may differ when a run goes on
+_NOT_IN_THE_RESULT = {"jobs"}  # does not affect the result, so it may differ when a run resumes
 
 
 class Report:
-    """``sources``: path below the folder of sources -> ``clips`` and ``dropped`` pieces, or the ``error``.
+    """The report; ``sources`` maps a path relative to SRC to its ``clips`` and ``dropped`` pieces, or its ``error``.
 
-    Raises ``UserError`` when ``out`` holds the report of a run with other options, or one that cannot be read.
+    Raises ``UserError`` when ``out`` holds the report of a run with other options, or a report that cannot be parsed.
     """
 
     def __init__(self, out: Path, options: PrepareOptions, shards: bool) -> None:
@@ -41,16 +41,16 @@ class Report:
             )
 
     def done(self, name: str) -> bool:
-        """Whether a source needs no more work. A bad file is tried again: it may have been replaced."""
+        """Return whether a source needs no more work. A bad file is retried: it may have been replaced."""
         return name in self.sources and "error" not in self.sources[name]
 
     @property
     def clips(self) -> list[dict[str, Any]]:
-        """The facts of every clip, by source."""
+        """The metadata of every clip, sorted by source."""
         return [clip for name in sorted(self.sources) for clip in self.sources[name].get("clips", ())]
 
     def totals(self) -> dict[str, Any]:
-        """Counts over all sources; pieces that were dropped, by the first word of the reason."""
+        """Return counts over all sources; dropped pieces are counted by the first word of their reason."""
         dropped = Counter(p["reason"].split()[0] for s in self.sources.values() for p in s.get("dropped", ()))
         return {
             "sources": len(self.sources),
@@ -62,13 +62,13 @@ class Report:
         }
 
     def save(self) -> None:
-        """Write it, whole or not at all."""
+        """Write the report atomically."""
         content = {"options": self.options, "totals": self.totals(), "sources": self.sources}
         with atomic_path(self.path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def summary(self) -> str:
-        """One line for people, and one for each bad file."""
+        """Return a one-line summary, followed by a line for each bad file."""
         totals = self.totals()
         dropped = ", ".join(f"{count} {reason}" for reason, count in totals["dropped"].items()) or "none"
         lines = [
@@ -80,7 +80,8 @@ class Report:
 
 
 def _checked(options: Any, sources: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Both as they are; raises one of the errors of taking JSON apart unless they have what :class:`Report` reads."""
+    """Return both unchanged; raise a parsing error (``ValueError``, ``KeyError``, ``TypeError``, ``AttributeError``)
+    unless they have the fields that :class:`Report` reads."""
     for source in sources.values():
         for clip in source.get("clips", ()):
             if not isinstance(clip["key"], str) or not clip["stop"] > clip["start"] >= 0 or "cropped" not in clip:
