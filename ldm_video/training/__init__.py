@@ -1,1 +1,1 @@
-"""Floor 3: Lightning modules (batch -> loss -> log) and their callbacks. The only importer of Lightning."""
+"""Layer 3: Lightning modules (batch -> loss -> log) and their callbacks. The only package that imports Lightning."""

@@ -1,4 +1,4 @@
-"""A discriminator of video patches and its hinge losses (PatchGAN, arXiv:1611.07004; hinge, arXiv:1705.02894)."""
+"""A video patch discriminator with hinge losses (PatchGAN, arXiv:1611.07004; hinge, arXiv:1705.02894)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch.func import functional_call
 
 
 class Adversary(nn.Module):
-    """Judges patches of clips, and gives both players' losses at once: one optimizer, one backward pass.
+    """A patch discriminator that returns the losses of both players, for one optimizer and one backward pass.
 
-    The model's term sees the judge's weights as constants, the judge's own sees the model's output as a constant, so
-    the gradients are those of two alternating optimizers that step at the same time, and resume, accumulation and
-    DDP need nothing of their own.
+    The model's term treats the discriminator's weights as constants, and the discriminator's term treats the model's
+    output as a constant. The gradients are thus those of two optimizers that step simultaneously, and resuming,
+    gradient accumulation and DDP need no special handling.
 
     Args:
-        weight: of the model's term.
-        channels: width of the first layer; doubled at each level.
-        levels: halvings of height and width before the verdict.
+        weight: weight of the model's term, positive.
+        channels: width of the first layer, a multiple of 8; doubled at each level.
+        levels: number of times height and width are halved, 1 or more.
+
+    Raises ``ValueError`` for arguments out of range.
     """
 
     def __init__(self, weight: float = 0.05, channels: int = 32, levels: int = 3) -> None:
@@ -48,14 +50,14 @@ class Adversary(nn.Module):
         generator: torch.Generator | None = None,
         seen: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Clips ``b t 3 H W`` -> ``adversary``, the model's weighted term, and ``discriminator``, the judge's.
+        """Clips ``b t 3 H W`` -> ``adversary``, the model's weighted term, and ``discriminator``, the discriminator's.
 
-        Nothing is drawn of ``generator``, and ``seen`` is not looked at.
+        ``generator`` and ``seen`` are unused.
         """
         constant = {name: parameter.detach() for name, parameter in self.judge.named_parameters()}
         dtype = next(self.judge.parameters()).dtype
         real, made = (rearrange(x, "b t c h w -> b c t h w").to(dtype) for x in (target, output))
-        # Not in bfloat16: on CPUs oneDNN's gradient of a 3-D convolution's weights is NaN there (torch 2.14).
+        # Not in bfloat16: on CPUs, oneDNN's weight gradient of a 3-D convolution is then NaN (torch 2.14).
         with torch.autocast(output.device.type, enabled=False):
             fooled = functional_call(self.judge, constant, (made,))
             told_apart = F.relu(1 - self.judge(real)).mean() + F.relu(1 + self.judge(made.detach())).mean()

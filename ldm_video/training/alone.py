@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: two would publish one another's weights."""
+"""Exclusive use of an output folder: two runs in one folder would publish each other's weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ldm_video.core.locks import locked
 from ldm_video.training.checkpoints import changes
 
 LOCK = ".run.lock"
-PATIENCE = 180.0  # seconds: as many as a job has to give way, see slurm/train.sbatch
+PATIENCE = 180.0  # seconds; the time a job has to shut down, see slurm/train.sbatch
 
 
 @contextmanager
 def alone(output: Path, found: dict[Path, int]) -> Iterator[None]:
-    """Hold ``output``, which is made where it is missing, against other runs; for process 0 of a run.
+    """Lock ``output``, created if missing, against other runs; for process 0 of a run.
 
-    The system frees the lock when the process ends, however it does. A job that SLURM has put back into the queue waits
-    for a moment: what has the folder may be its own last start.
+    The operating system releases the lock however the process ends. A job requeued by SLURM waits up to ``PATIENCE``
+    seconds, because its own previous process may still hold the folder.
 
     Args:
-        found: :func:`~ldm_video.training.checkpoints.changes` of when the state to go on from was read.
+        found: result of :func:`~ldm_video.training.checkpoints.changes` when the state to resume from was read.
 
-    Raises ``UserError`` where another run has the folder, or had it since then.
+    Raises ``UserError`` if another run holds the folder or has written to it since then.
     """
     output.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + (PATIENCE if int(os.environ.get("SLURM_RESTART_COUNT") or 0) else 0)

@@ -1,4 +1,4 @@
-"""The moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ WARM_UP = 10  # steps
 
 
 class WarmAverage(WeightAveraging):
-    """An exponential moving average whose memory grows with the run: ``min(decay, (1 + n) / (10 + n))`` at step ``n``.
+    """Exponential moving average with decay warm-up: the decay at step ``n`` is ``min(decay, (1 + n) / (10 + n))``.
 
-    With a constant decay of 0.998 the first step's weights would still be more than half of the average after 300
-    steps. The ramp is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
+    With a constant decay of 0.998, the first step's weights would still make up more than half of the average after
+    300 steps. The warm-up is that of TensorFlow's ``ExponentialMovingAverage(num_updates=...)``.
 
-    For validation the average is copied in the model's place and the model's own weights are put back afterwards.
-    Lightning swaps both by value: an average in float32 comes back from a model in bfloat16 rounded.
+    For validation, the average is copied into the model and the model's own weights are restored afterwards.
+    Lightning swaps both by value instead, which rounds a float32 average if the model is in bfloat16.
     """
 
     def __init__(self, decay: float) -> None:
         def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-            n = float(count)  # waits for a GPU: once for all tensors of a type, and not for each
+            n = float(count)  # synchronises with the GPU: once per group of tensors, not once per tensor
             weight = 1 - min(decay, (1 + n) / (WARM_UP + n))
             for mean, new in zip(averaged, current, strict=True):
                 if mean.is_floating_point():
                     mean.lerp_(new.to(mean), weight)
-                else:  # numbers of positions and the like
+                else:  # integer buffers, such as position ids
                     mean.copy_(new)
 
         super().__init__(use_buffers=True, multi_avg_fn=average)
-        self._own: list[Tensor] = []  # the model's, while the average is in its place
+        self._own: list[Tensor] = []  # the model's own weights while the average is in place
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # The model is on the CPU still; an average that stayed there would cost a copy of all weights at every step.
+        # The model is still on the CPU. An average that stayed there would cost a copy of all weights at every step.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 

@@ -1,17 +1,15 @@
-"""Checkpoints that a killed process, a power cut or a full disk cannot spoil.
+"""Checkpoints that survive killed processes, power cuts and full disks.
 
-What is guaranteed, on a local file system and on NFS as far as it keeps POSIX's rename:
+Guarantees, on a local file system and on NFS as far as it implements POSIX rename:
 
-- A name such as ``last.ckpt`` holds a whole checkpoint at every moment: the old one until the new one is on the disk
-  in full (``fsync``), then, in one step (``rename``), the new one. ``kill -9`` while a checkpoint is being written
-  leaves a hidden ``.NAME.xxxxxxxx.part.ckpt`` and its lock beside it, which the next save removes and nothing ever
-  reads.
-- Lightning writes each checkpoint under two names, ``epoch=E-step=S.ckpt`` and then ``last.ckpt``, and removes the
-  one of the step before only after that: from the second save on there are always two whole files.
+- A name such as ``last.ckpt`` refers to a complete checkpoint at any time: the old one until the new one is fully on
+  disk (``fsync``), then, by atomic rename, the new one. ``kill -9`` during a save leaves a hidden
+  ``.NAME.xxxxxxxx.part.ckpt`` and its lock; nothing reads them, and the next save removes them.
+- Lightning writes each checkpoint under two names, first ``epoch=E-step=S.ckpt`` and then ``last.ckpt``, and only then
+  removes that of the previous step. So from the second save on there are always two complete files.
 - :func:`last_good` takes the newest file that can be read in full. Damaged ones (a disk that lies about ``fsync``, a
-  copy cut short) are named in the log and passed over.
-- A disk that is full, or a folder that cannot be written, ends the run with one line; the checkpoints that were there
-  stay as they are.
+  truncated copy) are logged and skipped.
+- A full disk or an unwritable folder ends the run with a one-line error; existing checkpoints stay intact.
 """
 
 from __future__ import annotations
@@ -38,32 +36,32 @@ _DAMAGED = (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError, 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written beside their place, synced, and renamed into it.
+    """Write Lightning's checkpoints to a temporary file in the same folder, sync it, and rename it atomically.
 
-    Lightning 2.6 writes to the system's temporary folder and moves the file: across file systems that is a copy onto
-    the old checkpoint, which a kill leaves half done. It also holds the whole file in memory once more.
+    Lightning 2.6 writes to the system's temporary folder and moves the file. Across file systems, that is a copy over
+    the old checkpoint, which a kill leaves incomplete. It also holds a second copy of the whole file in memory.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint``. Raises ``UserError`` where the place cannot be written or the disk is full."""
+        """Write ``checkpoint``. Raises ``UserError`` when ``path`` cannot be written or the disk is full."""
         path = Path(path)
-        sweep(path.parent)  # of every name: a step's checkpoint need not be written again
-        # Without a buffer the system's error comes out of torch.save and not out of the file's closing.
+        sweep(path.parent)  # remove leftovers of every name: the one of a given step may never be written again
+        # Unbuffered, so that an OS error is raised by torch.save and not on closing the file.
         with atomic_path(path) as temporary, open(temporary, "wb", buffering=0) as file:
             _save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What the checkpoint ``path`` holds, mapped as :func:`read_checkpoint` does it; ``map_location`` as there."""
+        """Load the checkpoint ``path`` memory-mapped, like :func:`read_checkpoint`; ``map_location`` is ignored."""
         return _mapped(Path(path), weights_only)
 
 
 class BetweenSteps(ModelCheckpoint):
-    """Lightning's callback, which saves only where a step has ended.
+    """Lightning's ``ModelCheckpoint``, restricted to saving at the end of an optimizer step.
 
-    What it saved last is in no checkpoint: after a resume it would save the same step once more, at the first of the
-    next step's batches, and gradients that are being gathered would be lost with the next stop.
+    The step saved last is not part of a checkpoint. After a resume, Lightning would save the same step again at the
+    first batch of the next step, and the gradients accumulated so far would be lost at the next interruption.
     """
 
     def on_train_batch_end(
@@ -74,17 +72,17 @@ class BetweenSteps(ModelCheckpoint):
 
 
 def step_ended(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether the optimizer made its step after this batch: the last of those that it gathers, or of an epoch."""
+    """Return whether the optimizer stepped after this batch: the last of an accumulation window or of an epoch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The newest whole checkpoint of ``folder`` and what it holds; ``(None, {})`` where there is none at all.
+    """Return the newest intact checkpoint of ``folder`` and its content; ``(None, {})`` if there is none at all.
 
-    Raises ``UserError`` when every one of them is damaged.
+    Raises ``UserError`` when all of them are damaged.
     """
     found = _checkpoints(folder)
-    # Of two as new as one another, last.ckpt. The time decides, not the step: a restarted run counts anew.
+    # Newest first; last.ckpt wins a tie. By time, not by step: a restarted run counts from 0 again.
     found.sort(key=lambda path: (path.stat().st_mtime_ns, path.stem == "last"), reverse=True)
     for path in found:
         try:
@@ -97,28 +95,28 @@ def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU. Pickles: only for checkpoints that this very run wrote.
+    """Load a checkpoint on the CPU. It is unpickled, so use this only for checkpoints written by this very run.
 
-    Its tensors are views of the file: of what nobody looks at nothing is loaded, and the processes of a machine share
-    the rest. They may be written to, which changes no file.
+    The tensors are memory-mapped copy-on-write: unused ones are never loaded, processes on the same machine share the
+    others, and writing to them does not change the file.
 
-    Raises what ``torch.load`` does, and ``BadZipFile`` where bytes are not those that were written.
+    Raises what ``torch.load`` raises, and ``BadZipFile`` if a check sum is wrong.
     """
     _check_sums(path)
     return _mapped(path, weights_only=False)
 
 
 def begin_anew(folder: Path) -> None:
-    """Remove the checkpoints of the run before: one that stops before its own first must not go on from them."""
+    """Remove the previous run's checkpoints: a run stopped before its first save must not resume from them."""
     for path in _checkpoints(folder):
         path.unlink()
 
 
 def changes(folder: Path) -> dict[Path, int]:
-    """The checkpoints of ``folder`` and when each was written: equal where nobody has written in between."""
+    """Return the checkpoints of ``folder`` and their modification times (ns), to detect writes by another run."""
     times = {}
     for path in _checkpoints(folder):
-        with suppress(FileNotFoundError):  # a run that is at work has just removed it
+        with suppress(FileNotFoundError):  # another run has just removed it
             times[path] = path.stat().st_mtime_ns
     return times
 
@@ -129,7 +127,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def full_disk_explained(folder: str | Path) -> Iterator[None]:
-    """Turn a full disk, whoever met it (a logger, Lightning), into one line that names ``folder``."""
+    """Turn a full-disk error from any source (a logger, Lightning) into a ``UserError`` that names ``folder``."""
     try:
         yield
     except OSError as error:
@@ -142,7 +140,7 @@ def full_disk_explained(folder: str | Path) -> Iterator[None]:
 
 
 def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
-    """``torch.save``, but an error of the system is raised as such and not as a complaint about the archive."""
+    """Call ``torch.save``, but raise an OS error as such and not as the archive error that it causes."""
     try:
         torch.save(checkpoint, file)
     except RuntimeError as error:
@@ -155,13 +153,13 @@ def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
 
 
 def _mapped(path: Path, weights_only: bool | None) -> dict[str, Any]:
-    """Safe while others save: the file is never written in place, a new checkpoint of its name is another file."""
+    """Load memory-mapped. Safe during saves: a checkpoint is never overwritten in place, only replaced by rename."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     return state
 
 
 def _check_sums(path: Path) -> None:
-    """Raise ``BadZipFile`` where the bytes are not those that were written: ``torch.load`` does not look."""
+    """Raise ``BadZipFile`` if a check sum is wrong, which ``torch.load`` does not test."""
     with zipfile.ZipFile(path) as archive:
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"the check sum of {bad} is wrong")

@@ -1,4 +1,4 @@
-"""Train the codec: reconstruct the high-res clip from its latents, worse than they are, and the evidence."""
+"""Train the codec: reconstruct the high-res clip from its degraded latents and the evidence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ldm_video.training.stage import MakeOptimizer, Stage
 class CodecTask(Stage):
     """Batch -> latents + evidence -> pixels -> loss.
 
-    A denoiser's latents fall short of the true ones, and are not quite clean. So that the decoder is ready for them,
-    it is given ``(1 - s) latents + s latent_noise noise``, with ``s`` drawn from 0 to 1 for each clip.
+    A denoiser's latents are attenuated and not quite clean. To make the decoder robust to this, it is trained on
+    ``(1 - s) latents + s latent_noise noise``, with ``s`` drawn uniformly from [0, 1) for each clip.
 
     Args:
         codec: the codec whose decoder is trained.
         pixel_loss: L1, perceptual and motion terms.
-        latent_noise: standard deviation of the noise that latents are lost in at ``s = 1``.
-        known_share: share of clips with known high-res pixels (see :func:`batch_evidence`).
+        latent_noise: standard deviation of the noise that replaces the latents at ``s = 1``.
+        known_share: fraction of clips with known high-res pixels (see :func:`batch_evidence`).
         optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
     """
 
@@ -40,7 +40,7 @@ class CodecTask(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, warmup, seed)
-        codec.requires_grad_(False)  # of a paired codec, the restorer: no loss here sees its pictures
+        codec.requires_grad_(False)  # freezes a paired codec's restorer too, whose output no loss here depends on
         for parameter in codec.decoder_parameters():
             parameter.requires_grad_(True)
         self.codec = codec
@@ -53,8 +53,8 @@ class CodecTask(Stage):
         hr = batch["hr"]
         evidence = batch_evidence(batch, self.known_share, draws, colour_shift=self.codec.colour_shift)
         raw = self.codec.project(hr, evidence)
-        # The first batches make a plain mean, which is near the truth at once. A step may gather several; and under
-        # `overfit_batches` each is the first one.
+        # The first batches form a plain mean, which converges at once. Use the larger count: with gradient
+        # accumulation `index` runs ahead of the step, and under `overfit_batches` it stays 0.
         seen = max(index, self.global_step)
         self.codec.track_scale(joint(raw), momentum=max(0.02, 1 / (seen + 1)))
         latents = self.codec.encode(hr, evidence).to(hr)  # float32 under autocast too
@@ -69,6 +69,6 @@ class CodecTask(Stage):
 
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The clips again, through their own latents and the evidence."""
+        """Reconstruct the clips from their own latents and the evidence: ``b t 3 H W``."""
         evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"), colour_shift=self.codec.colour_shift)
         return self.codec.decode(self.codec.encode(batch["hr"], evidence), evidence)

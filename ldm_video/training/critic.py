@@ -1,11 +1,11 @@
-"""A discriminator that looks through a frozen, pretrained network, and the distance of its features.
+"""A discriminator on the features of a frozen, pretrained network, and a distance of these features.
 
-Small heads on fixed features learn to tell real from made in a few hundred steps, where a discriminator that begins
-from nothing needs many thousands (Projected GANs, arXiv:2111.01007). The same features give a perceptual distance
-(arXiv:1603.08155), so that the network runs once for both.
+Small heads on fixed features learn to tell real from generated in a few hundred steps, where a discriminator trained
+from scratch needs many thousands (Projected GANs, arXiv:2111.01007). The same features give a perceptual distance
+(arXiv:1603.08155), so the network runs only once for both.
 
-Features keep their length. Brought to unit length at every point, as LPIPS does, they tell neither the critic nor the
-distance how strong an edge or a texture is: blur is then hardly seen.
+Features are not normalised to unit length at every point, as in LPIPS: that would hide from the critic and the distance
+how strong an edge or a texture is, and blur would hardly be noticed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ class FeatureCritic(nn.Module):
 
     Args:
         backbone: layers that take ImageNet-normalised RGB, such as VGG16's ``features``; frozen.
-        taps: numbers of the layers whose output is judged, rising.
-        weight: of the model's adversarial term.
-        distance_weight: of the feature distance; 0 leaves it out.
+        taps: indices of the layers whose output is used, ascending.
+        weight: weight of the model's adversarial term.
+        distance_weight: weight of the feature distance; 0 leaves it out.
         channels: width of the heads.
-        shift: the largest random shift in pixels. Pooling reads a grid of fixed phase: without one, dots of its period
-            are found to be texture and spread over grass and leaves.
-        conditional: the critic also sees what the picture was made from (as in pix2pix, arXiv:1611.07004). Without
-            that it asks for texture wherever real pictures may have some, with it for what goes with what is seen.
+        shift: largest random shift in pixels. Pooling samples a grid of fixed phase: without shifts, dots with its
+            period pass for texture and spread over grass and leaves.
+        conditional: show the critic the input of the generated picture too (as in pix2pix, arXiv:1611.07004). Without
+            it, the critic demands texture wherever real pictures may have some; with it, texture that fits the input.
+
+    Raises ``ValueError`` for bad ``taps``.
     """
 
     mean: Tensor
@@ -60,7 +62,7 @@ class FeatureCritic(nn.Module):
         self.backbone = backbone[: taps[-1] + 1].requires_grad_(False).eval().to(memory_format=torch.channels_last)
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # a tap may stand before it
+                layer.inplace = False  # it must not overwrite the output of a tap before it
         self.taps, self.shift = tuple(taps), whole("shift", shift, 0)
         self.weight = number("weight", weight, 0, math.inf)
         self.distance_weight = number("distance_weight", distance_weight, 0, math.inf)
@@ -73,10 +75,10 @@ class FeatureCritic(nn.Module):
     def forward(
         self, output: Tensor, target: Tensor, generator: torch.Generator, seen: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Clips ``b t 3 H W`` -> weighted terms ``features``, ``adversary`` (the model's), ``discriminator``.
+        """Clips ``b t 3 H W`` in [-1, 1] -> terms ``features``, ``adversary`` (both weighted) and ``discriminator``.
 
-        ``seen`` is what the output was made from, of the same shape; only a conditional critic looks at it. It has to
-        be given to one, else ``ValueError``.
+        ``seen``, of the same shape, is what the output was made from; only a conditional critic uses it. Raises
+        ``ValueError`` if such a critic does not get it.
         """
         if self.conditional and seen is None:
             raise ValueError("a conditional critic has to be shown what the output was made from")
@@ -87,7 +89,7 @@ class FeatureCritic(nn.Module):
         with torch.no_grad():
             real = self.features(target[rows, picked, :, dy:, dx:])
             given = None if seen is None or not self.conditional else self.features(seen[rows, picked, :, dy:, dx:])
-        scales = [_rms(r) for r in real]  # one number for each tap, the same for both
+        scales = [_rms(r) for r in real]  # one number per tap, the same for both
         made, real = ([x / scale for x, scale in zip(taps, scales, strict=True)] for taps in (made, real))
         terms = {}
         if self.distance_weight:
@@ -106,7 +108,7 @@ class FeatureCritic(nn.Module):
         return terms
 
     def features(self, frames: Tensor) -> list[Tensor]:
-        """``b 3 H W`` in [-1, 1] -> each tap's features ``b c h w``."""
+        """Frames ``b 3 H W`` in [-1, 1] -> the features ``b c h w`` of each tap."""
         x = ((frames + 1) / 2 - self.mean) / self.std
         found = []
         for index, layer in enumerate(self.backbone):
@@ -121,18 +123,18 @@ class FeatureCritic(nn.Module):
 
 
 class SpectralNorm(nn.Module):
-    """A weight over its largest singular value (arXiv:1802.05957), exactly: no state, so a resumed run is the same."""
+    """Divide a weight by its exact largest singular value (arXiv:1802.05957). Stateless, so resuming is exact."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``o ... -> o ...``."""
+        """Normalise a weight ``o ...``; gradients do not flow through the singular value."""
         matrix = weight.detach().flatten(1).float()  # o (i h w)
-        with torch.autocast(weight.device.type, enabled=False):  # it would hand half precision to what has none
+        with torch.autocast(weight.device.type, enabled=False):  # eigvalsh has no half precision
             largest = torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=1e-12).sqrt()
         return weight / largest.to(weight)
 
 
 def _head(width: int, channels: int) -> nn.Sequential:
-    """Features ``b width h w`` -> a verdict on every point's neighbourhood, ``b 1 h w``."""
+    """Build a head: features ``b width h w`` -> a score of every point's neighbourhood, ``b 1 h w``."""
     layers = nn.Sequential(
         nn.Conv2d(width, channels, 1),
         nn.LeakyReLU(0.2),
@@ -147,10 +149,10 @@ def _head(width: int, channels: int) -> nn.Sequential:
 
 
 def _rms(features: Tensor) -> Tensor:
-    """Root of the mean square over everything, a scalar; summed in float32."""
+    """Return the root mean square over all elements, a scalar; summed in float32."""
     return features.float().square().mean().sqrt().clamp(min=1e-6).to(features)
 
 
 def _fixed(head: nn.Module, features: Tensor) -> Tensor:
-    """The head's verdict, its own weights held constant."""
+    """Return the head's scores with its weights held constant."""
     return functional_call(head, {name: value.detach() for name, value in head.named_parameters()}, (features,))

@@ -21,7 +21,7 @@ class DenoiserTask(ModelStage):
     """Batch -> noisy latents + evidence (+ text) -> prediction -> loss.
 
     Args:
-        objective: makes weighting and draw of the noise levels from the process of the model's scheduler.
+        objective: builds the loss weighting and the timestep distribution from the process of the model's scheduler.
         model, optimizer, conditioning, spatial, warmup, seed: see
             :class:`~ldm_video.training.model_stage.ModelStage`.
     """
@@ -54,7 +54,7 @@ class DenoiserTask(ModelStage):
         self.log("val/loss", loss.mean(), prog_bar=True, sync_dist=True)
 
     def _loss(self, batch: Mapping[str, Tensor], condition: Condition, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Weighted loss per clip (b,) and its timestep indices (b,), these on the CPU."""
+        """Return the weighted loss per clip (b,) and the timestep indices (b,), the latter on the CPU."""
         with torch.no_grad():
             latents = self.model.codec.encode(batch["hr"], condition.evidence)  # b t c h w
         noise = self.noise(batch["hr"], draws).to(latents)

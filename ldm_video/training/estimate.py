@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: parameters, memory, hours. Measured by real steps on synthetic clips."""
+"""Estimate a run's parameters, memory and hours before it starts, by real steps on synthetic clips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm_video.training.stage import Stage
 
-TOO_LARGE_FOR_A_CPU = 2e8  # parameters; a step of a larger model on a CPU would take minutes and say nothing
+TOO_LARGE_FOR_A_CPU = 2e8  # parameters; a CPU step of a larger model would take minutes and tell nothing
 _HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -23,10 +23,10 @@ class Plan:
     """The size of a run.
 
     Attributes:
-        batch, frames, size, scale: of the clips of one process at one step.
-        steps: optimizer steps in all.
-        accumulate: batches to an optimizer step.
-        precision: as Lightning names it.
+        batch, frames, size, scale: number of clips per batch in one process; their frames, (height, width) and scale.
+        steps: total number of optimizer steps.
+        accumulate: batches per optimizer step.
+        precision: precision as Lightning names it.
         average: whether a moving average of the weights is kept.
     """
 
@@ -41,7 +41,7 @@ class Plan:
 
 
 def parameter_table(model: nn.Module, stage: Stage) -> str:
-    """Parameters of each part of ``model``, in millions, and how many of them ``stage`` trains."""
+    """Return a line per part of ``model`` with its parameters, in millions: all, trained by ``stage``, frozen."""
     trained = {id(p) for p in stage.parameters() if p.requires_grad}
     lines = []
     for name, part in model.named_children():
@@ -54,9 +54,9 @@ def parameter_table(model: nn.Module, stage: Stage) -> str:
 
 
 def estimate(stage: Stage, plan: Plan, device: torch.device) -> str:
-    """Lines on memory and time of one process, from two real steps of ``stage`` on ``device``, of those that cost most.
+    """Describe memory and time of one process, from two real steps of ``stage`` on ``device`` at full cost.
 
-    Its weights and settings change.
+    This changes the stage's weights and settings.
     """
     parameters = sum(p.numel() for p in stage.parameters())
     if device.type == "cpu" and parameters > TOO_LARGE_FOR_A_CPU:
@@ -73,10 +73,10 @@ def estimate(stage: Stage, plan: Plan, device: torch.device) -> str:
     optimizer = stage.make_optimizer([{"params": parameters} for parameters in stage.parameter_groups().values()])
     batch = synthetic_batch(plan, device, next(stage.parameters()).dtype)
     seconds, activations = 0.0, 0
-    for index in range(2):  # the first one pays for what is done once
+    for index in range(2):  # the first one includes one-time costs
         begin = time.perf_counter()
         with warnings.catch_warnings(), autocast, _saved_bytes(stage) as saved:
-            warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer, and nothing to log to
+            warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer to log to
             loss = stage.training_step(batch, index)
         assert isinstance(loss, Tensor)
         loss.backward()
@@ -106,7 +106,7 @@ def estimate(stage: Stage, plan: Plan, device: torch.device) -> str:
 
 
 def synthetic_batch(plan: Plan, device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Noise in the shape of a batch, with a hole in the middle of every frame."""
+    """Return noise in the shape of a batch, with a hole near the middle of every frame."""
     height, width = plan.size
     generator = torch.Generator().manual_seed(0)
 
@@ -125,10 +125,10 @@ def synthetic_batch(plan: Plan, device: torch.device, dtype: torch.dtype = torch
 
 @contextmanager
 def _saved_bytes(stage: Stage) -> Iterator[list[int]]:
-    """Count the bytes that autograd keeps for the backward pass, each block of memory once, weights left out."""
+    """Count the bytes that autograd saves for the backward pass: each storage once, without weights."""
     known = {x.untyped_storage().data_ptr() for x in (*stage.parameters(), *stage.buffers())}
     total = [0]
-    alive: list[Tensor] = []  # an address is told apart only while its memory is held
+    alive: list[Tensor] = []  # keep storages alive, so that their addresses are not reused
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()

@@ -1,8 +1,8 @@
-"""Fine-tune for few steps: one jump to the clean latents, judged in pixels through the decoder.
+"""Fine-tune for few-step sampling: one prediction of the clean latents, with a loss in pixels through the decoder.
 
-DOVE (arXiv:2505.16239) trains one step at a fixed timestep, first in latents, then in pixels. Here the timestep is
-drawn from the few that the sampler will visit; at all but the first, the noisy latents are made from the model's own
-jump (as the sampler will make them), not from the truth.
+DOVE (arXiv:2505.16239) trains a single step at a fixed timestep, first in latents, then in pixels. Here the timestep is
+drawn from the few that the sampler visits. At all but the first, the noisy latents are made from the model's own
+prediction (as in the sampler), not from the ground truth.
 """
 
 from __future__ import annotations
@@ -27,22 +27,25 @@ from ldm_video.training.stage import MakeOptimizer
 
 
 class FewStepTask(ModelStage):
-    """Batch -> one jump -> pixels -> loss. Trains the denoiser and the decoder together; of a denoiser with adapters,
-    these alone.
+    """Batch -> one prediction -> pixels -> loss. Trains the denoiser and the decoder together, or only the adapters of
+    a denoiser that has them.
 
-    From here on the model is sampled as it is trained, and saved so: where it takes steps, in as many as there are
-    shares, from pure noise and without guidance; and they begin at the last timestep, see
-    :func:`~ldm_video.diffusion.sampler.from_the_last`, but with adapters, which are saved without a scheduler.
+    The model's sampling settings are changed, and saved, to match training. A model with ``steps > 0`` takes
+    ``len(step_shares)`` steps, from pure noise and without guidance. Sampling starts at the last timestep, see
+    :func:`~ldm_video.diffusion.sampler.from_the_last`; except with adapters, which are saved without a scheduler.
 
     Args:
-        pixel_loss: L1, perceptual, motion and, where it has one, adversary terms.
-        step_shares: how often the jump starts at the first, second, ... of ``len(step_shares)`` sampling steps.
-        decoder_share: share of the steps that train the decoder alone, with latents of zero: what a sampler with
-            ``steps=0`` does. For codecs whose decoder sees the evidence.
-        latent_weight: weight of the clean latents' mean squared error; 0 leaves them free (and the encoder idle).
-        pixel_from_step: the step from which pixels are judged and the decoder learns; until then latents alone are.
+        pixel_loss: L1, perceptual, motion and, optionally, adversarial terms.
+        step_shares: relative frequency of the first, second, ... of ``len(step_shares)`` sampling steps as the start
+            of the prediction; not negative, not all 0.
+        decoder_share: fraction of steps that train the decoder alone, with zero latents, like a sampler with
+            ``steps=0``. For codecs whose decoder sees the evidence.
+        latent_weight: weight of the clean latents' mean squared error; 0 leaves it out (and skips the encoder).
+        pixel_from_step: step from which the pixel loss is used and the decoder learns; before, only the latent loss.
         model, optimizer, conditioning, spatial, warmup, seed: see
             :class:`~ldm_video.training.model_stage.ModelStage`.
+
+    Raises ``ValueError`` for settings that contradict each other or the model.
     """
 
     def __init__(
@@ -66,14 +69,14 @@ class FewStepTask(ModelStage):
             raise ValueError("the decoder of this model does not see the evidence; set decoder_share=0")
         for parameter in model.codec.decoder_parameters():
             parameter.requires_grad_(not self.adapted)
-        if not self.adapted:  # adapters are saved alone, and used with the scheduler of their base
+        if not self.adapted:  # adapters are saved alone and used with their base model's scheduler
             model.scheduler = from_the_last(model.scheduler)
-        if model.sampling.steps > 0:  # a model that takes no step stays one, whatever its denoiser learns
+        if model.sampling.steps > 0:  # a model without sampling steps keeps steps=0, whatever its denoiser learns
             model.sampling = replace(model.sampling, steps=len(step_shares), guidance=1.0, strength=1.0)
         self.process = Process.from_scheduler(model.scheduler)
-        self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # from the noisiest down
+        self.timesteps = sampling_timesteps(model.scheduler, len(step_shares))  # noisiest first
         self.pixel_loss = pixel_loss
-        self.step_shares = torch.tensor(step_shares, dtype=torch.float32)  # [1] is as good as [1.0]
+        self.step_shares = torch.tensor(step_shares, dtype=torch.float32)  # accepts integers, too
         if not (bool((self.step_shares >= 0).all()) and 0 < float(self.step_shares.sum()) < float("inf")):
             raise ValueError(f"step_shares are numbers from 0 up and not all 0, not {list(step_shares)}")
         self.latent_weight = latent_weight
@@ -87,7 +90,7 @@ class FewStepTask(ModelStage):
         return [*super().paces(), (self._pixel_parameters(), Pace(self.pixel_from_step))]
 
     def _pixel_parameters(self) -> list[nn.Parameter]:
-        """What only pixel losses train: decoder and adversary."""
+        """Return the parameters that only the pixel loss trains: decoder and adversary."""
         own = (p for p in self.pixel_loss.parameters() if p.requires_grad)
         return [*self.model.codec.decoder_parameters(), *own]
 
@@ -113,11 +116,12 @@ class FewStepTask(ModelStage):
         return self.total(terms, batch, idle)
 
     def _draws_decoder_alone(self, draws: Draws) -> bool:
-        """Whether this step's latents are zero. Nothing is drawn at a share of 0."""
+        """Draw whether this step trains the decoder alone, on zero latents. At a share of 0, nothing is drawn."""
         return self.decoder_share > 0 and float(torch.rand((), generator=draws.step)) < self.decoder_share
 
     def _jump(self, noisy: Tensor, step: int, condition: Condition) -> Tensor:
-        """Clean latents predicted at sampling step ``step``, from noise or from an own earlier jump."""
+        """Predict clean latents at sampling step ``step``: from noise or, after the first step, from the model's own
+        first prediction, noised again."""
         if step > 0:
             with torch.no_grad():
                 own = self._predict_clean(noisy, self.timesteps[0], condition)
@@ -131,7 +135,7 @@ class FewStepTask(ModelStage):
         draws = self.draws(batch, index, "val")
         condition = self.plain_condition(batch, draws)
         noise = self.noise(batch["hr"], draws)
-        used = self.model.sampling.steps > 0  # of a model that takes no step the denoiser may know nothing
+        used = self.model.sampling.steps > 0  # without sampling steps, the denoiser may be untrained
         clean = self._jump(noise, 0, condition) if used else torch.zeros_like(noise)
         output = self.model.codec.decode(clean, condition.evidence).clamp(-1, 1)
         self.log("val/psnr", psnr(output, batch["hr"]), prog_bar=True, sync_dist=True)

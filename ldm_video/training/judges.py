@@ -1,4 +1,4 @@
-"""Several perceptual networks as one."""
+"""Several perceptual networks combined into one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class Judges(nn.Module):
-    """The mean of several networks' distances; all but the first see every other frame, because they may cost more.
+    """The mean distance of several networks; all but the first see every other frame, because they may cost more.
 
-    Neighbouring clips are seen on alternating frames, so that no frame is hidden from a network for ever.
+    Consecutive clips of a batch alternate between odd and even frames, so that every network sees all frames over time.
 
-    What one network does not see another one does: trained on LPIPS of AlexNet alone, pictures get fringes and jagged
-    lines that VGG16 minds.
+    Networks complement each other: trained with AlexNet's LPIPS alone, a model produces fringes and jagged lines, which
+    VGG16 penalises.
 
     Args:
         networks: each ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS.
@@ -25,16 +25,17 @@ class Judges(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, output: Tensor, target: Tensor, frames: int | None = None, start: int = 0) -> Tensor:
-        """Frames ``n 3 h w`` twice -> ``n``.
+        """Return the distance per frame, ``n``, of frames ``n 3 h w``.
 
         Args:
-            frames: of each of the clips that were folded into ``n``; None for a single clip.
-            start: the frame, 0 or 1, that is the first to be seen of the first clip. A single frame is always seen.
+            output, target: ``n 3 h w`` in the range that the networks take.
+            frames: number of frames of each clip folded into ``n``; None for a single clip.
+            start: first frame of the first clip, 0 or 1, that the other networks see. A single frame is always seen.
         """
         first, *others = self.networks
         distances = [first(output, target).flatten(1).mean(dim=1)]
         chosen = _every_other(len(output), frames or len(output), start)
-        stands_for = [min(n // 2, len(chosen) - 1) for n in range(len(output))]  # of two in a row one is seen
+        stands_for = [min(n // 2, len(chosen) - 1) for n in range(len(output))]  # one of each two is seen
         for network in others:
             seen = network(output[chosen], target[chosen]).flatten(1).mean(dim=1)  # about n / 2
             distances.append(seen[stands_for])
@@ -42,5 +43,5 @@ class Judges(nn.Module):
 
 
 def _every_other(count: int, frames: int, start: int) -> list[int]:
-    """Of ``count`` frames in clips of ``frames`` those that are seen: like the fields of a chessboard."""
+    """Return which of ``count`` frames, in clips of ``frames`` each, are seen: a checkerboard over clips and frames."""
     return [n for n in range(count) if (n // frames + n % frames) % 2 == start] or [0]
