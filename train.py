@@ -52,7 +52,7 @@ SECTIONS = (
 
 
 def main() -> None:
-    """Read the command line, build every part, fit, and save the model bundle."""
+    """Read the command line, build all components, train, and save the model bundle."""
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(arguments.config, arguments.overrides, known=SECTIONS)
@@ -64,7 +64,7 @@ def main() -> None:
     output = Path(config.output)
     found = changes(output / "checkpoints")
     last, done = (None, 0) if arguments.restart else find_state(config, output, task)
-    # All that can be refused is, before anything is written: a wrong folder must leave nothing behind.
+    # All checks come before anything is written: a wrong folder must leave nothing behind.
     with headers_only() if arguments.dry_run else nullcontext():
         loaders = build_loaders(config, done)
         watchers = build_watchers(config, output)
@@ -92,22 +92,22 @@ def main() -> None:
 
 
 def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | None, done: int) -> None:
-    """Train from the checkpoint ``last`` of step ``done`` on; afterwards ``task`` has the averaged weights."""
+    """Train from the checkpoint ``last`` at step ``done``; afterwards ``task`` holds the averaged weights."""
     if last is not None:
         log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
     with full_disk_explained(trainer.default_root_dir), warnings.catch_warnings():
-        # Ours is: ClipOrder goes on at the very clip.
+        # Resuming within an epoch is supported here: ClipOrder continues at the exact clip.
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended")
         trainer.fit(task, **loaders, ckpt_path=last, weights_only=False)
     if last is not None and trainer.global_step == done:
-        # Nothing was left to do: Lightning did not put the average in place.
+        # There were no steps left, so Lightning did not copy the average into the model.
         task.load_state_dict(read_checkpoint(last)["state_dict"])
 
 
 def save_results(config: DictConfig, model: VideoModel, task: Stage, trainer: pl.Trainer) -> None:
-    """What a run ends with, in its output folder and, where ``publish`` says so, in half precision elsewhere."""
+    """Save the bundle or adapters in the output folder and, if ``publish`` is set, there in half precision."""
     output = Path(config.output)
-    if task.gathered:  # FSDP left a piece of the weights in this model
+    if task.gathered:  # under FSDP, this model holds only a shard of the weights
         model = build_model(config)
         build_task(config, model).load_state_dict(task.gathered)
     kind, result = "model bundle", output / "bundle"
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | None, int]:
-    """The checkpoint to go on from and its step; ``UserError`` where it is not of this run."""
+    """Return the checkpoint to resume from (or None) and its step; raises ``UserError`` if it is of another run."""
     last, state = last_good(output / "checkpoints")
     if last is None:
         return None, 0
@@ -141,7 +141,10 @@ def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | No
 
 
 def build_model(config: DictConfig) -> VideoModel:
-    """The model of ``config.model``, or what ``config.init_from`` names (bundle, checkpoint, hub): one of them."""
+    """Build ``config.model`` or load ``config.init_from`` (bundle, checkpoint, hub), ready for training.
+
+    Raises ``UserError`` unless exactly one of them is given.
+    """
     if (config.get("model") is not None) == (config.init_from is not None):
         raise UserError("give either a model section or init_from=MODEL, and not both")
     lora = build_lora(config)
@@ -153,12 +156,12 @@ def build_model(config: DictConfig) -> VideoModel:
         model.denoiser.enable_gradient_checkpointing()
     model.denoiser.set_attention(config.get("attention", "auto"))
     if config.get("compile"):
-        model.denoiser.compile()  # in place: names of weights and the bundle stay as they are
+        model.denoiser.compile()  # in place, so that weight names and the bundle do not change
     return model.requires_grad_(True).train().to(memory_format=torch.channels_last)
 
 
 def build_lora(config: DictConfig) -> LoRA | None:
-    """The adapters of ``config.lora``, where it has a rank."""
+    """Build the adapters of ``config.lora``; None without a rank. Raises ``UserError`` if they do not fit the run."""
     lora: LoRA | None = None if config.get("lora") is None else build(config.lora)
     if lora is None or lora.rank is None:
         return None
@@ -168,7 +171,7 @@ def build_lora(config: DictConfig) -> LoRA | None:
 
 
 def build_task(config: DictConfig, model: VideoModel) -> Stage:
-    """The stage's Lightning module around the model, or around its codec alone where the stage trains only that."""
+    """Build the stage's Lightning module around the model, or around its codec if the stage takes only a codec."""
     optimizer = build(config.optimizer)
     part = {"codec": model.codec} if "codec" in missing_arguments(config.task) else {"model": model}
     try:
@@ -178,7 +181,7 @@ def build_task(config: DictConfig, model: VideoModel) -> Stage:
 
 
 def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
-    """Training batches from step ``done`` on and, where the config names a ``data.val``, validation batches."""
+    """Build the loaders of training batches from step ``done`` on and, if ``data.val`` is set, validation batches."""
     per_step = config.data.batch * config.trainer.get("accumulate_grad_batches", 1)
     order = ClipOrder(config.trainer.max_steps * per_step, done * per_step)
     loaders = {}
@@ -203,24 +206,24 @@ def build_loaders(config: DictConfig, done: int) -> dict[str, Any]:
 
 
 def check_fsdp(config: DictConfig) -> None:
-    """``UserError`` for what needs all weights in one process, where each has a piece of them."""
+    """Raise ``UserError`` for options that need all weights in one process, because FSDP shards them."""
     for key, what in (("ema", "moving average"), ("watch", "picture of fixed clips")):
         if config.get(key) is not None:
             raise UserError(f"there is no {what} under FSDP; set {key}=null, or trainer.strategy=ddp")
     key = "task.pixel_loss.adversary"
-    if OmegaConf.select(config, key) is not None:  # there its weights cannot be held constant for the model's own term
+    if OmegaConf.select(config, key) is not None:  # FSDP cannot hold its weights constant for the model's term
         raise UserError(f"there is no adversary under FSDP; set {key}=null, or trainer.strategy=ddp")
 
 
 def share_scales(loaders: Iterable[DataLoader[Any]], clips: int) -> None:
-    """Low-res frames of one size for the ``clips`` of a step, those of all processes."""
+    """Give all ``clips`` of a step, over all processes, the same scale, so that their low-res frames match in size."""
     for loader in loaders:
         if isinstance(loader.dataset, SeveralScales):
             loader.dataset.together = clips
 
 
 def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """The model bundle, which enlarges as it was trained to; of a model with adapters, these alone."""
+    """Save the model bundle with the trained scale as its default; of a model with adapters, only these."""
     if adapter_parameters(model.denoiser):
         save_adapter(model.denoiser, folder, config.init_from, dtype)
     else:
@@ -229,9 +232,9 @@ def save_result(config: DictConfig, model: VideoModel, folder: str | Path, dtype
 
 
 def trained_scale(data: DictConfig, own: float) -> float:
-    """The model's ``own`` enlargement, if it was trained on clips of it; else the one that most of the clips had.
+    """Return the model's ``own`` scale if it was trained on clips of that scale, else their most frequent scale.
 
-    A number as the config has it, which need not be whole.
+    The value is returned as in the config, integer or not.
     """
     scales = data.get("scales", [data.get("scale", own)])
     weights = data.get("weights", [1.0])
@@ -239,7 +242,7 @@ def trained_scale(data: DictConfig, own: float) -> float:
 
 
 def build_watchers(config: DictConfig, output: Path) -> list[Pictures]:
-    """Pictures and metrics of fixed clips, where the config has a ``watch``."""
+    """Build the callback for pictures and metrics of fixed clips, if the config has a ``watch`` section."""
     if config.get("watch") is None:
         return []
     try:
@@ -249,7 +252,7 @@ def build_watchers(config: DictConfig, output: Path) -> list[Pictures]:
 
 
 def describe(config: DictConfig, model: VideoModel, task: Stage) -> str:
-    """Parameters of each part, and the memory and hours of one process, measured on synthetic clips."""
+    """Describe the parameters of each part, and memory and hours of one process, measured on synthetic clips."""
     data, trainer = config.data, config.trainer
     plan = Plan(
         batch=data.batch,

@@ -1,4 +1,4 @@
-"""Where a run's series, pictures and bundle go: W&B (offline without a key), TensorBoard, CSV, or several at once."""
+"""Loggers for a run's metrics, pictures and bundle: W&B (offline without a key), TensorBoard, CSV, or several."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ldm_video.core.files import atomic_path
 
 PROJECT = "ldm-video"
 KINDS = ("wandb", "tensorboard", "csv")
-WANDB_ID = "wandb_id"  # a file of the output folder
+WANDB_ID = "wandb_id"  # file in the output folder
 
 
 def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: bool = False) -> list[Logger]:
-    """The loggers named by ``kinds``, one of ``wandb``, ``tensorboard`` and ``csv`` or a list, writing to ``output``.
+    """Build the loggers ``kinds`` (``wandb``, ``tensorboard``, ``csv``, or a list of these), which write to ``output``.
 
-    To W&B a run that goes on is the one of before, unless ``anew``. ``WANDB_MODE`` and ``WANDB_RUN_ID`` have their say.
+    A resumed run continues its W&B run, unless ``anew``. ``WANDB_MODE`` and ``WANDB_RUN_ID`` take precedence.
 
-    Raises ``UserError`` for none, for an unknown kind and for one without its package. Nothing is written yet.
+    Raises ``UserError`` for an empty ``kinds``, an unknown kind and a kind whose package is missing. Nothing is
+    written yet.
     """
     if not kinds:
         raise UserError(f"the configuration's logger names none; use {', '.join(KINDS)}, or a list of them")
@@ -52,7 +53,7 @@ def build_loggers(kinds: str | Sequence[str], name: str, output: Path, anew: boo
 
 
 def keep_wandb_id(loggers: Iterable[Logger], output: Path) -> None:
-    """Write down which run of W&B this is, for a start that goes on with it; without W&B, nothing."""
+    """Save the id of the W&B run, so that a resumed run can continue it; a no-op without W&B."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             with atomic_path(output / WANDB_ID) as temporary:
@@ -67,7 +68,7 @@ def _read_id(output: Path) -> str | None:
 
 
 def has_wandb_key() -> bool:
-    """Whether there is a W&B key in the environment or from `wandb login`, without waking wandb's own session."""
+    """Return whether there is a W&B key in the environment or from `wandb login`, without importing wandb."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -77,9 +78,9 @@ def has_wandb_key() -> bool:
 
 
 def log_media(loggers: Iterable[Logger], name: str, strip: Path, video: Path, step: int) -> None:
-    """Show a picture and a video that lie on the disk as ``name/strip`` and ``name/video``.
+    """Log a picture and a video file as ``name/strip`` and ``name/video``.
 
-    TensorBoard gets the picture alone (its videos are GIFs made by one more package); for CSV the files are all.
+    TensorBoard gets only the picture (its videos are GIFs and need another package); CSV gets neither.
     """
     caption = [strip.stem]
     for logger in loggers:
@@ -92,13 +93,13 @@ def log_media(loggers: Iterable[Logger], name: str, strip: Path, video: Path, st
 
 
 def log_bundle(loggers: Iterable[Logger], folder: Path, name: str) -> None:
-    """Hand the finished bundle over as the artifact ``name`` and end the run, where the logger is W&B.
+    """Log the finished bundle as the artifact ``name`` and finish the run; W&B only.
 
-    The files are not copied: they must stay in ``folder`` until ``wandb sync`` has sent an offline run.
+    The files are not copied: they must stay in ``folder`` until ``wandb sync`` has uploaded an offline run.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb  # a second to load, and other loggers do without it
+            import wandb  # takes a second, and other loggers do not need it
 
             artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="model")
             artifact.add_dir(str(folder), policy="immutable")

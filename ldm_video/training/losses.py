@@ -1,4 +1,4 @@
-"""Pixel losses. The perceptual network is injected: training imports no metric."""
+"""Pixel losses. The perceptual network is injected, so training does not import metrics."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from ldm_video.training.critic import FeatureCritic
 from ldm_video.training.judges import Judges
 from ldm_video.video_io.colour import LUMA_WEIGHTS
 
-# Period and cells of a window: the decoder's f4 grid; and twice that, where every other cell differs (dots on a
-# diagonal). What repeats every 2 pixels repeats every 4.
+# Period and window size in periods: the decoder's f4 grid, and twice that, for patterns in which every other cell
+# differs (dots on a diagonal). A period of 2 pixels is covered by 4.
 _LATTICES = ((4, 8), (8, 4))
-_CORNER = 96  # pixels to a side
+_CORNER = 96  # side in pixels
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of clips ``b t 3 H W`` in [-1, 1]: one for each clip, then their mean."""
+    """Return the PSNR in dB of clips ``b t 3 H W`` in [-1, 1], computed per clip and averaged; a scalar."""
     mse = ((output - target) / 2).square().mean(dim=(1, 2, 3, 4))
     return (-10 * mse.log10()).mean()
 
 
 def nothing_of(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Zero, as a function of ``parameters``: DDP waits for a gradient of every parameter at every step."""
+    """Return a zero that depends on ``parameters``, because DDP expects a gradient of every parameter at each step."""
     return torch.stack([parameter.float().sum() for parameter in parameters]).sum() * 0.0
 
 
 def lattice(frames: Tensor, period: int = 4, cells: int = 8) -> Tensor:
-    """How strongly frames ``n c H W`` repeat themselves every ``period`` pixels: ``n h w``, in the frames' units.
+    """Measure how strongly frames ``n c H W`` repeat every ``period`` pixels: ``n h w``, in the frames' units.
 
-    In windows of ``cells`` x ``cells`` periods: the standard deviation of what pixels of one phase have in common.
-    Texture without a period averages out, dots on a grid do not. A decoder whose f4 grid is given nothing to tell one
-    cell of grass from the next draws the same dots in each. Windows hang over no edge: frames are at least that large.
+    In each window of ``cells`` x ``cells`` periods, average the pixels of each phase and take the standard deviation
+    over phases. Aperiodic texture averages out; dots on a grid do not. (A decoder that cannot tell one cell of its f4
+    grid from the next, say in grass, draws the same dots in each.) Windows are not padded, so frames must be at least
+    ``cells * period`` pixels high and wide, and their sides multiples of ``period``.
     """
     phases = F.pixel_unshuffle(frames.float(), period)  # n (c p p) H/p W/p
     common = F.avg_pool2d(phases, cells, stride=1).unflatten(1, (-1, period**2))  # n c (p p) h w
     variance = (common - common.mean(dim=2, keepdim=True)).square().mean(dim=(1, 2))  # n h w
-    return (variance + 1e-6).sqrt()  # a root has no slope at zero
+    return (variance + 1e-6).sqrt()  # the square root has no finite slope at zero
 
 
 def colour_difference(frames: Tensor) -> Tensor:
-    """``... 3 H W`` -> red and blue less luma (BT.601), ``... 2 H W``: zero where a picture is grey."""
+    """Return red and blue minus luma (BT.601): ``... 3 H W`` -> ``... 2 H W``, zero where a picture is grey."""
     red, green, blue = frames.unbind(-3)
     kr, kb = LUMA_WEIGHTS["bt601"]
     luma = kr * red + (1 - kr - kb) * green + kb * blue
@@ -59,18 +60,18 @@ class PixelLoss(nn.Module):
     """L1 + perceptual + frame difference (+ colour, + lattice, + adversary), on clips ``b t 3 H W`` in [-1, 1].
 
     Args:
-        perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves that term out.
-        perceptual_weight, motion_weight: weights beside L1's 1. ``motion`` is the L1 distance of frame differences:
-            flicker that L1 alone would not punish more than noise.
-        colour_weight: of the L1 distance of :func:`colour_difference`. Perceptual networks and critics hardly see fine
-            colour, nor does the eye: without this term, sharpened lines get fringes. 0 leaves it out.
-        lattice_weight: of the :func:`lattice` of the output that goes beyond the target's; 0 leaves it out.
-        shift: the largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4;
-            at a fixed phase it lets a checkerboard of that period through, at a random one it does not.
-        adversary: a discriminator that is trained beside the model, ``(output, target, generator) -> terms``;
-            None leaves it out.
+        perceptual: network ``(n 3 h w, n 3 h w) -> n . . .``, such as LPIPS; None leaves this term out.
+        perceptual_weight, motion_weight: weights, relative to 1 for L1. ``motion`` is the L1 distance of frame
+            differences; it penalises flicker, which L1 alone penalises no more than noise. 0 leaves ``motion`` out.
+        shift: largest random shift in pixels before the perceptual network. AlexNet's first layer has stride 4; at a
+            fixed phase it is blind to a checkerboard of that period.
+        adversary: a discriminator trained with the model, ``(output, target, generator, seen) -> terms``; None leaves
+            it out.
+        lattice_weight: weight of the :func:`lattice` of the output in excess of the target's; 0 leaves it out.
+        colour_weight: weight of the L1 distance of :func:`colour_difference`. Perceptual networks and critics, like the
+            eye, are hardly sensitive to fine colour; without this term, sharpened lines get fringes. 0 leaves it out.
 
-    Raises ``UserError`` for a weight or shift that is none.
+    Raises ``UserError`` for a weight or shift that is negative or not a number.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class PixelLoss(nn.Module):
 
     @torch.no_grad()
     def check_size(self, size: tuple[int, int]) -> None:
-        """Raise ``UserError`` where frames of ``size`` (height, width) are too small for a term, at its largest shift.
+        """Raise ``UserError`` if frames of ``size`` (height, width) do not fit a term, at its largest shift.
 
-        Networks are shown no more than a corner: what is large enough for them stays so.
+        Networks are tested on at most a corner: if it is large enough for them, so is the frame.
         """
         height, width = size
 
@@ -123,15 +124,15 @@ class PixelLoss(nn.Module):
             ) from error
 
     def train(self, mode: bool = True) -> PixelLoss:
-        """Stay in evaluation mode."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def forward(
         self, output: Tensor, target: Tensor, generator: torch.Generator, seen: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Weighted terms, each a scalar; their sum is the loss.
+        """Return the weighted terms, each a scalar; their sum is the loss.
 
-        ``seen``: what the output was made from, a picture of its shape, for a critic that takes it into account.
+        ``seen`` is what the output was made from, of the same shape, for a conditional critic.
         """
         terms = {"l1": F.l1_loss(output, target)}
         if self.motion_weight and output.shape[1] > 1:
@@ -147,7 +148,7 @@ class PixelLoss(nn.Module):
             dy, dx = (int(torch.randint(self.shift + 1, (), generator=generator)) for _ in range(2))
             a, b = (fold_time(x)[..., dy:, dx:] for x in (output, target))  # (b t) 3 H-dy W-dx
             options: dict[str, int] = {}
-            if isinstance(self.perceptual, Judges):  # in a batch of one clip the other frames have their turn as well
+            if isinstance(self.perceptual, Judges):  # random start: else half of the frames would never be seen
                 options = {"frames": output.shape[1], "start": int(torch.randint(2, (), generator=generator))}
             terms["perceptual"] = self.perceptual_weight * self.perceptual(a, b, **options).mean()
         if self.adversary is not None:

@@ -1,4 +1,4 @@
-"""What the stages share that train a denoiser: what it is conditioned on, and which of its layers train when."""
+"""Base of the stages that train a denoiser: its conditioning, and which of its layers train when."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from ldm_video.training.stage import MakeOptimizer, Stage
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How a clip's conditions are drawn in training.
+    """How the conditioning of a clip is drawn in training.
 
     Attributes:
-        known_share, lead_share: shares of clips with known high-res pixels, and with known first frames, see
+        known_share, lead_share: fractions of clips with known high-res pixels and with known first frames, see
             :func:`~ldm_video.training.batches.batch_evidence`.
-        text_dropout: share of clips whose caption is replaced by the empty one: what guidance starts from
-            (arXiv:2207.12598). Models without text read no caption.
-        noise_level: the lowest and the highest level, drawn evenly, at which the low-res pixels of a clip are made
-            noisy, for a model that is told of it (the SD x4-upscaler); None makes none.
+        text_dropout: fraction of clips whose caption is replaced by the empty one, for classifier-free guidance
+            (arXiv:2207.12598). Models without text ignore captions.
+        noise_level: lowest and highest level (drawn uniformly, inclusive) of the noise added to the low-res pixels, for
+            a model conditioned on it (the SD x4-upscaler); None adds none.
+
+    Raises ``UserError`` for a fraction outside [0, 1] and ``ValueError`` for a bad ``noise_level``.
     """
 
     known_share: float = 0.1
@@ -49,14 +51,14 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the denoiser is told of the clips of a batch.
+    """The conditioning of a batch of clips.
 
     Attributes:
-        evidence: as the decoder sees it.
-        seen: as the denoiser sees it: with noisy low-res pixels where there is a noise level.
-        text: ``b n d``, where the model reads it.
-        noise_level: ``(b,)``, where the model is told of it.
-        canvas: ``b t c h w``, where the model reads the canvas in latents.
+        evidence: evidence for the decoder.
+        seen: evidence for the denoiser: with noisy low-res pixels if there is a noise level.
+        text: text embedding ``b n d``, if the model uses it.
+        noise_level: ``(b,)``, if the model is conditioned on it.
+        canvas: encoded canvas ``b t c h w``, if the model uses it.
     """
 
     evidence: Evidence
@@ -67,7 +69,7 @@ class Condition:
 
 
 def drop_captions(captions: Iterable[str], share: float, draws: Draws) -> list[str]:
-    """Captions with a ``share`` of them, drawn one by one, replaced by the empty one."""
+    """Replace each caption by the empty one with probability ``share``."""
     kept = draws.rand() >= share  # b
     return [caption if keep else "" for caption, keep in zip(captions, kept.tolist(), strict=True)]
 
@@ -78,10 +80,12 @@ class ModelStage(Stage):
     Args:
         model: the whole model.
         conditioning: how evidence and text are drawn.
-        spatial: pace of the layers that the 2-D UNet had; None keeps them frozen. Temporal layers and the first
-            convolution, which may have new evidence channels, train from the first step at the full rate. A denoiser
-            with adapters trains these alone, from the first step, whatever ``spatial`` says.
+        spatial: pace of the layers inherited from the 2-D UNet; None freezes them. Temporal layers and the first
+            convolution, which may have new evidence channels, train from the first step at the full rate. If the
+            denoiser has adapters, only these train, from the first step, and ``spatial`` is ignored.
         optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
+
+    Raises ``ValueError`` if ``conditioning.noise_level`` does not fit the model.
     """
 
     def __init__(
@@ -117,11 +121,11 @@ class ModelStage(Stage):
         return [p for p in self.model.denoiser.spatial_parameters() if id(p) not in entrance]
 
     def condition(self, batch: Mapping[str, Any], draws: Draws) -> Condition:
-        """The conditions of a batch, drawn as in training."""
+        """Draw the conditioning of a batch as in training."""
         return self._condition(batch, draws, self.conditioning)
 
     def plain_condition(self, batch: Mapping[str, Any], draws: Draws) -> Condition:
-        """As the model is used: nothing else is known, no caption is dropped, the noise level is the default."""
+        """Return the conditioning used at inference: no known pixels, no caption dropout, the default noise level."""
         level = self.model.sampling.noise_level
         return self._condition(batch, draws, Conditioning(0.0, 0.0, None if level is None else (level, level)))
 
@@ -145,14 +149,14 @@ class ModelStage(Stage):
         return self.model.text(drop_captions(captions, dropout, draws))  # b n d
 
     def predict(self, noisy: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's output for noisy latents ``b t c h w``."""
+        """Return the denoiser's output for noisy latents ``b t c h w``, of the same shape."""
         timestep = timestep.to(noisy.device)
         return self.model.predict(
             noisy, timestep, condition.seen, condition.text, noise_level=condition.noise_level, canvas=condition.canvas
         )
 
     def noise(self, pixels: Tensor, draws: Draws, channels: int | None = None) -> Tensor:
-        """Noise on the latent grid of pixels ``b t 3 H W``, of ``channels`` or of as many as latents have."""
+        """Draw noise ``b t c h w`` on the latent grid of pixels ``b t 3 H W``; default: the latents' channels."""
         _, t, _, height, width = pixels.shape
         codec = self.model.codec
         shape = (1, t, channels or codec.latent_channels, height // codec.factor, width // codec.factor)
@@ -160,7 +164,7 @@ class ModelStage(Stage):
 
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Any]) -> Tensor:
-        """Sampled as the model's defaults say, without guidance."""
+        """Sample with the model's default settings, without guidance: ``b t 3 H W``."""
         draws = self.draws(batch, 0, "restore")
         condition = self.plain_condition(batch, draws)
         noise, sampling, codec = self.noise(batch["hr"], draws), self.model.sampling, self.model.codec

@@ -1,4 +1,4 @@
-"""Which clips a process takes, from the first batch of a run to its last, across restarts; and its joint batch."""
+"""The order in which processes take clips over a whole run, across restarts; and the joint batch of all processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.data import Sampler
 
 
 def clip_numbers(first: int, count: int) -> range:
-    """The numbers in the run's stream of ``count`` clips that this process takes, from its ``first``-th on."""
+    """Return the positions in the run's stream of ``count`` clips of this process, starting with its ``first``-th."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     return range(first * world + rank, (first + count) * world, world)
 
 
 def joint(x: Tensor) -> Tensor:
-    """``b ...`` -> the same of all processes' clips, without gradients; every process must call it."""
+    """Gather ``b ...`` from all processes into ``(world b) ...``, without gradients. A collective call."""
     if not dist.is_initialized():
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
@@ -26,13 +26,13 @@ def joint(x: Tensor) -> Tensor:
 
 
 class ClipOrder(Sampler[int]):
-    """Items of an endless, seeded stream: process ``rank`` of ``world`` takes ``rank, rank + world, ...``.
+    """Sample an endless, seeded stream: process ``rank`` of ``world`` takes the items ``rank, rank + world, ...``.
 
-    A run is one pass, without epochs, so that a position is one number and a resumed run goes on where it stopped.
+    A run is a single pass without epochs, so that a position is one number and a resumed run continues exactly.
 
     Args:
-        length: items that one process takes in the whole run.
-        done: items that it has taken before a restart.
+        length: number of items that one process takes in the whole run.
+        done: number of items that it took before a restart.
     """
 
     def __init__(self, length: int, done: int = 0) -> None:

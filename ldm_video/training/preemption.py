@@ -1,8 +1,8 @@
-"""Give way when the cluster wants the machine back: finish the step, save, return the job to the queue, end.
+"""Handle preemption by the cluster: finish the step, save a checkpoint, requeue the job, exit.
 
-Lightning 2.6 saves inside the signal handler, which may strike in the middle of a backward pass, and its processes can
-wait for one another for ever (Lightning#21406, #20806). Here the handler only takes a note; the processes agree on it
-between two steps, so that what is saved is a state that an uninterrupted run goes through too.
+Lightning 2.6 saves inside the signal handler, possibly in the middle of a backward pass, and its processes can deadlock
+(Lightning#21406, #20806). Here the handler only sets a flag, and the processes synchronise it between two steps. So
+the saved state is one that an uninterrupted run passes through too.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ldm_video.training.checkpoints import step_ended
 log = logging.getLogger(__name__)
 
 REQUEUE = signal.SIGUSR1  # SLURM sends it before the time limit: `#SBATCH --signal=USR1@120`
-# SIGTERM comes before a preemption, which requeues by itself, and with `scancel`, after which nothing must come back.
+# SIGTERM precedes a preemption, after which SLURM requeues the job, or comes from `scancel`, which must not requeue.
 SIGNALS = (REQUEUE, signal.SIGTERM)
 
 
 class Preemption(pl.Callback):
-    """On SIGUSR1 or SIGTERM: write ``last.ckpt`` after the step that is under way, and end with exit code 128 + signal.
+    """On SIGUSR1 or SIGTERM, write ``last.ckpt`` after the current step and exit with code 128 + signal.
 
-    After SIGUSR1 a SLURM job is put back into the queue first; started again, it goes on where it stopped. It is
-    enough that one process gets the signal. Called after weight averaging and before Lightning's own checkpoint.
+    After SIGUSR1, a SLURM job is requeued first; when restarted, it resumes where it stopped. It is enough that one
+    process gets the signal. This callback must run after weight averaging and before Lightning's own checkpoint.
     """
 
     def __init__(self) -> None:
-        self.received = 0  # number of the signal
-        self.leaving = 0  # the same, once all processes know of it and the checkpoint is written
+        self.received = 0  # signal number
+        self.leaving = 0  # the same, once all processes have agreed on it and the checkpoint is written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number in SIGNALS:  # in the place of Lightning's handlers; it puts back those from before the fit
+        for number in SIGNALS:  # replaces Lightning's handlers; Lightning restores those from before the fit
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
@@ -50,7 +50,7 @@ class Preemption(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not step_ended(trainer, batch_idx):
-            return  # gradients that are being gathered are in no checkpoint
+            return  # accumulated gradients are not part of a checkpoint
         if not trainer.strategy.reduce_boolean_decision(self.received > 0, all=False):
             return
         received = torch.tensor(self.received, device=pl_module.device)
@@ -64,7 +64,7 @@ class Preemption(pl.Callback):
                 log.info("%s: saved %s at step %d", name, path, trainer.global_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._leave(trainer)  # not at the end of the batch before: its metrics were not logged yet
+        self._leave(trainer)  # not at the end of the previous batch, whose metrics were not logged yet
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave(trainer)
@@ -74,31 +74,31 @@ class Preemption(pl.Callback):
             return
         if self.leaving == REQUEUE and trainer.is_global_zero:
             requeue()
-        trainer.strategy.barrier()  # the first process to end may take the others down with it
+        trainer.strategy.barrier()  # the first process to exit may take the others down
         raise SystemExit(128 + self.leaving)
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For a process that loads data: leave the signals to the one that trains, which ends its workers itself.
+    """Ignore the signals in a data worker; the training process handles them and ends its workers itself.
 
-    A cluster signals a whole group of processes. A worker that died of it would end the run before its state is saved.
+    A cluster signals the whole process group. A worker that died from it would end the run before its state is saved.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """At the end of a process: kill the workers that are left, of which none would mind Python's own SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes the end of a worker for an accident
+    """Kill the remaining workers when the process exits, because they ignore Python's own SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler treats the end of a worker as a crash
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
 
 
 def requeue() -> None:
-    """Put the SLURM job that this process belongs to back into the queue; without SLURM, nothing.
+    """Requeue the SLURM job that this process belongs to; a no-op without SLURM.
 
-    A job that SLURM does not requeue is a warning: its state is saved, and all processes have yet to end together.
+    A failure is only logged: the state is saved, and all processes still have to exit together.
     """
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID")

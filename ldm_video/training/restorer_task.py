@@ -1,4 +1,4 @@
-"""Train the restorer of a paired codec: better pictures of the frames that it is asked for."""
+"""Train the restorer of a paired codec, which improves the decoder's output on selected frames."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from ldm_video.training.stage import MakeOptimizer, Stage
 
 
 class RestorerTask(Stage):
-    """Batch -> the decoder's pictures, which stay as they are, and the restorer's -> a mixture of both -> loss.
+    """Batch -> output of the frozen decoder and of the restorer -> blend of both -> loss.
 
-    A conditional critic is shown the decoder's pictures beside the mixture.
+    A conditional critic also gets the decoder's output.
 
-    What is shown is a ``share`` of the restorer's picture, and the rest the decoder's. In training the share is drawn
-    from ``least_share`` to 1 for each clip: so the restorer learns to make up for what the decoder lacks, and which
-    share is best can still be measured afterwards. Clips should have no holes: those are the decoder's alone.
+    The blend is ``share`` times the restorer's output plus ``1 - share`` times the decoder's. In training, the share is
+    drawn uniformly from ``least_share`` to 1 for each clip, so the restorer learns to supply what the decoder lacks,
+    and the best share can still be tuned afterwards. Clips should have no holes, which only the decoder fills.
 
     Args:
-        codec: the codec whose restorer is trained. Raises ``UserError`` for one that has none.
+        codec: the codec whose restorer is trained.
         pixel_loss: L1, perceptual and motion terms.
-        least_share: see above, from 0 to 1.
-        last_blocks: of the restorer's trunk that are trained, with what follows them; None trains all of it.
-        critic_lead: steps in which only the critic of ``pixel_loss`` learns, so that it knows what it asks for.
+        least_share: smallest share, from 0 to 1.
+        last_blocks: number of final blocks of the restorer's trunk to train, along with the layers after them; None
+            trains all of it.
+        critic_lead: number of steps at the start in which only the critic of ``pixel_loss`` is trained.
         critic_rate: factor on the critic's learning rate.
         optimizer, warmup, seed: see :class:`~ldm_video.training.stage.Stage`.
+
+    Raises ``UserError`` for a codec without a restorer and for a value out of range.
     """
 
     def __init__(
@@ -81,13 +84,16 @@ class RestorerTask(Stage):
 
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """As the codec is used: latents of zero, the restorer asked for few frames, its share carried to the others."""
+        """Restore as at inference: zero latents, the restorer on few frames, its contribution propagated to the others.
+
+        Returns ``b t 3 H W``.
+        """
         evidence = batch_evidence(batch, 0.0, self.draws(batch, 0, "restore"), colour_shift=self.codec.colour_shift)
         return self.codec.finish(self._own(batch["hr"], evidence), evidence)
 
     @torch.no_grad()
     def _own(self, pixels: Tensor, evidence: Evidence) -> Tensor:
-        """The decoder's pictures without a denoiser, in float32 under autocast too: ``b t 3 H W``."""
+        """Decode zero latents: ``b t 3 H W``, in the dtype of ``pixels`` even under autocast."""
         b, t, _, height, width = pixels.shape
         factor = self.codec.factor
         nothing = pixels.new_zeros(b, t, self.codec.latent_channels, height // factor, width // factor)

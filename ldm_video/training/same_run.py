@@ -1,5 +1,4 @@
-"""Does a checkpoint belong to the run that is asked for? Told by the configuration that is in it, or that of before
-beside it."""
+"""Check that a checkpoint belongs to the requested run, by the configuration saved in it, or in the file beside it."""
 
 from __future__ import annotations
 
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
 
-# What may change between two starts of a run: where it runs, how long, how fast and what is looked at. A prefix covers
-# what is below it. All else decides what the weights become, or would be ignored in silence: the learning rate, for
-# one, is in the checkpoint.
+# Keys (or prefixes) that may change when a run is resumed: where it runs, how long, how fast and what is logged. All
+# others affect the weights, or would be silently ignored: the learning rate, say, is restored from the checkpoint.
 FREE = (
     "name", "output", "logger", "watch", "publish", "checkpoint_every", "compile", "attention",
     "gradient_checkpointing", "data.workers", "data.cache", "data.train.clips.cache", "data.val",
@@ -30,14 +28,14 @@ FREE_IN_TRAINER = (
 )  # fmt: skip
 RUN = "run"  # the configuration in a checkpoint
 _ABSENT = "absent"
-# What Lightning takes where the section does not have a key, or has null.
+# Lightning's defaults for keys that are missing or null.
 _DEFAULTS = {
     f"trainer.{name}": parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()
 } | {"trainer.precision": "32-true", "trainer.gradient_clip_algorithm": "norm", "trainer.limit_train_batches": 1.0}
 
 
 class KeepsConfig(pl.Callback):
-    """Keeps ``config``, resolved and with no object of ours in it, in each checkpoint."""
+    """Store ``config``, resolved and as plain containers, in each checkpoint."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
@@ -51,10 +49,10 @@ class KeepsConfig(pl.Callback):
 def check_same_run(
     saved: Path, config: DictConfig, kept: Mapping[str, Any] | None = None, free: tuple[str, ...] = FREE
 ) -> None:
-    """Raise ``UserError`` naming the first key that differs from the checkpoint's configuration and may not.
+    """Raise ``UserError`` naming the first key that differs from the checkpoint's configuration but must not.
 
-    That is ``kept``, which the checkpoint has in it, and of an old one, which has none, the file ``saved``. Without
-    that file nothing is compared: it is removed to go on with a change.
+    The checkpoint's configuration is ``kept``, which is stored in it, or for older checkpoints the file ``saved``. If
+    that file does not exist, nothing is compared: users remove it to resume with a change.
     """
     if not saved.is_file():
         return
@@ -80,7 +78,10 @@ def _read(saved: Path) -> Any:
 
 
 def check_fits(state: Mapping[str, Tensor], module: nn.Module, where: Path) -> None:
-    """Raise ``UserError`` naming the first weight of the checkpoint ``where`` that has no place in ``module``."""
+    """Raise ``UserError`` naming the first weight by which the checkpoint ``where`` and ``module`` differ.
+
+    A weight may be missing, unexpected or of another shape.
+    """
     own = module.state_dict()
     for key in sorted(state.keys() ^ own.keys()):
         place = "has no place in" if key in state else "is not there for"
@@ -102,13 +103,13 @@ def _value(leaves: Mapping[str, Any], key: str) -> Any:
 
 
 def _same(key: str, old: Any, new: Any) -> bool:
-    """To Lightning ``limit_train_batches=1`` is one batch, and 1.0 is all of them."""
+    """Compare two values; for ``limit_train_batches`` and the like, 1 is one batch, but 1.0 is all of them."""
     batches = key.startswith("trainer.") and key.endswith("_batches") and 1 in (old, new)
     return bool(old == new and (not batches or isinstance(old, int) == isinstance(new, int)))
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything that is no mapping."""
+    """Yield the dotted name and the value of every leaf (anything but a non-empty mapping)."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{name}.{key}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, in Lightning's form: all parameters warm up and follow a cosine, each at its own pace."""
+"""Learning-rate schedules in Lightning's format: warm-up and cosine decay, with a pace for each parameter group."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ class Pace:
     """When and how fast a group of parameters is trained.
 
     Attributes:
-        start: the step from which it is trained; until then its gradients are dropped and its rate is 0.
+        start: first step that trains the group; before it, gradients are dropped and the learning rate is 0.
         scale: factor on the learning rate.
+
+    Raises ``ValueError`` unless ``start >= 0`` and ``scale > 0``.
     """
 
     start: int = 0
@@ -35,9 +37,9 @@ FULL = Pace()
 def warmup_cosine(
     optimizer: Optimizer, warmup: int, steps: int, floor: float = 0.02, paces: Sequence[Pace] = (FULL,)
 ) -> OptimizerLRSchedulerConfig:
-    """Linear warm-up over ``warmup`` steps, then a cosine down to ``floor`` of the rate at ``steps``.
+    """Warm up linearly over ``warmup`` steps, then decay along a cosine to the fraction ``floor`` at step ``steps``.
 
-    ``paces`` has one for each of the optimizer's groups; one that starts late warms up when it starts.
+    ``paces`` has one entry per parameter group of the optimizer; a group that starts late warms up when it starts.
     """
 
     def factor(step: int, pace: Pace) -> float:

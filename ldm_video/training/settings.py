@@ -1,4 +1,4 @@
-"""Values of a training configuration that would end in a traceback, or in another folder, hours or seconds later."""
+"""Early checks of configuration values that would otherwise fail, or write to a wrong folder, possibly hours later."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from ldm_video.core.checks import number, sides, whole
 from ldm_video.core.errors import UserError
 
 LARGEST_SEED = 2**32 - 1  # numpy's
-# What becomes a folder or a name there.
+# Keys that become a folder or a name.
 TEXTS = ("name", "output")
 TEXTS_OR_NULL = ("init_from", "publish", "data.cache")
 SECTIONS = ("task", "optimizer", "trainer")
 SWITCHES = ("compile", "gradient_checkpointing")
-# Whole numbers and the least of each.
+# Integers and their minima.
 COUNTS = {
-    "trainer.max_steps": 1,  # the learning rate is led down to it
+    "trainer.max_steps": 1,  # the learning rate decays until then
     "data.frames": 1,
     "data.batch": 1,
     "data.workers": 0,
     "checkpoint_every": 1,
     "trainer.accumulate_grad_batches": 1,
 }
-# Those of a section that may lack them. Null is as good where Lightning reads it.
+# The same for keys that may be missing or null.
 OPTIONAL_COUNTS = {"trainer.log_every_n_steps": 0, "task.pixel_from_step": 0}
 OPTIONAL_WEIGHTS = ("trainer.gradient_clip_val", "task.latent_weight")
 
 
 def check_settings(config: DictConfig) -> None:
-    """Look at the values that no part checks when it is built. Raises ``UserError`` naming the first bad one."""
+    """Check the values that no component checks when it is built. Raises ``UserError`` naming the first bad one."""
     for key in SECTIONS:
         if not isinstance(config.get(key), DictConfig):
             raise UserError(f"'{key}' is {config.get(key)!r}; it must be a section of keys")
@@ -42,7 +42,7 @@ def check_settings(config: DictConfig) -> None:
                 f"\"{key}='TEXT'\""
             )
     longest = config.trainer.get("max_time")
-    if isinstance(longest, int | float):  # YAML counts 10:00:00:00 in sixties
+    if isinstance(longest, int | float):  # YAML reads 10:00:00:00 as a sexagesimal number
         raise UserError(
             f"trainer.max_time is {longest!r}, which YAML does not read as text; quote it for the shell and for YAML: "
             "\"trainer.max_time='DD:HH:MM:SS'\""
@@ -60,5 +60,5 @@ def check_settings(config: DictConfig) -> None:
     for key in OPTIONAL_WEIGHTS:
         if (value := OmegaConf.select(config, key)) is not None:
             number(key, value, 0, math.inf)
-    if config.ema is not None and config.ema is not False:  # those mean no average
+    if config.ema is not None and config.ema is not False:  # both mean no average
         number("ema", config.ema, 0, 1)

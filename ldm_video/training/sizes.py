@@ -1,4 +1,4 @@
-"""Do clips fit a model and what judges it? Asked before the first step."""
+"""Check before the first step that clips fit the model and its losses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ldm_video.training.stage import Stage
 
 
 def check_size(stage: Stage, size: tuple[int, int], what: str, judged: bool = True) -> None:
-    """Raise ``UserError``, naming ``what``, where ``stage`` cannot take clips of ``size`` (height, width).
+    """Raise ``UserError``, naming ``what``, if ``stage`` cannot take clips of ``size`` (height, width).
 
-    ``judged``: whether the stage's pixel loss looks at them, too.
+    ``judged`` says whether the stage's pixel loss is computed on them, too.
     """
-    model: Any = getattr(stage, "model", stage)  # some stages have the codec alone
+    model: Any = getattr(stage, "model", stage)  # some stages have only a codec
     factor, loss = model.codec.factor, getattr(stage, "pixel_loss", None)
     if size[0] % factor or size[1] % factor:
         raise UserError(
@@ -28,6 +28,6 @@ def check_size(stage: Stage, size: tuple[int, int], what: str, judged: bool = Tr
 
 
 def check_clips(stage: Stage, clips: Dataset[Any], what: str, judged: bool = True) -> None:
-    """:func:`check_size` of a data set that tells its ``size``, in itself or in the ``sets`` that it is made of."""
+    """Call :func:`check_size` for the ``size`` of a dataset, or of each of its ``sets``; skip those without a size."""
     for size in {tuple(part.size) for part in getattr(clips, "sets", [clips]) if hasattr(part, "size")}:
         check_size(stage, size, what, judged)

@@ -1,4 +1,4 @@
-"""What every training stage shares: its optimizer, its learning rate, its random numbers, its stop at a NaN."""
+"""Base class of the training stages: optimizer, learning rate, random numbers, and the stop at a NaN."""
 
 from __future__ import annotations
 
@@ -25,57 +25,57 @@ MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class Stage(pl.LightningModule):
-    """A Lightning module that trains whatever of its parameters takes gradients.
+    """A Lightning module that trains those of its parameters that require gradients.
 
     Args:
-        optimizer: makes an optimizer of parameter groups.
-        warmup: steps of linear warm-up before the cosine, which ends at the trainer's ``max_steps``.
-        seed: of the random numbers of each batch.
+        optimizer: builds an optimizer from parameter groups.
+        warmup: steps of linear warm-up before the cosine decay, which ends at the trainer's ``max_steps``.
+        seed: seed of the random numbers of each batch, 0 or more.
 
-    Raises ``UserError`` for a warm-up that cannot be, and for settings that the optimizer refuses.
+    Raises ``UserError`` for an invalid warm-up or seed, and for settings that the optimizer rejects.
     """
 
     def __init__(self, optimizer: MakeOptimizer, warmup: int = 100, seed: int = 0) -> None:
         super().__init__()
         try:
-            optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # what it refuses shows before anything is written
+            optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])  # fail before anything is written
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"the optimizer section cannot be used: {error}") from error
         self.make_optimizer = optimizer
         self.warmup = whole("warmup", warmup, 0)
         self.seed = whole("seed", seed, 0)
-        self.gathered: dict[str, Tensor] = {}  # after FSDP: the state that lay in pieces on all processes
+        self.gathered: dict[str, Tensor] = {}  # after FSDP: the full state, gathered from all processes
         self._batch: Mapping[str, Any] = {}  # the last one, to be saved if its gradient is not finite
 
     def draws(self, batch: Mapping[str, Any], index: int, purpose: str = "train") -> Draws:
-        """The random numbers of the ``index``-th batch: a pure function of (seed, index, clips' numbers, purpose)."""
+        """Return the generators of the ``index``-th batch: a pure function of (seed, index, clip numbers, purpose)."""
         size = len(batch["hr"])
-        if purpose != "train":  # all processes look at the same clips
+        if purpose != "train":  # all processes get the same clips
             first = index * self._whole_batch(size)
             return make_draws(self.seed, index, range(first, first + size), purpose)
-        # A run is one epoch, in which no step is ahead of its batch. Only under `overfit_batches` is every batch the
-        # first one, which must not meet the same noise for ever.
+        # A run is one epoch, in which the step never exceeds the batch index. Only under `overfit_batches` is the index
+        # always 0, and the noise must still change.
         index = max(index, self.global_step)
         return make_draws(self.seed, index, clip_numbers(index * size, size), purpose)
 
     def _whole_batch(self, size: int) -> int:
-        """Clips of every validation batch but the last, which has ``size`` and may be short."""
+        """Return the size of a full validation batch; ``size`` is that of the current one, which may be the last."""
         loader = None if self._trainer is None else self._trainer.val_dataloaders
         return getattr(loader, "batch_size", None) or size
 
     def restore(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the model makes of a batch now, ``b t 3 H W``, about [-1, 1]: for people to look at."""
+        """Return the model's current output for a batch, ``b t 3 H W``, about [-1, 1], for visualisation."""
         raise NotImplementedError
 
     def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
-        """Parameters that are trained later or slower than the rest."""
+        """Return the parameters whose pace differs from that of the rest: later, or at another learning rate."""
         return []
 
     def at_full_cost(self) -> None:
-        """Make every step one of those that take most memory: for an estimate, not for a run."""
+        """Make every step one of the most expensive kind: for an estimate, not for a run."""
 
     def parameter_groups(self) -> dict[Pace, list[nn.Parameter]]:
-        """Every parameter that takes gradients, by its pace."""
+        """Return all parameters that require gradients, grouped by pace."""
         special = {id(parameter): pace for parameters, pace in self.paces() for parameter in parameters}
         groups: dict[Pace, list[nn.Parameter]] = {}
         for parameter in self.parameters():
@@ -84,15 +84,15 @@ class Stage(pl.LightningModule):
         return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer of the parameters that take gradients, warmed up and then led down a cosine."""
+        """Build the optimizer of the parameters that require gradients, with warm-up and cosine decay."""
         groups = self.parameter_groups()
         optimizer = self.make_optimizer([{"params": parameters} for parameters in groups.values()])
         return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps, paces=list(groups))
 
     def total(self, terms: Mapping[str, Tensor], batch: Mapping[str, Any], idle: Sequence[nn.Parameter] = ()) -> Tensor:
-        """The end of a training step: the sum of the loss's terms, logged with each of them, see :meth:`finite`.
+        """Finish a training step: sum and log the loss terms, and return the sum, checked by :meth:`finite`.
 
-        ``idle`` are parameters that no term of this step depends on.
+        ``idle`` are the parameters that no term of this step depends on.
         """
         loss = torch.stack(list(terms.values())).sum()
         if idle:
@@ -102,19 +102,19 @@ class Stage(pl.LightningModule):
         return self.finite(loss, batch)
 
     def finite(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """``loss`` itself; if it is not finite, the batch is saved and a ``UserError`` stops the run."""
+        """Return ``loss``; if it is not finite, save the batch and raise a ``UserError``, which stops the run."""
         self._batch = batch
         if not torch.isfinite(loss):
             self._stop("loss", loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Stop at a gradient that is not finite, and drop the gradients of groups whose time has not come.
+        """Stop at a non-finite gradient, and drop the gradients of groups that are not trained yet.
 
-        Under 16-mixed it stops only where the loss is scaled down already and no overflow explains it any more.
+        Under 16-mixed, stop only if the loss scale is below 1, where overflow no longer explains it.
 
-        Late groups take gradients from the start, because DDP learns at the start which parameters do. Dropped, they
-        count neither for the clipping of the others nor for the optimizer's memory.
+        Late groups require gradients from the start, because DDP registers the trained parameters at the start. Once
+        dropped, their gradients affect neither the clipping of the others nor the optimizer's state.
         """
         for pace, group in zip(self.parameter_groups(), optimizer.param_groups, strict=True):
             if self.global_step < pace.start:
@@ -122,7 +122,7 @@ class Stage(pl.LightningModule):
                     parameter.grad = None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() >= 1:
-            return  # gradients overflow now and then: the loss scaler skips such a step and lowers the scale
+            return  # occasional overflow is normal: the loss scaler skips such a step and lowers the scale
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         if not torch.isfinite(norm):
             self._stop("gradient", norm)
@@ -133,7 +133,7 @@ class Stage(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does it; it refuses norms under FSDP, where no process has a whole gradient but FSDP itself."""
+        """Clip as Lightning does, but support norms under FSDP, where only FSDP itself can compute the full norm."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy) and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             sharded = strategy.model
@@ -143,7 +143,7 @@ class Stage(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_end(self) -> None:
-        """Under FSDP every process takes part in gathering the weights, of which process 0 keeps the whole."""
+        """Under FSDP, gather the full weights on process 0; all processes must take part."""
         if isinstance(self.trainer.strategy, FSDPStrategy):
             self.gathered = self.trainer.strategy.lightning_module_state_dict()
 

@@ -1,4 +1,4 @@
-"""Lightning's trainer, with our checkpoints, loggers and what is watched."""
+"""Lightning's trainer, with our checkpoints, loggers and callbacks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from ldm_video.training.watch import Facts, GradientNorms, LastRow, Speed
 def build_trainer(
     config: DictConfig, output: Path, watchers: Sequence[pl.Callback] = (), anew: bool = False
 ) -> pl.Trainer:
-    """The trainer of ``config.trainer``; ``watchers`` are called after weight averaging, before a checkpoint.
+    """Build the trainer from ``config.trainer``; ``watchers`` run after weight averaging and before checkpoints.
 
-    With ``anew`` the run is a new one to the loggers too, whatever ``output`` holds.
+    With ``anew``, the loggers start a new run too, whatever ``output`` holds.
+    Raises ``UserError`` for trainer options that Lightning rejects.
     """
     every = config.checkpoint_every
     facts: Any = OmegaConf.to_container(config, resolve=True)
@@ -46,7 +47,7 @@ def build_trainer(
     callbacks += [*watchers, Preemption()]
     loggers = build_loggers(config.logger, config.name, output, anew)
     try:
-        # ClipOrder shares the clips out among processes itself.
+        # ClipOrder itself distributes the clips over the processes.
         return build(
             trainer_options(config.trainer),
             callbacks=callbacks,
@@ -60,7 +61,7 @@ def build_trainer(
 
 
 def trainer_options(section: DictConfig) -> dict[str, Any]:
-    """The trainer's section with validation counted in steps: Lightning's ``val_check_interval`` counts batches."""
+    """Return the trainer's section, with an integer ``val_check_interval`` converted from steps to batches."""
     options = cast(dict[str, Any], OmegaConf.to_container(section, resolve=True))
     every = options.get("val_check_interval")
     if type(every) is int:

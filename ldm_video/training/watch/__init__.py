@@ -1,7 +1,7 @@
-"""What people watch of a run: pictures and metrics of fixed clips, speed, memory, gradients, the run's facts;
-and the row of the log that a kill would lose.
+"""Callbacks that monitor a run: pictures and metrics of fixed clips, speed, memory, gradients and configuration;
+and one that preserves the row of the log that a kill would lose.
 
-Callbacks alone: whether and how a run is watched changes nothing that it computes.
+None of them affects what a run computes.
 """
 
 from ldm_video.training.watch.facts import Facts

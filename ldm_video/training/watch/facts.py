@@ -1,4 +1,4 @@
-"""What a run was: its configuration and the code's revision, in every logger."""
+"""Log a run's configuration and code revision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 
 class Facts(pl.Callback):
-    """Logs ``facts`` as the run's hyper-parameters when it starts."""
+    """Log ``facts`` to every logger as hyper-parameters when the run starts."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = dict(facts)

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 
 class GradientNorms(pl.Callback):
-    """Logs ``gradient/PART``, the L2 norm before clipping of the parts that have a gradient, at every logged step.
+    """Log ``gradient/PART``, the L2 norm before clipping of each part that has a gradient, at every logged step.
 
-    The parts are ``spatial`` and ``temporal`` layers of the denoiser, and the ``codec``.
+    The parts are the ``spatial`` and ``temporal`` layers of the denoiser, and the ``codec``.
     """
 
     def on_before_optimizer_step(
@@ -30,7 +30,7 @@ class GradientNorms(pl.Callback):
 
 
 def parts(stage: pl.LightningModule) -> dict[str, Iterable[Tensor]]:
-    """The parameters of a stage's model, or of its codec where it has that alone."""
+    """Return the parameters of a stage's model by part, or of its codec if it has no model."""
     model = getattr(stage, "model", None)
     if model is None:
         return {"codec": cast(nn.Module, stage.codec).parameters()}

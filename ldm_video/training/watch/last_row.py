@@ -1,4 +1,4 @@
-"""The row of the log that a kill would lose."""
+"""Preserve the row of the log that a kill would lose."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _STATE = "last_row"
 
 
 class LastRow(pl.Callback):
-    """Keeps the logged row of a checkpoint's step in the checkpoint; a run that goes on from it begins its log with it.
+    """Store the logged row of a checkpoint's step in the checkpoint; a run that resumes from it logs this row first.
 
-    Lightning writes a step's row after the step's checkpoint: a run that is killed between the two has the weights of
-    that step, does not do it again, and its log would have a gap there for ever.
+    Lightning writes a step's row after its checkpoint. If a run is killed between the two, the resumed run does not
+    repeat that step, and its log would lack the row.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class LastRow(pl.Callback):
     ) -> None:
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if trainer.global_step % every:
-            return  # no row of this step is written
-        # Validation writes rows of its own, once it has ended.
+            return  # this step is not logged
+        # Validation writes its own rows when it ends.
         row = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("val/")}
         checkpoint[_STATE] = {"row": row, "step": trainer.global_step - 1}  # rows are counted from 0
 

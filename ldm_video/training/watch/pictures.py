@@ -1,4 +1,4 @@
-"""Fixed clips, restored while the model learns: a strip, a short video and their metrics."""
+"""Restore fixed clips during training: a strip of pictures, a short video and metrics."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 """``metric(output, reference)`` of one frame ``h w c`` in [0, 1]."""
 
 NAME = "restored"
-_RATE = Fraction(8)  # training clips are short: slow enough to see what moves
+_RATE = Fraction(8)  # training clips are short: play them slowly
 
 
 class Pictures(pl.Callback):
-    """Every ``every`` steps, and after the last, restores fixed clips with the (averaged) weights of that moment.
+    """Restore fixed clips with the current (averaged) weights every ``every`` steps and after the last.
 
-    Each clip is a row of input | output | reference. The middle frame becomes ``folder/step_00000500.png``, the clip
-    ``folder/step_00000500.mp4``; both go to the loggers, and each metric's mean over frames, then clips, as
-    ``restored/NAME``. Process 0 does it alone, without any collective call: the others wait at the next gradient.
+    Each clip is a row of input | output | reference. The middle frame is written to ``folder/step_00000500.png``, the
+    clip to ``folder/step_00000500.mp4``. Both go to the loggers, with each metric's mean over frames, then clips, as
+    ``restored/NAME``. Only process 0 does this, without collective calls; the others wait at the next gradient
+    reduction.
 
     Args:
-        folder: where the files go.
-        clips: items as in training, of one size and length; what is shown is a function of item and weights alone.
-        every: steps.
-        metrics: by name; None leaves one out. Each is called once now, so that one that cannot run fails early.
+        folder: folder of the files.
+        clips: items as in training, all of the same size and length. The output depends only on them and the weights.
+        every: interval in steps, 1 or more, else ``ValueError``.
+        metrics: metrics by name; None leaves one out. Each is called once on construction, to fail early.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Pictures(pl.Callback):
 
     @cached_property
     def batches(self) -> list[Mapping[str, Any]]:
-        """One clip each, so that a look takes no more memory than a step."""
+        """Batches of one clip, so that restoring takes no more memory than a training step."""
         return [default_collate([self.clips[index]]) for index in range(len(self.clips))]  # type: ignore[arg-type]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,7 +76,7 @@ class Pictures(pl.Callback):
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, stage: Stage) -> None:
-        """Restore, measure, show."""
+        """Restore the clips, compute the metrics, and write and log the results."""
         precision = trainer.precision_plugin
         with averaged_weights(trainer, stage), undisturbed(stage):
             rows, scores = [], []
@@ -97,9 +98,9 @@ class Pictures(pl.Callback):
 
 
 def row(batch: Mapping[str, Tensor], output: Tensor) -> Tensor:
-    """Input, output and reference of a batch of one clip, side by side: ``t 3 H (3 W)`` in [-1, 1].
+    """Return input, output and reference of a batch of one clip, side by side: ``t 3 H (3 W)`` in [-1, 1].
 
-    The input shows its own pixels as squares, and mid-grey in the hole.
+    The input is upsampled with nearest neighbour and mid-grey in the hole.
     """
     hr, lr, hole = batch["hr"][0], batch["lr"][0], batch["hole"][0]
     large = F.interpolate(lr, size=hr.shape[-2:], mode="nearest-exact") * (1 - hole)  # t 3 h w -> t 3 H W
@@ -107,7 +108,7 @@ def row(batch: Mapping[str, Tensor], output: Tensor) -> Tensor:
 
 
 def measure(metrics: Mapping[str, Metric], output: Tensor, reference: Tensor) -> dict[str, float]:
-    """Each metric's mean over the frames of two clips ``t 3 H W`` in [-1, 1]."""
+    """Return each metric's mean over the frames of two clips ``t 3 H W`` in [-1, 1]."""
     made, true = (rearrange((x + 1) / 2, "t c h w -> t h w c").numpy() for x in (output, reference))
     return {
         name: float(np.mean([metric(a, b) for a, b in zip(made, true, strict=True)]))
@@ -116,7 +117,7 @@ def measure(metrics: Mapping[str, Metric], output: Tensor, reference: Tensor) ->
 
 
 def write(path: Path, frames: Tensor) -> None:
-    """Frames ``t 3 h w`` in [-1, 1] as a video or, if there is one, as a picture; whole or not at all."""
+    """Write frames ``t 3 h w`` in [-1, 1] atomically, as a video or (one frame) a picture, by the path suffix."""
     with VideoWriter(path, size_of(frames), None, _RATE, overwrite=True) as writer:
-        for frame in frames.nan_to_num():  # a model that has diverged is shown as grey
+        for frame in frames.nan_to_num():  # show a diverged model as grey
             writer.write(frame)

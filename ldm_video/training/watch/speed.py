@@ -16,11 +16,11 @@ GIB = 2**30
 
 
 class Speed(pl.Callback):
-    """Logs ``speed/clips_per_second``, ``speed/frames_per_second`` (of all processes) and ``memory/peak_gib``.
+    """Log ``speed/clips_per_second``, ``speed/frames_per_second`` (over all processes) and ``memory/peak_gib``.
 
-    Each is taken over the steps since the last logged one, from the start of the first of them: validation, pictures
-    and checkpoints do not count where their periods are multiples of ``log_every_n_steps``. Lightning's
-    ``ThroughputMonitor`` waits for the GPU at every step; this one lets it run ahead.
+    Speeds are measured from the start of the first step after the last logged one, so validation, pictures and
+    checkpoints are excluded if their intervals are multiples of ``log_every_n_steps``. Memory is the peak since the
+    start of the process. Unlike Lightning's ``ThroughputMonitor``, this does not synchronise the GPU at every step.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Speed(pl.Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that tensors held on a CUDA device, or that this process held in main memory, since its start."""
+    """Return the peak bytes of tensors on a CUDA device, or of this process in main memory, since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident()

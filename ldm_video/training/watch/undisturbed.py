@@ -1,4 +1,4 @@
-"""Look at a model in the middle of its training without leaving a trace."""
+"""Evaluate a model during training without side effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; each module's own mode and every global random state are as before afterwards."""
+    """Switch to evaluation mode without gradients; afterwards restore each module's mode and all global RNG states."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -27,9 +27,9 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def averaged_weights(trainer: pl.Trainer, stage: pl.LightningModule) -> Iterator[None]:
-    """The averaged weights in the model's place, where the run averages, as Lightning does it for validation.
+    """Put the averaged weights, if the run keeps any, into the model, as in validation.
 
-    Copied there and back, so both are bit for bit what they were.
+    Weights are copied and restored, so both sets are bit-identical afterwards.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
