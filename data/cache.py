@@ -23,23 +23,23 @@ from ldm_video.video_io.probe import probe
 from ldm_video.video_io.stills import IMAGE_SUFFIXES, is_image, read_image
 
 _FORMAT = "4"  # increment when the decoded pixels of the same file would change
-_looking = ContextVar("looking", default=False)
+_headers_only = ContextVar("looking", default=False)
 
 
 @contextmanager
 def headers_only() -> Iterator[None]:
     """Check cheaply that there is something to train on. Datasets built within this context stop at the first usable
     source and trust its header; they decode, fetch and write nothing, and must not be indexed."""
-    token = _looking.set(True)
+    token = _headers_only.set(True)
     try:
         yield
     finally:
-        _looking.reset(token)
+        _headers_only.reset(token)
 
 
 def looking() -> bool:
     """Return whether :func:`headers_only` is active."""
-    return _looking.get()
+    return _headers_only.get()
 
 
 class CacheError(UserError):
@@ -70,16 +70,16 @@ class FrameCache:
         """
         path = Path(path)
         entry = self.entry(path)
-        if not self._holds(entry):
+        if not self._has(entry):
             if looking():
-                return np.broadcast_to(np.uint8(0), (*_announced(path, entry, self.max_frames), 3))
+                return np.broadcast_to(np.uint8(0), (*_header_shape(path, entry, self.max_frames), 3))
             self._make(entry, path)
         try:
             return np.load(entry, mmap_mode="r")
         except OSError as error:
-            raise self._closed(error) from error
+            raise self._cache_error(error) from error
         except (ValueError, EOFError) as error:
-            raise CacheError(f"{entry} of the cache of frames is damaged ({_why(error)}); remove it") from error
+            raise CacheError(f"{entry} of the cache of frames is damaged ({_reason(error)}); remove it") from error
 
     def entry(self, path: Path) -> Path:
         """Return the cache file for the current state of ``path``."""
@@ -90,11 +90,11 @@ class FrameCache:
         key = f"{path.resolve()}|{state}|{self.max_frames}|{_FORMAT}"
         return self.root / f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
-    def _holds(self, entry: Path) -> bool:
+    def _has(self, entry: Path) -> bool:
         try:
             return entry.is_file()
         except OSError as error:  # no permission to search the folder
-            raise self._closed(error) from error
+            raise self._cache_error(error) from error
 
     def _make(self, entry: Path, path: Path) -> None:
         """Decode ``path`` in one of the processes that find no entry: all processes of a run start at the same one."""
@@ -102,7 +102,7 @@ class FrameCache:
             try:
                 missing = turn.enter_context(first_to_make(entry))
             except OSError as error:
-                raise self._closed(error) from error
+                raise self._cache_error(error) from error
             if missing:
                 self._store(entry, read_photo(path)[None] if is_image(path) else read_video(path, self.max_frames))
 
@@ -113,23 +113,23 @@ class FrameCache:
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
                 file.write(np.ascontiguousarray(frames).data)
         except (UserError, OSError) as error:
-            raise self._closed(error) from error
+            raise self._cache_error(error) from error
 
-    def _closed(self, error: Exception) -> CacheError:
+    def _cache_error(self, error: Exception) -> CacheError:
         return CacheError(
-            f"the cache of decoded frames {self.root} cannot be used ({_why(error)}); make room or set data.cache"
+            f"the cache of decoded frames {self.root} cannot be used ({_reason(error)}); make room or set data.cache"
         )
 
 
 @cache
-def _announced(path: Path, entry: Path, max_frames: int) -> tuple[int, int, int]:
+def _header_shape(path: Path, entry: Path, max_frames: int) -> tuple[int, int, int]:
     """Return (frames, height, width) from the header; assume ``max_frames`` frames if it gives no count."""
     info = probe(path)
     frames = info.frames or int((info.duration or 0) * (info.rate or 0)) or max_frames or 1
     return min(frames, max_frames or frames), info.height, info.width
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return what is wrong, without the advice that follows it."""
     return (isinstance(error, OSError) and error.strerror) or str(error).rsplit("; ", 1)[0]
 

@@ -267,7 +267,7 @@ class ClipDataset(ClipStream):
 
     def _shares(self) -> np.ndarray:
         """Return each source's probability, see :class:`data.sampling.Sampling`; photos sum to ``photo_share``."""
-        shares = np.array([self._worth(self.cache.frames(path)) for path in self.sources])
+        shares = np.array([self._source_weight(self.cache.frames(path)) for path in self.sources])
         photos = np.array([is_image(path) for path in self.sources])
         if photos.any() and not photos.all():
             photo_share = self.sampling.photo_share
@@ -275,7 +275,7 @@ class ClipDataset(ClipStream):
             shares[~photos] *= (1 - photo_share) / shares[~photos].sum()
         return shares / shares.sum()
 
-    def _worth(self, frames: np.ndarray) -> float:
+    def _source_weight(self, frames: np.ndarray) -> float:
         pixels = float(np.prod(frames.shape[:3]))
         power = self.sampling.detail_power
         return pixels * (_detail(frames[0]) + 1e-3) ** power if power else pixels

@@ -14,7 +14,7 @@ import numpy as np
 
 _CHARACTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:!?&-/ ")
 _FONTS = ("sans", "italic")
-_FRACTION = 4  # fractional bits of a fixed-point coordinate, OpenCV's `shift`
+_FRACTION_BITS = 4  # fractional bits of a fixed-point coordinate, OpenCV's `shift`
 
 Drawing = Callable[[np.ndarray, np.random.Generator], None]
 
@@ -36,16 +36,16 @@ def draw_over(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def grid(picture: np.ndarray, rng: np.random.Generator) -> None:
     """Draw evenly spaced lines in one or two directions, in perspective; on a filled board in most draws."""
-    matrix = _view(picture, rng)
+    matrix = _random_homography(picture, rng)
     if rng.random() < 0.7:
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], float)
-        cv2.fillPoly(picture, [_fixed(_seen(corners, matrix))], _colour(rng), cv2.LINE_AA, _FRACTION)
+        cv2.fillPoly(picture, [_fixed_point(_project(corners, matrix))], _colour(rng), cv2.LINE_AA, _FRACTION_BITS)
     colour, width = _colour(rng), int(rng.integers(1, 5))
     for turned in (False, True)[: rng.integers(1, 3)]:
         places = np.linspace(-1, 1, int(rng.integers(6, 40)))
         for place in places:
             ends = np.array([[place, -1], [place, 1]])
-            _polyline(picture, _seen(ends[:, ::-1] if turned else ends, matrix), colour, width)
+            _polyline(picture, _project(ends[:, ::-1] if turned else ends, matrix), colour, width)
 
 
 def letters(picture: np.ndarray, rng: np.random.Generator) -> None:
@@ -83,7 +83,7 @@ def shapes(picture: np.ndarray, rng: np.random.Generator) -> None:
         centre = rng.uniform(0, 1, 2) * [width, height]
         radius = rng.uniform(0.04, 0.3) * min(height, width)
         points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], -1)
-        cv2.fillPoly(picture, [_fixed(points)], _colour(rng), cv2.LINE_AA, _FRACTION)
+        cv2.fillPoly(picture, [_fixed_point(points)], _colour(rng), cv2.LINE_AA, _FRACTION_BITS)
         if rng.random() < 0.6:
             _polyline(picture, np.concatenate([points, points[:1]]), _colour(rng), int(rng.integers(1, 6)))
 
@@ -98,7 +98,7 @@ def _colour(rng: np.random.Generator) -> list[int]:
     return [int(level) for level in rng.integers(0, 256, 3)]
 
 
-def _view(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _random_homography(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw a homography ``3 3`` from the square [-1, 1]^2 to a quadrilateral that roughly covers the picture."""
     height, width = picture.shape[:2]
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32)
@@ -109,17 +109,17 @@ def _view(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.getPerspectiveTransform(square, target.astype(np.float32))
 
 
-def _seen(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _project(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Apply a homography to points: ``n 2 -> n 2``."""
     return cv2.perspectiveTransform(points[None].astype(np.float64), matrix)[0]
 
 
 def _polyline(picture: np.ndarray, points: np.ndarray, colour: list[int], width: int) -> None:
-    cv2.polylines(picture, [_fixed(points)], False, colour, width, cv2.LINE_AA, _FRACTION)
+    cv2.polylines(picture, [_fixed_point(points)], False, colour, width, cv2.LINE_AA, _FRACTION_BITS)
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
-    return np.round(points * 2**_FRACTION).astype(np.int32)
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    return np.round(points * 2**_FRACTION_BITS).astype(np.int32)
 
 
 @lru_cache

@@ -69,13 +69,18 @@ def full(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
 def blob(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
     """Draw a closed Bezier outline of 2 to 25 % of the frame; half of them move, rotate and zoom."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.25))
-    return _rigid(outline, frames, size, _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size))
+    return _draw_along(
+        outline,
+        frames,
+        size,
+        _moving_track(rng, frames, size) if rng.random() < 0.5 else _static_track(rng, frames, size),
+    )
 
 
 def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
     """Draw a blob of 2 to 20 % of the frame that always moves."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.2))
-    return _rigid(outline, frames, size, _track(rng, frames, size))
+    return _draw_along(outline, frames, size, _moving_track(rng, frames, size))
 
 
 def ellipse(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
@@ -84,7 +89,12 @@ def ellipse(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mas
     turn = rng.uniform(0, np.pi)
     circle = np.stack([np.cos(angle) * aspect, np.sin(angle) / aspect], -1)
     outline = circle @ _rotation(turn).T * _radius(size, rng.uniform(0.01, 0.2))
-    return _rigid(outline, frames, size, _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size))
+    return _draw_along(
+        outline,
+        frames,
+        size,
+        _moving_track(rng, frames, size) if rng.random() < 0.5 else _static_track(rng, frames, size),
+    )
 
 
 def box(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
@@ -92,8 +102,8 @@ def box(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
     side = (size[0] * size[1] * rng.uniform(0.01, 0.25)) ** 0.5 / 2
     aspect = np.exp(rng.uniform(-np.log(4), np.log(4))) ** 0.5
     outline = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [side * aspect, side / aspect]
-    track = _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size)
-    return _rigid(outline, frames, size, (track[0], np.zeros(frames), np.ones(frames)))
+    track = _moving_track(rng, frames, size) if rng.random() < 0.5 else _static_track(rng, frames, size)
+    return _draw_along(outline, frames, size, (track[0], np.zeros(frames), np.ones(frames)))
 
 
 def stroke(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
@@ -106,7 +116,7 @@ def stroke(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.6, rng.integers(3, 9)))
         steps = np.stack([np.cos(heading), np.sin(heading)], -1) * rng.uniform(0.05, 0.2) * short
         lines.append(start + np.concatenate([np.zeros((1, 2)), np.cumsum(steps, 0)]))
-    drift = _track(rng, frames, size)[0] if rng.random() < 0.5 else np.zeros((frames, 2))
+    drift = _moving_track(rng, frames, size)[0] if rng.random() < 0.5 else np.zeros((frames, 2))
     mask = np.zeros((frames, 1, *size), np.float32)
     for index in range(frames):
         points = [np.round(line + drift[index] - drift[0]).astype(np.int32) for line in lines]
@@ -197,8 +207,8 @@ def border(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask
 def island(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Mask:
     """Mask everything but a blob of 2 to 60 % of the frame; it moves in half of the draws."""
     outline = bezier_outline(rng) * _radius(size, rng.uniform(0.02, 0.6))
-    track = _track(rng, frames, size) if rng.random() < 0.5 else _rest(rng, frames, size)
-    return 1 - _rigid(outline, frames, size, track)
+    track = _moving_track(rng, frames, size) if rng.random() < 0.5 else _static_track(rng, frames, size)
+    return 1 - _draw_along(outline, frames, size, track)
 
 
 FAMILIES: dict[str, Family] = {
@@ -238,14 +248,14 @@ def bezier_outline(rng: np.random.Generator) -> np.ndarray:
 Track = tuple[np.ndarray, np.ndarray, np.ndarray]  # centre (t 2, x y), angle (t), zoom (t)
 
 
-def _rest(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track:
+def _static_track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track:
     centre = rng.uniform(0.1, 0.9, 2) * [size[1], size[0]]
     return np.repeat(centre[None], frames, 0), np.zeros(frames), np.ones(frames)
 
 
-def _track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track:
+def _moving_track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Track:
     """Draw a path inside the frame: 1 to 4 % of its short side per frame on average, with bounded acceleration."""
-    centre = _rest(rng, frames, size)[0]
+    centre = _static_track(rng, frames, size)[0]
     speed = min(size) * rng.uniform(0.01, 0.04)
     heading = rng.uniform(0, 2 * np.pi)
     steady = np.arange(frames)[:, None] * np.array([np.cos(heading), np.sin(heading)]) * speed
@@ -255,17 +265,17 @@ def _track(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> Trac
         bounded_walk(rng, frames, 0.02, 0.01),
         np.exp(bounded_walk(rng, frames, 0.01, 0.005)),
     )
-    return _hold_inside(path, size)
+    return _reflect_inside(path, size)
 
 
-def _hold_inside(track: Track, size: tuple[int, int]) -> Track:
+def _reflect_inside(track: Track, size: tuple[int, int]) -> Track:
     """Reflect the centre at the edges of the frame."""
     span = np.array([size[1], size[0]])
     offset = np.mod(track[0], 2 * span)
     return np.minimum(offset, 2 * span - offset), track[1], track[2]
 
 
-def _rigid(outline: np.ndarray, frames: int, size: tuple[int, int], track: Track) -> Mask:
+def _draw_along(outline: np.ndarray, frames: int, size: tuple[int, int], track: Track) -> Mask:
     """Draw the filled ``outline`` (n 2, x y) along a track."""
     mask = np.zeros((frames, 1, *size), np.float32)
     for index, (centre, angle, zoom) in enumerate(zip(*track, strict=True)):

@@ -10,10 +10,10 @@ import numpy as np
 
 from ldm_video.core.errors import UserError
 
-_AREA = (0.02, 0.3)  # fraction of the crop that an object is scaled to (if entirely inside)
-_LARGEST_ZOOM = 4.0  # beyond this, the mask's own pixels become visible
-_LARGEST_STRIDE = 2
-_WHITE = 127
+_AREA_RANGE = (0.02, 0.3)  # fraction of the crop that an object is scaled to (if entirely inside)
+_MAX_ZOOM = 4.0  # beyond this, the mask's own pixels become visible
+_MAX_STRIDE = 2
+_THRESHOLD = 127
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ObjectMasks:
         if rng.random() < 0.5:
             masks = masks[:, :, ::-1]
         place = rng.uniform(0.1, 0.9, 2) * [size[1], size[0]]
-        area = rng.uniform(*_AREA) * size[0] * size[1]
+        area = rng.uniform(*_AREA_RANGE) * size[0] * size[1]
         return _fit(np.ascontiguousarray(masks), size, place, area)
 
 
@@ -69,7 +69,7 @@ def _check_numbering(files: list[Path]) -> None:
 def _times(rng: np.random.Generator, length: int, frames: int) -> np.ndarray:
     """Draw ``frames`` evenly spaced frame numbers, back and forth if the clip is too short."""
     fits = max(1, (length - 1) // max(1, frames - 1))
-    stride = int(rng.integers(1, min(fits, _LARGEST_STRIDE) + 1))
+    stride = int(rng.integers(1, min(fits, _MAX_STRIDE) + 1))
     reach = (frames - 1) * stride
     start = int(rng.integers(max(1, length - reach)))
     there_and_back = np.concatenate([np.arange(length), np.arange(length - 2, 0, -1)])
@@ -86,7 +86,7 @@ def _read(files: list[Path]) -> np.ndarray:
             raise UserError(f"cannot read the mask {file}; replace it or take its clip away")
         if masks and picture.shape != masks[0].shape:
             raise UserError(f"{file} is {picture.shape[1]}x{picture.shape[0]}, its clip's others are not; resize it")
-        masks.append((picture > _WHITE).astype(np.float32))
+        masks.append((picture > _THRESHOLD).astype(np.float32))
     return np.stack(masks)
 
 
@@ -97,7 +97,7 @@ def _fit(masks: np.ndarray, size: tuple[int, int], place: np.ndarray, area: floa
     if not len(rows):
         return fitted
     shown = np.count_nonzero(masks.any(axis=(1, 2)))
-    zoom = min(_LARGEST_ZOOM, float(np.sqrt(area * shown / len(rows))))
+    zoom = min(_MAX_ZOOM, float(np.sqrt(area * shown / len(rows))))
     if zoom < 1:  # average first, to avoid aliasing in the warp
         small = (max(1, round(masks.shape[2] * zoom)), max(1, round(masks.shape[1] * zoom)))
         sources = [cv2.resize(mask, small, interpolation=cv2.INTER_AREA) for mask in masks]

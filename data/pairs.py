@@ -23,7 +23,7 @@ from ldm_video.video_io.stills import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-_WHITE = 128  # grey levels from 128 up are hole
+_HOLE_THRESHOLD = 128  # grey levels from 128 up are hole
 
 
 class Pair(NamedTuple):
@@ -108,7 +108,7 @@ class PairDataset(ClipStream):
         """Return the mask's frames at ``times``, resized to the high-res ``size``: ``t H W`` float32 in {0, 1}."""
         mask = self.cache.frames(path)
         chosen = mask[times] if len(mask) > 1 else np.repeat(mask[:1], self.frames, 0)
-        grey = [frame.mean(-1) >= _WHITE for frame in chosen]  # h w
+        grey = [frame.mean(-1) >= _HOLE_THRESHOLD for frame in chosen]  # h w
         nearest = cv2.INTER_NEAREST_EXACT  # at a scale such as 1.25, INTER_NEAREST is off by one pixel
         return np.stack([cv2.resize(g.astype(np.float32), size[::-1], interpolation=nearest) for g in grey])  # t H W
 

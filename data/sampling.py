@@ -8,7 +8,7 @@ from typing import Any
 from ldm_video.core.checks import number, whole
 from ldm_video.core.errors import UserError
 
-_STEEPEST = 10.0  # largest |detail_power|: beyond it, probabilities are all or nothing
+_MAX_DETAIL_POWER = 10.0  # largest |detail_power|: beyond it, probabilities are all or nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Sampling:
         for name in ("photo_share", "prefer_detail", "drawing_share"):
             number(name, getattr(self, name), 0, 1)
         number("max_shrink", self.max_shrink, 1, float("inf"))
-        number("detail_power", self.detail_power, -_STEEPEST, _STEEPEST)
+        number("detail_power", self.detail_power, -_MAX_DETAIL_POWER, _MAX_DETAIL_POWER)
 
 
 def sampling_of(options: dict[str, Any]) -> Sampling:

@@ -37,8 +37,8 @@ from ldm_video.video_io.container import VIDEO_SUFFIXES
 log = logging.getLogger(__name__)
 
 _FORMAT = "2"  # increment when the index of the same shard would change
-_FETCHES = 3  # attempts to fetch a remote shard
-_SUBSTITUTES = 100  # clips to try, counting the first, before giving up
+_FETCH_ATTEMPTS = 3  # attempts to fetch a remote shard
+_MAX_ATTEMPTS = 100  # clips to try, counting the first, before giving up
 
 
 class Span(NamedTuple):
@@ -107,7 +107,7 @@ class ShardDataset(ClipStream):
     def __getitem__(self, index: int) -> Item:
         if index < 0:
             raise IndexError(index)
-        for attempt in range(_SUBSTITUTES):
+        for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng([self.seed, index, attempt])
             sample = self.samples[rng.integers(len(self.samples))] if attempt else self.sample(index)
             try:
@@ -115,7 +115,7 @@ class ShardDataset(ClipStream):
             except UserError as error:
                 self._skipped += 1
                 log.warning("%s; passed over, %d so far", error, self.skipped)
-        raise UserError(f"{_SUBSTITUTES} clips in a row could not be used; the last: {sample.key} of {sample.shard}")
+        raise UserError(f"{_MAX_ATTEMPTS} clips in a row could not be used; the last: {sample.key} of {sample.shard}")
 
     def sample(self, index: int) -> Sample:
         """Return the clip of an index: each epoch is a permutation of all clips, drawn from (seed, epoch)."""
@@ -213,7 +213,7 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
                 last = key
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("cut off")
-            fault = _end(path, tar.offset)
+            fault = _end_fault(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
         fault = str(error) or type(error).__name__
         groups.pop(last, None)  # the clip that is truncated
@@ -225,7 +225,7 @@ def _scan(path: Path) -> tuple[list[Sample], str]:
     return samples, fault
 
 
-def _end(path: Path, at: int) -> str:
+def _end_fault(path: Path, at: int) -> str:
     """Return the fault where tarfile stopped, empty if none: it takes any unreadable header for the end."""
     with path.open("rb") as file:
         file.seek(at)
@@ -245,7 +245,7 @@ def _read(path: Path, span: Span) -> bytes:
 
 
 def _fetch(url: str, target: Path) -> None:
-    for attempt in range(_FETCHES):
+    for attempt in range(_FETCH_ATTEMPTS):
         try:
             filesystem, remote = fsspec.core.url_to_fs(url)
             filesystem.get_file(remote, str(target))
@@ -253,7 +253,7 @@ def _fetch(url: str, target: Path) -> None:
         except Exception as error:  # each fsspec back end has its own exceptions
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
-            if attempt == _FETCHES - 1 or isinstance(error, FileNotFoundError | ImportError | ValueError):
+            if attempt == _FETCH_ATTEMPTS - 1 or isinstance(error, FileNotFoundError | ImportError | ValueError):
                 raise UserError(f"cannot fetch shard {url} ({type(error).__name__}: {error}); check the URL") from error
             log.warning("fetching %s failed (%s); trying again", url, error)
             time.sleep(2**attempt)

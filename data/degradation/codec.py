@@ -28,9 +28,9 @@ _OPTIONS = {
     "hevc": {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none:pools=none:frame-threads=1"},
 }
 _LOOKS_AHEAD = {"h264"}  # and uses B-frames, as many as x264's preset chooses
-_SMALLEST = {"hevc": 32}
+_MIN_SIDE = {"hevc": 32}
 _FIELD_LINES = 4  # interlaced 4:2:0: each field has one chroma line per four frame lines
-_BROADCAST_GROUP = 12  # GOP length, as in DVB
+_BROADCAST_GOP = 12  # GOP length, as in DVB
 _BROADCAST_B_FRAMES = 2  # between two P-frames, as in DVB
 # The same matrix in both directions: a network would learn to undo a colour shift, even of a single level.
 # Without these flags swscale truncates (losing one level per conversion) and repeats chroma samples.
@@ -91,7 +91,7 @@ def interlaced_round_trip(moments: np.ndarray, crf: int) -> np.ndarray:
     field_size = (padded.shape[1] // 2, padded.shape[2])
     to_yuv = [RgbToYuv(field_size, "rgb24", "yuv420p", "bt601", lines) for lines in FIELDS]
     halves = (to_yuv[index % 2](moment[index % 2 :: 2]) for index, moment in enumerate(padded))
-    options = {**_constant_quality("mpeg2video", crf), "g": str(_BROADCAST_GROUP), "bf": str(_BROADCAST_B_FRAMES)}
+    options = {**_constant_quality("mpeg2video", crf), "g": str(_BROADCAST_GOP), "bf": str(_BROADCAST_B_FRAMES)}
     buffer = _encode(_weave(halves), padded.shape[1:3], "mpeg2video", options, interlaced=True)
     decoded = [_to_rgb(frame, reformatter) for frame in deinterlace(_decode(buffer), "tff")]
     return _crop(decoded, len(moments) // 2, (height, width))
@@ -107,7 +107,7 @@ def _constant_quality(codec: str, crf: int) -> dict[str, str]:
 
 def _progressive(frames: np.ndarray, codec: str, options: dict[str, str]) -> np.ndarray:
     height, width = frames.shape[1:3]
-    smallest = _SMALLEST.get(codec, 2)
+    smallest = _MIN_SIDE.get(codec, 2)
     padded = _pad(frames, *(max(smallest, n + n % 2) - n for n in (height, width)))
     reformatter = VideoReformatter()
     to_yuv = RgbToYuv(padded.shape[1:3], "rgb24", "yuv420p", "bt601")

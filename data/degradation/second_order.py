@@ -22,9 +22,9 @@ from ldm_video.core.tensors import size_of, to_bytes, to_signed
 
 Range = tuple[float, float]
 
-_SINC_SHARE = 0.1
+_SINC_PROBABILITY = 0.1
 # profile, isotropic, fraction of the non-sinc kernels
-_BELLS: tuple[tuple[Profile, bool, float], ...] = (
+_BELL_KERNELS: tuple[tuple[Profile, bool, float], ...] = (
     ("gaussian", True, 0.45),
     ("gaussian", False, 0.25),
     ("generalized", True, 0.12),
@@ -34,8 +34,8 @@ _BELLS: tuple[tuple[Profile, bool, float], ...] = (
 )
 _BETA: dict[Profile, Range] = {"gaussian": (1.0, 1.0), "generalized": (0.5, 4.0), "plateau": (1.0, 2.0)}
 _LARGE_KERNEL = 13  # kernels of at least this side can hold a lower cutoff
-_PHOTONS = 255  # photons of a white pixel at a Poisson scale of 1
-_SMALLEST = 8  # minimum side in pixels after a resize
+_WHITE_PHOTONS = 255  # photons of a white pixel at a Poisson scale of 1
+_MIN_SIDE = 8  # minimum side in pixels after a resize
 # `step` of `drift` for each parameter, in its unit: the change per frame is at most 1.5 times this
 _STEPS = {"sigma": 0.02, "angle": 0.3, "beta": 0.05, "cutoff": 0.06, "gaussian": 0.1, "poisson": 0.005, "jpeg": 3.0}
 
@@ -127,9 +127,9 @@ def drift(rng: np.random.Generator, frames: int, ends: Range, step: float) -> np
 def blur_kernels(rng: np.random.Generator, frames: int, sigma: Range, sides: tuple[int, int]) -> list[np.ndarray]:
     """Draw one kernel ``side side`` per frame, all of the same kind and size."""
     side = int(rng.choice(np.arange(sides[0], sides[1] + 1, 2)))
-    if rng.random() < _SINC_SHARE:
+    if rng.random() < _SINC_PROBABILITY:
         return _sinc_kernels(rng, frames, side, np.pi / (3 if side < _LARGE_KERNEL else 5))
-    profile, alike, _ = _BELLS[rng.choice(len(_BELLS), p=[share for *_, share in _BELLS])]
+    profile, alike, _ = _BELL_KERNELS[rng.choice(len(_BELL_KERNELS), p=[share for *_, share in _BELL_KERNELS])]
     first, second = (drift(rng, frames, sigma, _STEPS["sigma"]) for _ in range(2))
     angle = drift(rng, frames, (-np.pi, np.pi), _STEPS["angle"])
     beta = drift(rng, frames, _BETA[profile], _STEPS["beta"])
@@ -145,7 +145,7 @@ def resized(frames: Frames, round_: Round, rng: np.random.Generator) -> Frames:
     low, high = round_.resize
     ends = ((min(1.0, high), high), (low, 1.0), (1.0, 1.0))[rng.choice(3, p=round_.resize_modes)]
     factors = drift(rng, len(frames), ends, round_.resize_step)
-    sizes = [tuple(max(_SMALLEST, round(n * f)) for n in x.shape[:2]) for x, f in zip(frames, factors, strict=True)]
+    sizes = [tuple(max(_MIN_SIDE, round(n * f)) for n in x.shape[:2]) for x, f in zip(frames, factors, strict=True)]
     return [_resize(frame, (height, width), kernel) for frame, (height, width) in zip(frames, sizes, strict=True)]
 
 
@@ -159,8 +159,8 @@ def noisy(frames: Frames, round_: Round, grey_share: float, rng: np.random.Gener
         if gaussian:
             noise = rng.standard_normal(light.shape, dtype=np.float32) * (strength / 127.5)
         else:
-            photons = (light.clip(-1, 1) + 1) / 2 * _PHOTONS
-            noise = (rng.poisson(photons) - photons) * (2 * strength / _PHOTONS)
+            photons = (light.clip(-1, 1) + 1) / 2 * _WHITE_PHOTONS
+            noise = (rng.poisson(photons) - photons) * (2 * strength / _WHITE_PHOTONS)
         result.append((frame + noise).clip(-1, 1).astype(np.float32))
     return result
 

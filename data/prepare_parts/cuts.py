@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from scenedetect import ContentDetector, FrameTimecode
 
-_LEAST = 15.0  # minimum content score of a cut; PySceneDetect's default (`min_content_val`)
+_MIN_SCORE = 15.0  # minimum content score of a cut; PySceneDetect's default (`min_content_val`)
 _WINDOW = 2  # frames on each side to compare with; PySceneDetect's default (`window_width`)
-_FAR_ABOVE = 2 * _LEAST  # motion rarely reaches this score, so compare again with a window that tolerates other cuts
+_HIGH_SCORE = 2 * _MIN_SCORE  # motion rarely scores this high: compare again with the wide window
 _WIDE_WINDOW = 12
-_NEAR_BY = 2  # other cuts tolerated in the wide window
+_TOLERATED_CUTS = 2  # other cuts tolerated in the wide window
 
 
 class ContentScore(ContentDetector):
@@ -34,24 +34,24 @@ def find_cuts(scores: Sequence[float], cut: float) -> list[int]:
     cuts = []
     for index in range(1, len(scores)):
         score = scores[index]
-        stands_out = score >= _LEAST and score >= cut * _mean(_beside(scores, index))
-        if not stands_out and score >= _FAR_ABOVE and (calm := _calm(scores, index)):
-            stands_out = score >= cut * _mean(calm)
+        stands_out = score >= _MIN_SCORE and score >= cut * _mean(_neighbours(scores, index))
+        if not stands_out and score >= _HIGH_SCORE and (wider := _wide_neighbours(scores, index)):
+            stands_out = score >= cut * _mean(wider)
         if stands_out:
             cuts.append(index)
     return cuts
 
 
-def _beside(scores: Sequence[float], index: int) -> list[float]:
+def _neighbours(scores: Sequence[float], index: int) -> list[float]:
     """Return the scores of two frames on each side, without frame 0, whose score is meaningless."""
     return [*scores[max(1, index - _WINDOW) : index], *scores[index + 1 : index + 1 + _WINDOW]]
 
 
-def _calm(scores: Sequence[float], index: int) -> list[float]:
+def _wide_neighbours(scores: Sequence[float], index: int) -> list[float]:
     """Return the scores of the 24 nearest frames (near the ends, more on one side), without the two highest."""
     start = max(1, min(index - _WIDE_WINDOW, len(scores) - 1 - 2 * _WIDE_WINDOW))
     around = [*scores[start:index], *scores[index + 1 : start + 1 + 2 * _WIDE_WINDOW]]
-    return sorted(around)[:-_NEAR_BY]
+    return sorted(around)[:-_TOLERATED_CUTS]
 
 
 def _mean(scores: Sequence[float]) -> float:

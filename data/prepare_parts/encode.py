@@ -26,7 +26,7 @@ from ldm_video.video_io.convert import ToVideoFrame
 from ldm_video.video_io.encoders import find_encoder
 
 _PRESET = "fast"
-_LONGEST_STEM = 60
+_MAX_STEM = 60
 
 
 class ClipWriter(AbstractContextManager["ClipWriter"]):
@@ -81,7 +81,7 @@ def clip_key(name: str, number: int) -> str:
         name: the source's path relative to the folder of sources.
         number: index of the piece.
     """
-    stem = re.sub(r"[^0-9A-Za-z_-]+", "_", Path(name).with_suffix("").as_posix())[-_LONGEST_STEM:]
+    stem = re.sub(r"[^0-9A-Za-z_-]+", "_", Path(name).with_suffix("").as_posix())[-_MAX_STEM:]
     return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:6]}-{number:04d}"
 
 

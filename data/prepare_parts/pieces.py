@@ -10,7 +10,7 @@ import numpy as np
 from data.prepare_parts.options import PrepareOptions
 from data.prepare_parts.survey import FULL_STEP, Bars, Survey
 
-_BAR_RIM = 2  # pixels next to a bar, smeared by compression
+_BAR_MARGIN = 2  # pixels next to a bar, smeared by compression
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,12 @@ def find_pieces(seen: Survey, options: PrepareOptions) -> list[Piece]:
 
 def _judge(seen: Survey, start: int, stop: int, options: PrepareOptions) -> Piece:
     # Only every FULL_STEP-th frame was examined at full size. A short piece may contain none: use the one before it.
-    looked = slice(start // FULL_STEP if stop - start < FULL_STEP else -(-start // FULL_STEP), -(-stop // FULL_STEP))
-    top, left, height, width = _window(seen.bars[looked], seen.size)
+    full_frames = slice(
+        start // FULL_STEP if stop - start < FULL_STEP else -(-start // FULL_STEP), -(-stop // FULL_STEP)
+    )
+    top, left, height, width = _window(seen.bars[full_frames], seen.size)
     motion = float(np.mean(seen.motion[start + 1 : stop])) if stop - start > 1 else 0.0
-    sharpness = float(np.median(seen.sharpness[looked]))
+    sharpness = float(np.median(seen.sharpness[full_frames]))
     reason = ""
     if stop - start < options.min_frames:
         reason = f"short ({stop - start} frames)"
@@ -66,7 +68,7 @@ def _judge(seen: Survey, start: int, stop: int, options: PrepareOptions) -> Piec
 def _window(bars: list[Bars], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of the picture inside the bars common to all frames; even, for 4:2:0."""
     first_row, last_row, first_column, last_column = (min(side) for side in zip(*bars, strict=True))
-    top, bottom, left, right = (n + _BAR_RIM if n else 0 for n in (first_row, last_row, first_column, last_column))
+    top, bottom, left, right = (n + _BAR_MARGIN if n else 0 for n in (first_row, last_row, first_column, last_column))
     top, left = top + top % 2, left + left % 2
     height, width = size[0] - top - bottom, size[1] - left - right
     return top, left, max(0, height - height % 2), max(0, width - width % 2)

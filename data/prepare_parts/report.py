@@ -13,7 +13,7 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 
 NAME = "report.json"
-_NOT_IN_THE_RESULT = {"jobs"}  # does not affect the result, so it may differ when a run resumes
+_IGNORED_OPTIONS = {"jobs"}  # does not affect the result, so it may differ when a run resumes
 
 
 class Report:
@@ -24,7 +24,7 @@ class Report:
 
     def __init__(self, out: Path, options: PrepareOptions, shards: bool) -> None:
         self.path = out / NAME
-        chosen = {k: v for k, v in asdict(options).items() if k not in _NOT_IN_THE_RESULT} | {"shards": shards}
+        chosen = {k: v for k, v in asdict(options).items() if k not in _IGNORED_OPTIONS} | {"shards": shards}
         self.options: dict[str, Any] = chosen
         self.sources: dict[str, dict[str, Any]] = {}
         if not self.path.is_file():
