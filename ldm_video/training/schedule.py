@@ -39,14 +39,16 @@ def warmup_cosine(
 ) -> OptimizerLRSchedulerConfig:
     """Warm up linearly over ``warmup`` steps, then decay along a cosine to the fraction ``floor`` at step ``steps``.
 
-    ``paces`` has one entry per parameter group of the optimizer; a group that starts late warms up when it starts.
+    ``paces`` has one entry per parameter group of the optimizer; a group that starts late counts warm-up and cosine from
+    its own start, and ends with the others.
     """
 
     def factor(step: int, pace: Pace) -> float:
         if step < pace.start:
             return 0.0
-        warm = min(1.0, (step - pace.start + 1) / max(1, warmup))
-        progress = min(1.0, max(0, step - warmup) / max(1, steps - warmup))
+        trained, whole = step - pace.start, steps - pace.start
+        warm = min(1.0, (trained + 1) / max(1, warmup))
+        progress = min(1.0, max(0, trained - warmup) / max(1, whole - warmup))
         return pace.scale * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     scheduler = LambdaLR(optimizer, [partial(factor, pace=pace) for pace in paces])
