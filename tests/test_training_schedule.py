@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ldm_video.training.schedule import Pace, warmup_cosine
+from ldm_video.training.stage import Stage
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You're resuming from")
 
 
 def factors(paces: list[Pace], warmup: int, steps: int) -> list[list[float]]:
@@ -39,3 +47,43 @@ def test_a_group_that_begins_at_once_is_as_it_was() -> None:
         warm = min(1.0, (step + 1) / 4)
         progress = min(1.0, max(0, step - 4) / 20)
         assert rate == 0.3 * warm * (0.02 + (1 - 0.02) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Line(Stage):
+    """One weight, whose loss is itself."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(torch.optim.AdamW, lr=1.0), warmup=2)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        return self.weight.sum()
+
+
+class Rates(pl.Callback):
+    """Keeps the first group's rate of each step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, float] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.seen[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def train(stage: Stage, folder: Path, steps: int, last: Path | None = None) -> tuple[dict[int, float], Path]:
+    """The rates of the steps that are made, and the checkpoint after them."""
+    rates = Rates()
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=[rates],
+    )  # fmt: skip
+    trainer.fit(stage, DataLoader(torch.zeros(100, 1)), ckpt_path=last, weights_only=False)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return rates.seen, folder / "last.ckpt"
+
+
+def test_a_run_that_is_made_longer_has_the_rates_of_the_new_length_at_once(tmp_path: Path) -> None:
+    straight, _ = train(Line(), tmp_path, 8)
+    _, last = train(Line(), tmp_path, 4)
+    longer, _ = train(Line(), tmp_path, 8, last)
+    assert longer == {step: rate for step, rate in straight.items() if step >= 4}

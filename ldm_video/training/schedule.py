@@ -53,3 +53,10 @@ def warmup_cosine(
 
     scheduler = LambdaLR(optimizer, [partial(factor, pace=pace) for pace in paces])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def set_rates(scheduler: LambdaLR) -> None:
+    """The rates of the step that is due. A checkpoint's are those of a schedule that may have had another length."""
+    groups = scheduler.optimizer.param_groups
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)

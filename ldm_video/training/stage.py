@@ -13,13 +13,14 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ldm_video.core.checks import whole
 from ldm_video.core.errors import UserError
 from ldm_video.training.batches import Draws, make_draws, save_batch
 from ldm_video.training.losses import nothing_of
 from ldm_video.training.order import clip_numbers
-from ldm_video.training.schedule import FULL, Pace, warmup_cosine
+from ldm_video.training.schedule import FULL, Pace, set_rates, warmup_cosine
 
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
@@ -88,6 +89,12 @@ class Stage(pl.LightningModule):
         groups = self.parameter_groups()
         optimizer = self.make_optimizer([{"params": parameters} for parameters in groups.values()])
         return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps, paces=list(groups))
+
+    def on_train_start(self) -> None:
+        """``trainer.max_steps`` may have changed since the checkpoint, which has the optimizer's rates in it."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        set_rates(scheduler)
 
     def total(self, terms: Mapping[str, Tensor], batch: Mapping[str, Any], idle: Sequence[nn.Parameter] = ()) -> Tensor:
         """Finish a training step: sum and log the loss terms, and return the sum, checked by :meth:`finite`.
