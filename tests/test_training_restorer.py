@@ -130,6 +130,7 @@ def test_the_critic_leads_at_its_own_rate(codec: PairedCodec) -> None:
     task = RestorerTask(codec, loss, ADAMW, critic_lead=5, critic_rate=3.0)
     groups = task.parameter_groups()
     assert set(groups) == {Pace(start=5), Pace(scale=3.0)}
+    assert sorted(task.group_names()) == ["critic", "restorer"]
     assert {id(p) for p in groups[Pace(scale=3.0)]} == {id(p) for p in loss.adversary.heads.parameters()}
     terms: dict[str, Tensor] = {}
     task.log_dict = terms.update

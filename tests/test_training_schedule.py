@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm_video.training.schedule import Pace, warmup_cosine
+from ldm_video.training.schedule import FULL, Pace, warmup_cosine
 from ldm_video.training.stage import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You're resuming from")
@@ -50,14 +53,18 @@ def test_a_group_that_begins_at_once_is_as_it_was() -> None:
 
 
 class Line(Stage):
-    """One weight, whose loss is itself."""
+    """Two weights, whose loss is their sum. The second may have a pace of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace = FULL) -> None:
         super().__init__(partial(torch.optim.AdamW, lr=1.0), warmup=2)
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.weight, self.late = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        self.pace = pace
+
+    def paces(self) -> list[tuple[str, Iterable[nn.Parameter], Pace]]:
+        return [("late", [self.late], self.pace)]
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
-        return self.weight.sum()
+        return (self.weight + self.late).sum()
 
 
 class Rates(pl.Callback):
@@ -70,12 +77,15 @@ class Rates(pl.Callback):
         self.seen[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
 
 
-def train(stage: Stage, folder: Path, steps: int, last: Path | None = None) -> tuple[dict[int, float], Path]:
+def train(
+    stage: Stage, folder: Path, steps: int, last: Path | None = None, logger: CSVLogger | None = None
+) -> tuple[dict[int, float], Path]:
     """The rates of the steps that are made, and the checkpoint after them."""
     rates = Rates()
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[rates],
+        max_steps=steps, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, log_every_n_steps=1, logger=logger or False,
+        callbacks=[rates, *([LearningRateMonitor("step")] if logger else [])],
     )  # fmt: skip
     trainer.fit(stage, DataLoader(torch.zeros(100, 1)), ckpt_path=last, weights_only=False)
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -87,3 +97,19 @@ def test_a_run_that_is_made_longer_has_the_rates_of_the_new_length_at_once(tmp_p
     _, last = train(Line(), tmp_path, 4)
     longer, _ = train(Line(), tmp_path, 8, last)
     assert longer == {step: rate for step, rate in straight.items() if step >= 4}
+
+
+@pytest.mark.parametrize(("pace", "series"), [(FULL, {"lr-AdamW"}), (Pace(1, 0.5), {"lr-AdamW/rest", "lr-AdamW/late"})])
+def test_groups_are_logged_by_name_after_a_resume_from_a_checkpoint_without_names_too(
+    tmp_path: Path, pace: Pace, series: set[str]
+) -> None:
+    """A rate that all share keeps the plain name."""
+    first, second = CSVLogger(tmp_path, version=1), CSVLogger(tmp_path, version=2)
+    _, last = train(Line(pace), tmp_path, 2, logger=first)
+    old = torch.load(last, weights_only=False)
+    for group in old["optimizer_states"][0]["param_groups"]:
+        group.pop("name", None)
+    torch.save(old, last)
+    train(Line(pace), tmp_path, 4, last, logger=second)
+    for logger in (first, second):
+        assert {name for name in logger.experiment.metrics_keys if name.startswith("lr-")} == series

@@ -86,8 +86,8 @@ class FewStepTask(ModelStage):
     def at_full_cost(self) -> None:
         self.decoder_share, self.pixel_from_step = 0.0, 0
 
-    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
-        return [*super().paces(), (self._pixel_parameters(), Pace(self.pixel_from_step))]
+    def paces(self) -> list[tuple[str, Iterable[nn.Parameter], Pace]]:
+        return [*super().paces(), ("pixels", self._pixel_parameters(), Pace(self.pixel_from_step))]
 
     def _pixel_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that only the pixel loss trains: decoder and adversary."""

@@ -113,8 +113,8 @@ class ModelStage(Stage):
             for parameter in self._spatial_parameters():
                 parameter.requires_grad_(False)
 
-    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
-        return [] if self.spatial is None else [(self._spatial_parameters(), self.spatial)]
+    def paces(self) -> list[tuple[str, Iterable[nn.Parameter], Pace]]:
+        return [] if self.spatial is None else [("spatial", self._spatial_parameters(), self.spatial)]
 
     def _spatial_parameters(self) -> list[nn.Parameter]:
         entrance = {id(parameter) for parameter in self.model.denoiser.unet.conv_in.parameters()}

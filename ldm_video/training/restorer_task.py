@@ -66,8 +66,9 @@ class RestorerTask(Stage):
         self.pixel_loss = pixel_loss
         self.least_share = number("task.least_share", least_share, 0, 1)
 
-    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
-        return list(zip((self.codec.parameters(), self.pixel_loss.parameters()), self._paces, strict=True))
+    def paces(self) -> list[tuple[str, Iterable[nn.Parameter], Pace]]:
+        own, critic = self._paces
+        return [("restorer", self.codec.parameters(), own), ("critic", self.pixel_loss.parameters(), critic)]
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         draws = self.draws(batch, index)

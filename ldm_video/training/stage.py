@@ -68,8 +68,8 @@ class Stage(pl.LightningModule):
         """Return the model's current output for a batch, ``b t 3 H W``, about [-1, 1], for visualisation."""
         raise NotImplementedError
 
-    def paces(self) -> list[tuple[Iterable[nn.Parameter], Pace]]:
-        """Return the parameters whose pace differs from that of the rest: later, or at another learning rate."""
+    def paces(self) -> list[tuple[str, Iterable[nn.Parameter], Pace]]:
+        """Return named parameters whose pace differs from that of the rest: later, or at another learning rate."""
         return []
 
     def at_full_cost(self) -> None:
@@ -77,17 +77,28 @@ class Stage(pl.LightningModule):
 
     def parameter_groups(self) -> dict[Pace, list[nn.Parameter]]:
         """Return all parameters that require gradients, grouped by pace."""
-        special = {id(parameter): pace for parameters, pace in self.paces() for parameter in parameters}
+        special = {id(parameter): pace for _, parameters, pace in self.paces() for parameter in parameters}
         groups: dict[Pace, list[nn.Parameter]] = {}
         for parameter in self.parameters():
             if parameter.requires_grad:
                 groups.setdefault(special.get(id(parameter), FULL), []).append(parameter)
         return groups
 
+    def group_names(self) -> list[str]:
+        """What each of :meth:`parameter_groups` trains: the names of :meth:`paces`, and ``rest``."""
+        part = {id(parameter): name for name, parameters, _ in self.paces() for parameter in parameters}
+        groups = self.parameter_groups().values()
+        return ["_".join(sorted({part.get(id(parameter), "rest") for parameter in group})) for group in groups]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer of the parameters that require gradients, with warm-up and cosine decay."""
+        """Build the optimizer of the parameters that require gradients, with warm-up and cosine decay.
+
+        Several groups are named, and their learning rates are logged under those names.
+        """
         groups = self.parameter_groups()
         optimizer = self.make_optimizer([{"params": parameters} for parameters in groups.values()])
+        if len(groups) > 1:
+            name_groups(optimizer, self.group_names())
         return warmup_cosine(optimizer, self.warmup, self.trainer.max_steps, paces=list(groups))
 
     def on_train_start(self) -> None:
@@ -164,3 +175,14 @@ class Stage(pl.LightningModule):
             f"the {what} is {value.item()} at step {self.global_step}; its batch is saved in {path} and the last "
             "checkpoint is untouched; look at the batch, or begin anew (--restart) with a lower optimizer.lr"
         )
+
+
+def name_groups(optimizer: Optimizer, names: Sequence[str]) -> None:
+    """Give the groups their names, and again whenever a checkpoint is loaded: an older one has none."""
+
+    def name(optimizer: Optimizer) -> None:
+        for group, own in zip(optimizer.param_groups, names, strict=True):
+            group["name"] = own
+
+    name(optimizer)
+    optimizer.register_load_state_dict_post_hook(name)
