@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from ldm_video.models.video_model import VideoModel
 from ldm_video.training.batches import Draws, batch_evidence
 from ldm_video.training.schedule import FULL, Pace
 from ldm_video.training.stage import MakeOptimizer, Stage
+
+LOOK_STEPS = 4
+"""Steps that show what a denoiser has learned where its model takes none and the stage trains no decoder."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +167,16 @@ class ModelStage(Stage):
 
     @torch.no_grad()
     def restore(self, batch: Mapping[str, Any]) -> Tensor:
-        """Sample with the model's default settings, without guidance: ``b t 3 H W``."""
+        """Sample with the model's default settings, without guidance: ``b t 3 H W``.
+
+        If those run no step and the decoder is frozen, sample in ``LOOK_STEPS`` steps from pure noise: the decoder alone
+        would show the same picture throughout the run.
+        """
         draws = self.draws(batch, 0, "restore")
         condition = self.plain_condition(batch, draws)
         noise, sampling, codec = self.noise(batch["hr"], draws), self.model.sampling, self.model.codec
+        if sampling.steps == 0 and not any(parameter.requires_grad for parameter in codec.decoder_parameters()):
+            sampling = replace(sampling, steps=LOOK_STEPS, strength=1.0)
         if sampling.steps == 0:
             return codec.decode(torch.zeros_like(noise), condition.evidence)
         latents = sample(
