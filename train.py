@@ -34,7 +34,7 @@ from ldm_video.training.estimate import Plan, estimate, parameter_table
 from ldm_video.training.loggers import keep_wandb_id, log_bundle
 from ldm_video.training.order import ClipOrder
 from ldm_video.training.preemption import end_workers, ignore_signals
-from ldm_video.training.same_run import RUN, check_fits, check_same_run
+from ldm_video.training.same_run import ORIGIN, RUN, check_fits, check_same_origin, check_same_run, origin_of
 from ldm_video.training.settings import check_settings
 from ldm_video.training.sizes import check_clips, check_size
 from ldm_video.training.stage import Stage
@@ -63,12 +63,13 @@ def main() -> None:
     check_size(task, sides("data.size", config.data.size), "data")  # before clips are decoded, which takes minutes
     output = Path(config.output)
     found = changes(output / "checkpoints")
-    last, done = (None, 0) if arguments.restart else find_state(config, output, task)
+    origin = origin_of(config)
+    last, done = (None, 0) if arguments.restart else find_state(config, output, task, origin)
     # All checks come before anything is written: a wrong folder must leave nothing behind.
     with headers_only() if arguments.dry_run else nullcontext():
         loaders = build_loaders(config, done)
         watchers = build_watchers(config, output)
-        trainer = build_trainer(config, output, watchers, anew=arguments.restart)
+        trainer = build_trainer(config, output, watchers, anew=arguments.restart, origin=origin)
     if isinstance(trainer.strategy, FSDPStrategy):
         check_fsdp(config)
     for name, loader in loaders.items():
@@ -130,12 +131,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def find_state(config: DictConfig, output: Path, task: Stage) -> tuple[Path | None, int]:
-    """Return the checkpoint to resume from (or None) and its step; raises ``UserError`` if it is of another run."""
+def find_state(config: DictConfig, output: Path, task: Stage, origin: str | None) -> tuple[Path | None, int]:
+    """Return the checkpoint to resume from (or None) and its step.
+
+    Raises ``UserError`` if it is of another run, or of one that began from another ``origin``.
+    """
     last, state = last_good(output / "checkpoints")
     if last is None:
         return None, 0
     check_same_run(output / "config.yaml", config, state.get(RUN))
+    check_same_origin(output / "config.yaml", config, origin, state.get(ORIGIN))
     check_fits(state["state_dict"], task, last)
     return last, state["global_step"]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
+from ldm_video.core.files import hash_files
 from ldm_video.core.locks import is_held, locked
 from ldm_video.pipeline.film import finish_share, restore_parts
 from ldm_video.pipeline.journal import (
@@ -23,7 +24,6 @@ from ldm_video.pipeline.journal import (
     changes,
     file_facts,
     from_levels,
-    hash_files,
     in_levels,
     to_levels,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -112,6 +113,17 @@ def _pending_in(folder: Path) -> set[tuple[str, str]]:
         done = time.monotonic()
         _listings[key] = (done + _LISTING_REUSE * (done - now), pending)
     return pending
+
+
+def hash_files(path: Path) -> str:
+    """Hash the contents of a file, or the names and contents of all files below a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
 
 
 @contextmanager

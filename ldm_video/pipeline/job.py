@@ -16,10 +16,10 @@ from torch import Tensor
 import ldm_video
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import resize
-from ldm_video.core.files import Taken
+from ldm_video.core.files import Taken, hash_files
 from ldm_video.core.tensors import size_of
 from ldm_video.pipeline.film import finish_share, restore_parts, saying_what_is_kept
-from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_files, hash_tensors
+from ldm_video.pipeline.journal import Journal, Survey, file_facts, hash_tensors
 from ldm_video.pipeline.parts import Parts
 from ldm_video.pipeline.plan import PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer

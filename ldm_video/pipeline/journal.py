@@ -249,17 +249,6 @@ def file_facts(path: Path | None) -> list[Any] | None:
     return [str(path.resolve()), digest.hexdigest()]
 
 
-def hash_files(path: Path) -> str:
-    """Hash the contents of a file, or the names and contents of all files below a folder."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
-
-
 def hash_tensors(tensors: tuple[Tensor, ...]) -> str:
     """Hash the values of small tensors."""
     digest = hashlib.blake2b(digest_size=16)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ldm_video.config import load_config
 from ldm_video.core.errors import UserError
+from ldm_video.core.files import hash_files
+from ldm_video.models.open_model import find_model
 
 # Keys (or prefixes) that may change when a run is resumed: where it runs, how long, how fast and what is logged. All
 # others affect the weights, or would be silently ignored: the learning rate, say, is restored from the checkpoint.
@@ -27,6 +29,7 @@ FREE_IN_TRAINER = (
     "detect_anomaly",
 )  # fmt: skip
 RUN = "run"  # the configuration in a checkpoint
+ORIGIN = "origin"  # the digest of what `init_from` held, there
 _ABSENT = "absent"
 # Lightning's defaults for keys that are missing or null.
 _DEFAULTS = {
@@ -35,15 +38,35 @@ _DEFAULTS = {
 
 
 class KeepsConfig(pl.Callback):
-    """Store ``config``, resolved and as plain containers, in each checkpoint."""
+    """Store ``config``, resolved and as plain containers, in each checkpoint, and with it :func:`origin_of` it."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], origin: str | None = None) -> None:
         self.config = dict(config)
+        self.origin = origin
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RUN] = self.config
+        checkpoint[ORIGIN] = self.origin
+
+
+def origin_of(config: DictConfig) -> str | None:
+    """A digest of the files that ``init_from`` names, of a hub's name those in its cache; None where it is null."""
+    return None if config.init_from is None else hash_files(find_model(config.init_from))
+
+
+def check_same_origin(saved: Path, config: DictConfig, origin: str | None, kept: str | None) -> None:
+    """Raise ``UserError`` where ``init_from`` holds something else than when the run began.
+
+    The checkpoint's weights came from that, and all of them are restored: a predecessor that was trained anew would be
+    read and thrown away. Nothing is compared without ``kept``, which an old checkpoint lacks, and without ``saved``.
+    """
+    if kept is not None and origin != kept and saved.is_file():
+        raise UserError(
+            f"init_from={config.init_from} has changed since this run began; pass --restart or choose another "
+            f"output=FOLDER (remove {saved} to go on with the checkpoint nevertheless)"
+        )
 
 
 def check_same_run(

@@ -23,11 +23,15 @@ from ldm_video.training.watch import Facts, GradientNorms, LastRow, Speed
 
 
 def build_trainer(
-    config: DictConfig, output: Path, watchers: Sequence[pl.Callback] = (), anew: bool = False
+    config: DictConfig,
+    output: Path,
+    watchers: Sequence[pl.Callback] = (),
+    anew: bool = False,
+    origin: str | None = None,
 ) -> pl.Trainer:
     """Build the trainer from ``config.trainer``; ``watchers`` run after weight averaging and before checkpoints.
 
-    With ``anew``, the loggers start a new run too, whatever ``output`` holds.
+    With ``anew``, the loggers start a new run too, whatever ``output`` holds. ``origin`` is stored in the checkpoints.
     Raises ``UserError`` for trainer options that Lightning rejects.
     """
     every = config.checkpoint_every
@@ -35,7 +39,7 @@ def build_trainer(
     callbacks: list[pl.Callback] = [
         BetweenSteps(output / "checkpoints", every_n_train_steps=every, save_last=True, enable_version_counter=False),
         *([] if config.trainer.get("enable_progress_bar") is False else [TQDMProgressBar(refresh_rate=10)]),
-        KeepsConfig(facts),
+        KeepsConfig(facts, origin),
         Facts({**facts, "git": git_revision()}),
         LearningRateMonitor("step"),
         GradientNorms(),
