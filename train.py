@@ -39,7 +39,7 @@ from ldm_video.training.settings import check_settings
 from ldm_video.training.sizes import check_clips, check_size
 from ldm_video.training.stage import Stage
 from ldm_video.training.trainer import build_trainer
-from ldm_video.training.watch import Pictures
+from ldm_video.training.watch import LastValidation, Pictures
 
 log = logging.getLogger("train")
 
@@ -103,6 +103,9 @@ def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | 
     if last is not None and trainer.global_step == done:
         # There were no steps left, so Lightning did not copy the average into the model.
         task.load_state_dict(read_checkpoint(last)["state_dict"])
+        validation = next(part for part in trainer.callbacks if isinstance(part, LastValidation))  # type: ignore[attr-defined]
+        if validation.is_missing(trainer):
+            trainer.validate(task, loaders["val_dataloaders"], verbose=False)
 
 
 def save_results(config: DictConfig, model: VideoModel, task: Stage, trainer: pl.Trainer) -> None:

@@ -19,7 +19,7 @@ from ldm_video.training.checkpoints import AtomicCheckpointIO, BetweenSteps
 from ldm_video.training.loggers import build_loggers
 from ldm_video.training.preemption import Preemption
 from ldm_video.training.same_run import KeepsConfig
-from ldm_video.training.watch import Facts, GradientNorms, LastRow, Speed
+from ldm_video.training.watch import Facts, GradientNorms, LastRow, LastValidation, Speed
 
 
 def build_trainer(
@@ -48,7 +48,7 @@ def build_trainer(
     ]
     if config.ema:
         callbacks.append(WarmAverage(config.ema))
-    callbacks += [*watchers, Preemption()]
+    callbacks += [*watchers, Preemption(), LastValidation(output)]
     loggers = build_loggers(config.logger, config.name, output, anew)
     try:
         # ClipOrder itself distributes the clips over the processes.
