@@ -169,8 +169,8 @@ class ModelStage(Stage):
     def restore(self, batch: Mapping[str, Any]) -> Tensor:
         """Sample with the model's default settings, without guidance: ``b t 3 H W``.
 
-        If those run no step and the decoder is frozen, sample in ``LOOK_STEPS`` steps from pure noise: the decoder alone
-        would show the same picture throughout the run.
+        If those run no step and the decoder is frozen, sample in ``LOOK_STEPS`` steps from pure noise: the
+        decoder alone would show the same picture throughout the run.
         """
         draws = self.draws(batch, 0, "restore")
         condition = self.plain_condition(batch, draws)

@@ -39,8 +39,8 @@ def warmup_cosine(
 ) -> OptimizerLRSchedulerConfig:
     """Warm up linearly over ``warmup`` steps, then decay along a cosine to the fraction ``floor`` at step ``steps``.
 
-    ``paces`` has one entry per parameter group of the optimizer; a group that starts late counts warm-up and cosine from
-    its own start, and ends with the others.
+    ``paces`` has one entry per parameter group of the optimizer; a group that starts late counts warm-up and cosine
+    from its own start, and ends with the others.
     """
 
     def factor(step: int, pace: Pace) -> float:
