@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm_video.core.evidence import lay_on_grid
 from ldm_video.core.push_pull import push_pull
 from ldm_video.core.tensors import size_of, to_bytes
 from ldm_video.motion.search import dense_flow
@@ -72,6 +73,20 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
         )
         certainties[t][window] += torch.from_numpy(certainty * seen).to(confidence)
     return filled, confidence
+
+
+def with_propagated(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
+    """Fill low-res frames ``b t 3 h w`` from each other inside the hole ``b t 1 H W``; return them and what is left of it.
+
+    Unless ``always``, a clip in which neither camera nor hole moves comes back unchanged.
+    """
+    frames = lowres[0]
+    hidden = lay_on_grid(hole[0], size_of(frames))  # t 1 h w
+    if not always and not may_show_more(frames, hidden):
+        return lowres, hole
+    filled, confidence = propagate(frames, hidden)
+    frames, left = reduce_hole(frames, hole[0], filled, confidence)
+    return frames[None], left[None]
 
 
 def may_show_more(frames: Tensor, hole: Tensor) -> bool:

@@ -35,7 +35,7 @@ from ldm_video.pipeline.composite import dilate, put_back
 from ldm_video.pipeline.fidelity import back_project
 from ldm_video.pipeline.model import RestorationModel
 from ldm_video.pipeline.prompts import Prompts
-from ldm_video.pipeline.propagation import may_show_more, propagate, reduce_hole
+from ldm_video.pipeline.propagation import with_propagated
 from ldm_video.pipeline.steady import steady
 from ldm_video.video_io.colour_shift import shift_colour
 
@@ -168,14 +168,7 @@ class Restorer:
             return _to_result(pixels, callback)
         shift = self.model.codec.colour_shift if enlarges else 0.0
         evidence = build_evidence(shift_colour(lowres, shift), hole, known_pixels=pixels, known=known)
-        padded = pad_evidence(evidence, self.model.multiple)
-        latents = self.sample(padded, indices, callback).to(self._codec_dtype)
-        output = self._decode(latents, padded).float()  # b t 3 H' W'
-        if before is not None:
-            output[:, : len(before), :, :height, :width] = before.to(output)
-        if enlarges:
-            output = self._deflickered(output, padded)
-        output = self._finish(output, padded)[..., :height, :width]  # b t 3 H W
+        output = self._generate(evidence, indices, callback, before, deflicker=enlarges)  # b t 3 H W
         guess = evidence.guess if shift == 0 else resize(lowres, (height, width))  # without the colour shift
         output = match_colour(output, guess, evidence.hole, settings.colour)
         if enlarges:
@@ -187,13 +180,35 @@ class Restorer:
             output[:, : len(before)] = before.to(output)
         return _to_result(output, callback)
 
+    def _generate(
+        self,
+        evidence: Evidence,
+        indices: Sequence[int],
+        callback: ShareCallback | None,
+        before: Tensor | None,
+        deflicker: bool,
+    ) -> Tensor:
+        """Sample, decode, blend along the motion and finish: pixels ``b t 3 H W`` of the evidence's size.
+
+        The finished first frames ``before`` ``t0 3 H W`` take part in the blend and in what the codec finishes.
+        """
+        height, width = evidence.size
+        padded = pad_evidence(evidence, self.model.multiple)
+        latents = self.sample(padded, indices, callback).to(self._codec_dtype)
+        output = self._decode(latents, padded).float()  # b t 3 H' W'
+        if before is not None:
+            output[:, : len(before), :, :height, :width] = before.to(output)
+        if deflicker:
+            output = self._deflickered(output, padded)
+        return self._finish(output, padded)[..., :height, :width]
+
     def _fill_wide_holes(self, lowres: Tensor, hole: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
         """Fill the hole ``b t 1 H W`` of low-res frames ``b t 3 h w`` from other frames, then with patches.
 
         Returns the frames and the hole that is left.
         """
         if self.settings.propagate != "off":
-            lowres, hole = _with_propagated(lowres, hole, always=self.settings.propagate == "on")
+            lowres, hole = with_propagated(lowres, hole, always=self.settings.propagate == "on")
         if self.settings.fill == "patches":
             lowres, hole = (x[None] for x in close_hole(lowres[0], hole[0], shown))
         return lowres, hole
@@ -326,14 +341,3 @@ def _with_known(before: Tensor, pixels: Tensor | None, known: Tensor | None, hol
     known = torch.zeros_like(hole) if known is None else known.clone()
     pixels[:, : len(before)], known[:, : len(before)] = before, 1
     return pixels, known
-
-
-def _with_propagated(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
-    """Return low-res frames ``b t 3 h w`` with what other frames show, and the remaining hole ``b t 1 H W``."""
-    frames = lowres[0]
-    hidden = lay_on_grid(hole[0], size_of(frames))  # t 1 h w
-    if not always and not may_show_more(frames, hidden):
-        return lowres, hole
-    filled, confidence = propagate(frames, hidden)
-    frames, left = reduce_hole(frames, hole[0], filled, confidence)
-    return frames[None], left[None]
