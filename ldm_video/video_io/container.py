@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.format import Flags as FormatFlags
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ldm_video.core.errors import UserError
@@ -27,6 +30,7 @@ VIDEO_SUFFIXES = frozenset(
 # Local files only: a playlist must not make us fetch from the network, or wait for it to grow.
 _OPTIONS = {"protocol_whitelist": "file,crypto,data", "max_reload": "0"}
 _NOT_VIDEO_FORMATS = {"tty"}  # FFmpeg renders any .txt or .nfo as ANSI art
+_SEE_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these drop it
 
 
 @dataclass
@@ -89,8 +93,33 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[av.VideoFrame]:
-    """Yield every frame that decodes, in presentation order. Ends with the file's packets; errors are counted."""
+def alpha_decoder(path: Path, stream: VideoStream) -> VideoCodecContext | None:
+    """For :func:`decoded_frames`, where the stream's own decoder drops the alpha that the container announces.
+
+    ``UserError`` when this build of FFmpeg has none that keeps it.
+    """
+    announced = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+    name = _SEE_ALPHA.get(stream.codec_context.codec.canonical_name)
+    if name is None or not announced:
+        return None
+    try:
+        decoder = cast(VideoCodecContext, av.CodecContext.create(name, "r"))
+    except UnknownCodecError as error:
+        raise UserError(
+            f"{path} has transparency that cannot be read here (no {name}); save it as PNG files or as ProRes 4444"
+        ) from error
+    decoder.extradata = stream.codec_context.extradata
+    return decoder
+
+
+def decoded_frames(
+    container: InputContainer, stream: VideoStream, damage: Damage, decoder: VideoCodecContext | None = None
+) -> Iterator[av.VideoFrame]:
+    """Yield every frame that decodes, in presentation order. Ends with the file's packets; errors are counted.
+
+    ``decoder``: takes the place of the stream's own.
+    """
+    decoder = decoder or stream.codec_context
     packets = container.demux(stream)
     while True:
         try:
@@ -99,10 +128,10 @@ def decoded_frames(container: InputContainer, stream: VideoStream, damage: Damag
             return
         except av.FFmpegError:
             damage.errors += 1
-            yield from _flush(stream, damage)
+            yield from _flush(decoder, damage)
             return
         try:
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except av.error.EOFError:
             return
         except av.FFmpegError:
@@ -135,9 +164,9 @@ def clock_origin(container: InputContainer) -> Fraction:
     return min(starts, default=Fraction(0))
 
 
-def _flush(stream: VideoStream, damage: Damage) -> list[av.VideoFrame]:
+def _flush(decoder: VideoCodecContext, damage: Damage) -> list[av.VideoFrame]:
     try:
-        return stream.decode(None)
+        return decoder.decode(None)
     except av.FFmpegError:
         damage.errors += 1
         return []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_video.core.errors import UserError
 from ldm_video.video_io.clocks import TimedFrame, timed_frames
-from ldm_video.video_io.container import Damage, decoded_frames, open_video
+from ldm_video.video_io.container import Damage, alpha_decoder, decoded_frames, open_video
 from ldm_video.video_io.convert import colour_of, image_to_pixels, over_black, refit, to_pixels
 from ldm_video.video_io.interlace import MIN_SIDE, FieldOrder, deinterlace, detect_field_order
 from ldm_video.video_io.probe import DEFAULT_RATE, VideoInfo, probe, square_width
@@ -106,7 +106,8 @@ class FrameReader:
         info, damage = self.info, Damage()
         count, first, last = 0, Fraction(0), Fraction(0)
         with open_video(info.path) as (container, stream):
-            decoded = _uniform(decoded_frames(container, stream, damage), info, self.warnings)
+            decoder = alpha_decoder(info.path, stream) if self._over_black else None
+            decoded = _uniform(decoded_frames(container, stream, damage, decoder), info, self.warnings)
             timed = timed_frames(decoded, info, self.warnings)
             if self.deinterlacing:
                 timed = _deinterlaced(timed, self._order)
