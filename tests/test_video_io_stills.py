@@ -131,6 +131,26 @@ def test_what_is_transparent_is_kept(tmp_path: Path, kind: str) -> None:
         assert np.array_equal(mask.at(2)[0].numpy(), hole())
 
 
+TURNED = {2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1)}
+"""By the EXIF orientation (CIPA DC-008 4.6.5): how the stored picture is shown."""
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "square", "webp"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_transparency_is_turned_as_the_colours_are(tmp_path: Path, orientation: int, kind: str) -> None:
+    layer = white_layer(deep=kind == "16 bits")[:, : SIZE[0] if kind == "square" else SIZE[1]]
+    path, exif = tmp_path / "m.png", struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x112, 3, 1, orientation, 0, 0)
+    if kind == "webp":
+        path, layer[..., 3] = tmp_path / "m.webp", layer[..., 3].clip(1)
+    metadata = [np.frombuffer(exif, np.uint8)]
+    written, data = cv2.imencodeWithMetadata(path.suffix, layer, [cv2.IMAGE_METADATA_EXIF], metadata)
+    assert written
+    path.write_bytes(data.tobytes())
+    want = TURNED[orientation](hole()[:, : layer.shape[1]])
+    with read_mask(path, None, want.shape, 3) as mask:
+        assert np.array_equal(mask.at(0)[0].numpy(), want)
+
+
 @pytest.mark.parametrize(("alpha", "filled"), [(127, 0), (128, 1)])
 def test_a_soft_brush_fills_from_half_on(tmp_path: Path, alpha: int, filled: int) -> None:
     layer = white_layer()

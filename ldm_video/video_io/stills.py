@@ -61,7 +61,7 @@ def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = 
             image = cv2.imdecode(data, _COLOUR) if data.size else None
             several = image is not None and _holds_several(data)
             if image is not None and over_black and path.suffix.lower() in _ALPHA_SUFFIXES:
-                image = _over_black(image, cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
+                image = _over_black(image, _alpha(data))
     except cv2.error as error:
         raise UserError(f"{path} cannot be read as an image ({error.err})") from error
     if image is None:
@@ -73,12 +73,25 @@ def read_image(path: Path, damaged: list[str] | None = None, over_black: bool = 
     return image
 
 
-def _over_black(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """Composite ``image`` over black by the alpha of ``layer``, the same picture with alpha if it has any."""
-    if layer.ndim != 3 or layer.shape[2] != 4 or layer.shape[:2] != image.shape[:2]:
+def _alpha(data: np.ndarray) -> np.ndarray | None:
+    """``h w`` uint8 or uint16, turned as the EXIF orientation says; None where the picture has no alpha."""
+    layer, types, blocks = cv2.imdecodeWithMetadata(data, cv2.IMREAD_UNCHANGED)  # as it is stored
+    if layer is None or layer.ndim != 3 or layer.shape[2] != 4:
+        return None
+    exif = [block for type_, block in zip(types, blocks, strict=True) if type_ == cv2.IMAGE_METADATA_EXIF]
+    if not exif:
+        return layer[..., 3]
+    # OpenCV turns whatever has no alpha: it turns this, as it turns the colours.
+    grey = cv2.imencodeWithMetadata(".png", layer[..., 3], [cv2.IMAGE_METADATA_EXIF], exif[:1])[1]
+    return cv2.imdecode(grey, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+
+
+def _over_black(image: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """Composite ``image``, ``h w 3``, over black by ``alpha``, ``h w``; unchanged without one."""
+    if alpha is None or alpha.shape != image.shape[:2]:
         return image
-    alpha = layer[..., 3:].astype(np.float32) / np.iinfo(layer.dtype).max  # h w 1
-    return np.rint(image * alpha).astype(image.dtype)
+    share = alpha[..., None].astype(np.float32) / np.iinfo(alpha.dtype).max  # h w 1
+    return np.rint(image * share).astype(image.dtype)
 
 
 def is_animated(path: Path) -> bool:
