@@ -12,6 +12,7 @@ import torch
 
 from ldm_video.core.errors import UserError
 from ldm_video.video_io import VideoWriter, probe
+from ldm_video.video_io.encoders import ENCODERS
 from ldm_video.video_io.packets import Packets, read_packets, reorder_depth, write_packets
 from tests.cli_support import files_below, read_pixels
 from tests.video_io_support import packet_times, pan
@@ -76,6 +77,28 @@ def test_x264_gives_the_same_bytes_for_the_same_frames(tmp_path: Path, run: int)
         payloads.add(b"".join(read_packets(tmp_path / "part").data))
         del garbage
     assert len(payloads) == 1
+
+
+@pytest.mark.parametrize("preset", ["veryfast", "medium"])
+def test_x265_gives_the_same_bytes_for_the_smallest_pictures_that_it_takes(tmp_path: Path, preset: str) -> None:
+    size, payloads = ENCODERS["libx265"].smallest, set()
+    writer = VideoWriter(tmp_path / "hd.mkv", size, None, NTSC, codec="libx265", preset=preset)
+    for attempt in range(8):
+        garbage = [torch.rand(3, 50 + 10 * attempt, 70) for _ in range(5)]
+        with writer.part(tmp_path / "part") as part:
+            for pixels in FRAMES[:8]:
+                part.write(pixels[:, : size[0], : size[1]])
+        payloads.add(b"".join(read_packets(tmp_path / "part").data))
+        del garbage
+    assert len(payloads) == 1
+
+
+@pytest.mark.parametrize("size", [(32, 64), (30, 66), (48, 48), (128, 32), (2, 96)])
+def test_smaller_ones_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    message = f"libx265 takes no picture as small as {size[1]}x{size[0]}, only 66x32 and more; .* libx264 or ffv1"
+    with pytest.raises(UserError, match=message):
+        VideoWriter(tmp_path / "hd.mkv", size, None, NTSC, codec="libx265")
+    VideoWriter(tmp_path / "hd.mkv", size, None, NTSC)
 
 
 def test_a_rehearsal_leaves_nothing_and_finds_what_is_wrong(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Encoder:
     """A pixel format, the size multiples that it requires, and whether ``crf`` and ``preset`` apply.
 
     ``containers``: source suffixes that the output keeps; any other becomes ``.mkv``.
+    ``smallest``: (height, width) of the smallest picture that it encodes safely.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Encoder:
     rate_factor: bool
     containers: str
     options: tuple[tuple[str, str], ...] = ()
+    smallest: tuple[int, int] = (1, 1)
 
     def arguments(self, crf: int, preset: str) -> dict[str, str]:
         """Return FFmpeg's options for this encoder. Raises ``UserError`` for an invalid ``crf`` or ``preset``."""
@@ -61,7 +63,9 @@ ENCODERS = {
     encoder.name: encoder
     for encoder in (
         Encoder("libx264", "yuv420p", 2, 2, True, ".mp4 .m4v .mov .mkv"),
-        Encoder("libx265", "yuv420p", 2, 2, True, ".mp4 .mov .mkv", (("x265-params", "log-level=error"),)),
+        # Of a picture no wider than a coding block (64) it reads and writes memory beside it: bytes differ from run to
+        # run, or the process is aborted. Of one of 16 lines or fewer, bytes differ too, or it does not start.
+        Encoder("libx265", "yuv420p", 2, 2, True, ".mp4 .mov .mkv", (("x265-params", "log-level=error"),), (32, 66)),
         Encoder("libsvtav1", "yuv420p", 2, 2, True, ".mp4 .mkv", (("svtav1-params", "chroma-sample-position=left"),)),
         # For editing: 10 bits, so that nothing is lost to banding before the final encode.
         Encoder("prores_ks", "yuv422p10le", 1, 2, False, ".mov .mkv", (("profile", "hq"), ("vendor", "apl0"))),
@@ -79,7 +83,7 @@ def find_encoder(name: str) -> Encoder:
 
 
 def check_size(encoder: Encoder, size: tuple[int, int], source: tuple[int, int] | None = None) -> None:
-    """Raise ``UserError``, naming options that help, if ``size`` is too large or chroma subsampling forbids it.
+    """Raise ``UserError``, naming options that help, if ``size`` is too large, too small or forbidden by subsampling.
 
     ``source``: the clip's size, if known. At that size pixels are kept, so another size is not suggested.
     """
@@ -94,4 +98,10 @@ def check_size(encoder: Encoder, size: tuple[int, int], source: tuple[int, int] 
         raise UserError(
             f"{encoder.name} ({encoder.pix_fmt}) needs even sizes, not {width}x{height}; "
             f"{'' if size == source else resize}give --codec ffv1 and an .mkv as --output, or a folder for PNG files"
+        )
+    if height < encoder.smallest[0] or width < encoder.smallest[1]:
+        least = f"{encoder.smallest[1]}x{encoder.smallest[0]}"
+        raise UserError(
+            f"{encoder.name} takes no picture as small as {width}x{height}, only {least} and more; "
+            "give --codec libx264 or ffv1"
         )
