@@ -97,6 +97,17 @@ def test_a_short_clip_without_its_sound_to_a_folder(bundle: Path, tmp_path: Path
     assert len(list((tmp_path / "frames_preview").glob("*.png"))) == 4
 
 
+def test_a_clip_that_has_fewer_frames_than_its_duration_holds(bundle: Path, tmp_path: Path) -> None:
+    """119 frames in as many 25ths of a second, and a last one a minute later; Matroska tells no count."""
+    times = [*(40 * i for i in range(119)), 65_000]
+    frames = pan(120, *SIZE, step=1)
+    source = write_clip(tmp_path / "sd.mkv", frames, times=times, time_base=Fraction(1, 1000))
+    assert probe(source).frames is None
+    command = ("--input", source, "--output", tmp_path / "hd.mp4", "--model", bundle, "--scale", 1, "--window", 4)
+    assert call(infer, *command, "--overlap", 1, "--preview") == 0
+    assert probe(tmp_path / "hd.preview.mp4").frames == 12
+
+
 def test_steps_are_few_unless_they_are_given(
     bundle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

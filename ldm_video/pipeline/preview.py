@@ -22,6 +22,7 @@ from ldm_video.pipeline.job import (
 from ldm_video.pipeline.plan import Segment
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.pipeline.stream import Piece, explain_memory, read_segments
+from ldm_video.pipeline.survey import count_frames
 from ldm_video.video_io import DEFAULT_RATE, VideoInfo, probe
 
 FEW_STEPS = 8
@@ -42,7 +43,9 @@ def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
     writers = open_writers(job, info, sound=False)
     for writer in writers:
         writer.rehearse()
-    runs = choose_runs(frame_count(info), run_length(info, job, restorer), restorer.settings.window)
+    # Duration and rate promise frames that are not there, of a film whose last picture stands: those are counted.
+    frames = count_frames(info) or 1 if info.frames is None else info.frames
+    runs = choose_runs(frames, run_length(info, job, restorer), restorer.settings.window)
     total, done = sum(map(len, runs)), 0
     segments = [_segment(number, run) for number, run in enumerate(runs)]
     with ExitStack() as stack:
@@ -60,14 +63,11 @@ def run_preview(job: Job, restorer: Restorer, watch: Watch) -> Outcome:
     return Outcome(done, time.monotonic() - started, list(writers[0].warnings))
 
 
-def choose_runs(frames: int | None, length: int, window: int) -> list[range]:
+def choose_runs(frames: int, length: int, window: int) -> list[range]:
     """Return at most ten runs of ``length`` frames, a tenth of the clip in total, centred in equal parts of it.
 
     A clip that is too short for two has one run at its start; none is shorter than ``window`` unless the clip is.
-    ``frames`` is None if unknown: one run.
     """
-    if frames is None:
-        return [range(length)]
     budget = frames // _PART
     length = min(max(min(length, budget), window), frames)
     count = min(max(1, budget // length), _MOST_RUNS)
@@ -80,13 +80,6 @@ def choose_runs(frames: int | None, length: int, window: int) -> list[range]:
 def run_length(info: VideoInfo, job: Job, restorer: Restorer) -> int:
     """Return the frames in a second, but at least the model's window and at most a segment."""
     return min(max(round(info.rate or DEFAULT_RATE), restorer.settings.window), job.rules.segment)
-
-
-def frame_count(info: VideoInfo) -> int | None:
-    """Return the container's frame count, or an estimate from its duration: enough for a preview."""
-    if info.frames is not None or info.duration is None or info.rate is None:
-        return info.frames
-    return max(1, round(info.duration * info.rate))
 
 
 def shots(run: Sequence[Piece]) -> Iterator[list[Piece]]:
