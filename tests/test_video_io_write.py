@@ -292,6 +292,14 @@ def test_playlists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
 
 
+@pytest.mark.parametrize("name", ["a.yuv", "a.rgb"])
+def test_bare_pixels_are_refused(tmp_path: Path, name: str) -> None:
+    """FFmpeg would write a coded stream under that name."""
+    with pytest.raises(UserError, match=f"{name[1:]} of .* is for bare pixels"):
+        VideoWriter(tmp_path / name, SIZE, None, NTSC).rehearse()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_frames(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", SIZE, None, NTSC, **FAST) as writer:
         writer.write(picture(), Fraction(1))
