@@ -23,6 +23,7 @@ from ldm_video.models.grow import grow
 from ldm_video.models.motion_adapter import load_motion, read_motion_adapter
 from ldm_video.models.open_model import FRAME_BY_FRAME, find_model, is_bundle, open_model
 from ldm_video.models.paired_codec import PairedCodec
+from ldm_video.models.quiet import quiet
 from ldm_video.models.real_esrgan import load_published, published_sizes
 from ldm_video.models.temporal import TemporalConfig
 from ldm_video.models.text import save_text_model
@@ -162,7 +163,8 @@ def to_diffusers(arguments: argparse.Namespace) -> list[str]:
     """Write a bundle's spatial part as a diffusers pipeline; return what is left out."""
     pipeline, left_out = to_pipeline(open_model(arguments.model, temporal=FRAME_BY_FRAME))
     with atomic_path(arguments.result) as temporary:
-        pipeline.save_pretrained(temporary)
+        with quiet("diffusers"), quiet("transformers"):
+            pipeline.save_pretrained(temporary)
         save_text_model(pipeline.text_encoder, temporary / "text_encoder")
     return [f"a {type(pipeline).__name__} of diffusers", *(f"left out: {line}" for line in left_out)]
 

@@ -111,7 +111,8 @@ def save_text_model(model: PreTrainedModel, folder: Path, dtype: torch.dtype | N
     CLIP's published names start with ``text_model``. Newer transformers versions drop that prefix; they read both and
     write what they have read. Older versions and other tools do not accept CLIP weights without it.
     """
-    model.save_pretrained(folder)
+    with quiet("transformers"):
+        model.save_pretrained(folder)
     lacks = isinstance(model, CLIPTextModel) and not any(key.startswith(_CLIP_PREFIX) for key in model.state_dict())
     if lacks or dtype is not None:
         save_weights(model, folder / "model.safetensors", dtype, _CLIP_PREFIX if lacks else "")
