@@ -135,12 +135,14 @@ def test_a_scratch_between_the_grid_is_seen(inpainting: tuple[VideoModel, Any]) 
     assert (one - frames)[hole.bool().expand_as(frames)].abs().mean() > 0.01
 
 
-@pytest.mark.parametrize("strength", [0.75, 1.0])
-def test_text_to_image_from_the_evidence(strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.75), (4, 1.0), (7, 0.5)])
+def test_text_to_image_from_the_evidence(
+    steps: int, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stable Diffusion 1.5, which was not trained with evidence, starts from it, as image to image does."""
     model, _ = open_both(tmp_path / "sd15", "sd15")
     pipeline = pipeline_of(tmp_path / "sd15", "StableDiffusionImg2ImgPipeline")
-    settings = replace(PLAIN, steps=4, strength=strength)
+    settings = replace(PLAIN, steps=steps, strength=strength)
     frames, hole = rand_pixels(2, 3, 16, 32) * 0.8, torch.zeros(2, 1, 64, 128)
     clip = restore(model, settings, frames, hole, INDICES)
     if strength == 1.0:

@@ -125,7 +125,7 @@ def sample(
         noise: unit-variance noise, ``b t c h w``.
         steps: number of steps.
         start: a clean estimate, ``b t c h w``; noise is added to it and only the last ``strength`` of the steps run.
-        strength: in (0, 1], fraction of the steps to run; below 1 it requires ``start``.
+        strength: in (0, 1], fraction of the steps to run (:func:`steps_to_run`); below 1 it requires ``start``.
         callback: see :data:`Callback`.
 
     Returns:
@@ -144,7 +144,7 @@ def sample(
         raise ValueError(f"strength must be in (0, 1], and 1 without a start, got {strength}")
 
     total_steps = scheduler.num_inference_steps or len(scheduler.timesteps)
-    skipped = (total_steps - max(1, round(total_steps * strength))) * scheduler.order
+    skipped = (total_steps - steps_to_run(total_steps, strength)) * scheduler.order
     timesteps = scheduler.timesteps[skipped:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
@@ -156,6 +156,11 @@ def sample(
         if callback is not None:
             callback(done, len(timesteps), x)
     return x.to(noise.dtype)
+
+
+def steps_to_run(steps: int, strength: float) -> int:
+    """Number of steps to run at a strength in (0, 1]: rounded down as in diffusers' img2img, at least one."""
+    return max(1, int(steps * strength))
 
 
 def _begin(scheduler: SchedulerMixin, noise: Tensor, start: Tensor | None, timestep: Tensor) -> Tensor:
