@@ -116,6 +116,11 @@ def read_motion_adapter(path: str | Path) -> MotionAdapter:
     config: dict[str, Any] = {}
     weights = find_model(path)  # raises for pickles
     if path.is_dir():
+        if not (path / "config.json").is_file():  # such as a bundle
+            raise UserError(
+                f"{path} is no motion adapter: it has no config.json; give the folder of a MotionAdapter of diffusers, "
+                "or a .safetensors file of AnimateDiff"
+            )
         config = read_json(path / "config.json")
         if config.get("_class_name") != "MotionAdapter":
             raise UserError(f"{path / 'config.json'} is of a {config.get('_class_name')}, not of a MotionAdapter")
@@ -146,8 +151,8 @@ def read_motion_adapter(path: str | Path) -> MotionAdapter:
 def load_motion(denoiser: VideoUNet, adapter: MotionAdapter) -> MotionReport:
     """Load matching layers into the temporal attention of ``denoiser``, in place; output projections stay zero.
 
-    A layer is loaded if its width and number of heads match. Raises ``UserError`` if none does, if the temporal layers
-    are already trained, or if the adapter's UNet has a different number of levels.
+    A layer is loaded if its width and number of heads match. Raises ``UserError`` if none does, if there is no temporal
+    attention, if the temporal layers are already trained, or if the adapter's UNet has a different number of levels.
     """
     levels = len(denoiser.unet.config["block_out_channels"])
     if len(adapter.heads) != levels:
@@ -155,6 +160,11 @@ def load_motion(denoiser: VideoUNet, adapter: MotionAdapter) -> MotionReport:
     if not is_new(denoiser):
         raise UserError("the model's temporal layers are trained; a motion adapter is a start for new ones only")
     blocks = {_motion_name(path): (path, block) for path, block in temporal_blocks(denoiser).items() if block.attention}
+    if not blocks:
+        raise UserError(
+            "the model has no temporal attention to be loaded into; make the bundle without --head-dim 0: to-bundle "
+            f"--heads {adapter.heads[0]}"
+        )
     report = MotionReport(untouched=[path for name, (path, _) in blocks.items() if name not in adapter.layers])
     for layer, state in adapter.layers.items():
         path, block = blocks.get(layer, ("", None))
