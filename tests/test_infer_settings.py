@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig
+from torch import nn
 
 from ldm_video import restoration
 from ldm_video.core.errors import UserError
 from ldm_video.models.bundle import load_bundle
+from ldm_video.models.paired_codec import PairedCodec
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
 from ldm_video.pipeline.arguments import DEFAULTS, SHIPPED, parse_arguments
 from ldm_video.pipeline.job import Job
@@ -283,6 +285,20 @@ def test_the_shipped_model_is_used_as_documented(shipped: VideoModel, settings: 
     assert SHIPPED.name.endswith(f"x{sampling.scale}")
     others = SamplingDefaults()
     assert (others.average, others.steady, others.fidelity) == (0, 0, 0.0)
+
+
+def test_the_documents_count_the_parameters_that_dry_run_counts(shipped: VideoModel) -> None:
+    def millions(part: nn.Module) -> str:
+        return f"{sum(parameter.numel() for parameter in part.parameters()) / 1e6:.1f}M"
+
+    card = (ROOT / "ldm_video" / "weights" / "README.md").read_text()
+    assert f"`small-x4` ({millions(shipped)} parameters" in (ROOT / "README.md").read_text()
+    assert f"ships with ldm-video. {millions(shipped)} parameters" in card
+    assert isinstance(shipped.codec, PairedCodec)
+    rows = {"denoiser": shipped.denoiser, "codec": shipped.codec.decoder, "restorer": shipped.codec.restorer}
+    for name, part in rows.items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        assert re.findall(r"\d+\.\dM", row) == [millions(part)]
 
 
 @pytest.mark.parametrize("option", ["--box", "--bo"])
