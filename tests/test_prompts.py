@@ -15,6 +15,7 @@ from torch import Tensor
 
 import infer
 from ldm_video.core.errors import UserError
+from ldm_video.models.open_model import open_model
 from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.job import Job, Role, identify
 from ldm_video.pipeline.journal import changes
@@ -153,6 +154,16 @@ def test_far_from_a_border_a_frame_has_its_own_prompt(model: VideoModel) -> None
     torch.testing.assert_close(both[8:], second[8:], atol=1e-5, rtol=0)
     for other in (first, second):
         assert largest_by_frame((both - other)[4:8]).min() > 1e-4
+
+
+def test_a_long_prompt_changes_no_frame_that_has_a_short_one(upscaler: Path) -> None:
+    model, alone = open_model(upscaler), {"window": 1, "overlap": 0}
+    long, indices = "the cat " * 50, list(range(3))
+    short = restore(model, Prompts((0,), ("the dog",), 0), indices, **alone)
+    both = restore(model, Prompts((0, 2), ("the dog", long), 0), indices, **alone)
+    torch.testing.assert_close(both[:2], short[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[2:], restore(model, Prompts((0,), (long,), 0), indices, **alone)[2:])
+    assert largest_by_frame((both - short)[2:]).min() > 1e-3
 
 
 def test_frames_do_not_depend_on_the_segment_they_are_in(model: VideoModel) -> None:
