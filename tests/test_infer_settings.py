@@ -307,3 +307,10 @@ def test_a_box_may_begin_outside_the_frame(option: str) -> None:
     given = parse_arguments((*common, option, "-5,-5,10,10", "scale=2", option, "1,2,3,4", f"{option}=-1,2,3,4"))
     assert given.box == ["-5,-5,10,10", "1,2,3,4", "-1,2,3,4"]
     assert given.overrides == ["scale=2"]
+
+
+def test_a_second_adapter_is_not_taken_in_silence() -> None:
+    common = ("--input", "sd.mp4", "--output", "hd.mp4", "--lora", "one")
+    assert parse_arguments(common).lora == "one"
+    with pytest.raises(UserError, match="--lora is given twice, and one is taken; leave the other out"):
+        parse_arguments((*common, "--lora", "two"))

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm_video.core.errors import ArgumentParser, UserError
 
@@ -30,7 +31,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt-file", metavar="FILE", help="lines FRAME: PROMPT, each from its frame on")
     parser.add_argument("--negative-prompt", help="what not to show")
     parser.add_argument("--model", help="bundle, Stable Diffusion folder or file, or hub name[@revision]")
-    parser.add_argument("--lora", metavar="PATH[:SCALE]", help="adapter to merge into the model: folder or file")
+    parser.add_argument("--lora", action=_Once, metavar="PATH[:SCALE]", help="one adapter to merge into the model")
     parser.add_argument("--config", default=DEFAULTS, type=find_config, help="fast, quality, or a YAML file like them")
     parser.add_argument("--scale", type=float, help="enlargement; 1 inpaints without changing the size")
     parser.add_argument("--height", type=int, help="height of the output, instead of --scale")
@@ -59,6 +60,17 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args(_join_negative_values(sys.argv[1:] if words is None else words))
+
+
+class _Once(argparse.Action):
+    """An option that may not repeat, where the one before would be dropped in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice, and one is taken; leave the other out")
+        setattr(namespace, self.dest, values)
 
 
 def _join_negative_values(words: Sequence[str]) -> list[str]:
