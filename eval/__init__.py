@@ -1,1 +1,1 @@
-"""Evaluation: exact metrics, a runner that knows no model, and the benchmark."""
+"""Evaluation: exact metrics, a runner independent of any model, and the benchmark."""

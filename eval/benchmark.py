@@ -1,8 +1,8 @@
-"""All methods on the same inputs: ``python -m eval.benchmark --suite configs/eval/suite.yaml --root CLIPS --out DIR``.
+"""Run all methods on the same inputs: ``python -m eval.benchmark --suite SUITE.yaml --root CLIPS --out DIR``.
 
-Builds the inputs of each track once, runs each method through the same door, scores with :mod:`eval.run`, and writes
-``table.md`` and ``results.json``. What was made or scored before from the same inputs is kept, tracks and methods
-that this run leaves out among it.
+Builds the inputs of each track once, runs every method through the same interface, scores with :mod:`eval.run`, and
+writes ``table.md`` and ``results.json``. Outputs and scores of earlier runs on the same inputs are kept, including
+those of tracks and methods that this run leaves out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Suite:
-    """What ``suite.yaml`` says."""
+    """Contents of ``suite.yaml``. ``frames``: limit per clip, None for all; ``metrics``: comma-separated names."""
 
     tracks: tuple[Track, ...]
     scale: int
@@ -56,7 +56,7 @@ class Suite:
 
 
 def read_suite(config: DictConfig) -> Suite:
-    """Check a suite's configuration. ``UserError`` names a key that is unknown, missing or of the wrong type."""
+    """Validate a suite's configuration. ``UserError`` names a key that is unknown, missing or of the wrong type."""
     content = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     try:
         metrics, methods = (_names(key, content.pop(key)) for key in ("metrics", "methods"))
@@ -85,10 +85,13 @@ def _track(name: str, values: Any) -> Track:
 def run_track(
     track: Track, inputs: list[BenchmarkInput], methods: list[Method], out: Path, plan: Plan
 ) -> dict[str, dict[str, Any]]:
-    """Method name -> summary of its scores, with ``seconds`` a frame and ``peak_bytes`` of the clip that took most.
+    """Run and score every method on a track.
 
-    Methods that only fill skip a holeless track. Interlaced low-res frames are of two moments: the output's
-    consistency with them is not scored.
+    Methods that only fill are skipped on a track without holes. Each interlaced low-res frame shows two moments, so the
+    output's consistency with it is not scored.
+
+    Returns method name -> summary of its scores, with mean ``seconds`` per frame and the largest ``peak_bytes`` of any
+    clip. Raises ``UserError`` if a clip cannot be scored.
     """
     results: dict[str, dict[str, Any]] = {}
     for method in methods:
@@ -113,14 +116,14 @@ def run_track(
 
 
 def run_once(method: Method, given: BenchmarkInput, folder: Path, worker: Worker) -> Cost:
-    """Make one output and return what that cost, or what it cost an earlier run whose output still stands."""
+    """Write one output and return its cost; an up-to-date output of an earlier run is kept, with its recorded cost."""
     output, note = folder / f"{given.clip}.mkv", folder / f"{given.clip}.json"
     state = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (given.lowres, given.mask) if p is not None]
     key = json.dumps([method.identity(), state, given.scale])
     if output.is_file() and (cost := _recorded(note, key)) is not None:
         return cost
     folder.mkdir(parents=True, exist_ok=True)
-    note.unlink(missing_ok=True)  # it speaks of an output that is now made anew
+    note.unlink(missing_ok=True)  # it describes an output that is about to be replaced
     cost = worker(method, given.lowres, given.mask, given.scale, output)
     write_json(note, {"key": key, **asdict(cost), "frames": given.frames})
     return cost
@@ -135,9 +138,9 @@ def _recorded(note: Path, key: str) -> Cost | None:
 
 
 def choose_methods(suite: Suite, names: str | None, settings: Settings) -> tuple[list[Method], list[str]]:
-    """The methods that can run here, the baseline first, and one line for each of the suite's that cannot.
+    """Return the methods that can run here, the baseline first, and a line for each of the suite's that cannot.
 
-    ``names`` (comma-separated) replaces the suite's; ``UserError`` when one of them cannot run.
+    ``names`` (comma-separated) replaces the suite's methods; ``UserError`` if one of them cannot run.
     """
     wanted = names.split(",") if names else list(suite.methods)
     methods, left_out = [], []
@@ -183,7 +186,7 @@ def _chosen_tracks(suite: Suite, names: str | None) -> list[Track]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     args = _arguments()
     whole("--jobs", args.jobs, 1)
     suite = read_suite(load_config(args.suite, args.overrides))
@@ -215,7 +218,7 @@ def main() -> None:
 
 
 def _inputs_key(track: Track, suite: Suite, root: str, masks: Path | None, plan: Plan) -> str:
-    """Of what a track's scores are: its recipe, the clips, the masks, the metrics and their tools."""
+    """Return a key of what a track's scores depend on: its recipe, clips, masks, metrics and their tools."""
     clips = {name: file_states(path) for name, path in find_clips(root).items()}
     objects = file_states(masks) if track.hole == OBJECT and masks is not None and masks.exists() else None
     raft = file_states(Path(plan.tools.raft)) if plan.tools.raft else None
@@ -224,7 +227,7 @@ def _inputs_key(track: Track, suite: Suite, root: str, masks: Path | None, plan:
 
 
 def _absent_clips(track: Track, root: str, inputs: list[BenchmarkInput], masks: Path | None) -> list[str]:
-    """A line about the clips that a track of object masks does without."""
+    """Return a line that lists the clips without object masks; an empty list if there are none."""
     absent = sorted(set(find_clips(root)) - {given.clip for given in inputs})
     if not absent:
         return []

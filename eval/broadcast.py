@@ -1,4 +1,4 @@
-"""An interlaced MPEG-2 recording of a clip, as a set-top box wrote it: fields woven into frames, few bits."""
+"""Interlaced MPEG-2 recordings of a clip, as from a set-top box: fields woven into frames, low bit rate."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.files import atomic_path
 from ldm_video.video_io.subsample import FIELDS, RgbToYuv
 
-RATE = Fraction(25)  # frames a second: 50 fields
-_GROUP = 12  # frames from one intra frame to the next, and
-_B_FRAMES = 2  # between two that are predicted forward, as DVB has them
-_FIELD_LINES = 4  # 4:2:0 in fields: a chroma line of each field for every four lines
+RATE = Fraction(25)  # frames per second: 50 fields
+_GROUP = 12  # from one intra frame to the next, and
+_B_FRAMES = 2  # between two forward-predicted frames, as in DVB
+_FIELD_LINES = 4  # interlaced 4:2:0: one chroma line of each field per four lines
 
 
 def weave(moments: Iterable[np.ndarray]) -> Iterator[av.VideoFrame]:
-    """Pictures ``h w 3`` uint8 at field rate -> half as many frames, marked as interlaced with the top field first.
+    """Weave pictures ``h w 3`` uint8 at field rate into half as many interlaced frames, top field first.
 
-    A frame's even lines are the first picture's, its odd ones the second's; an odd last picture is dropped. BT.601
-    limited range 4:2:0. Each field keeps chroma of its own lines alone, as ITU-T H.262 has it.
+    Even lines come from the first picture of a pair, odd lines from the second; an odd last picture is dropped. Frames
+    are BT.601 limited-range 4:2:0. The chroma of each field comes from its own lines only, as in ITU-T H.262.
     """
     graph: Graph | None = None
     for index, moment in enumerate(moments):
@@ -50,10 +50,10 @@ def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, 
 
     Args:
         path: a Matroska file (.mkv); a transport stream of a few small frames is not recognised as one.
-        size: (height, width); the height is a multiple of 4.
-        bits: average of the stream for each pixel; 0.3 is 3.1 Mbit/s at 720x576.
+        size: (height, width); the height is a multiple of 4, the width of 2.
+        bits: average per pixel of the stream; 0.3 is 3.1 Mbit/s at 720x576.
 
-    Returns the number of frames.
+    Returns the number of frames. Raises ``UserError`` for another size.
     """
     if size[0] % _FIELD_LINES or size[1] % 2:
         raise UserError(f"interlaced 4:2:0 needs a height in multiples of {_FIELD_LINES}, not {size[1]}x{size[0]}")
@@ -63,13 +63,13 @@ def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, 
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         context = stream.codec_context
         context.thread_count, context.gop_size, context.max_b_frames = 1, _GROUP, _B_FRAMES
-        # of more than 576 lines, or 1280 wide, what says nothing is read as BT.709
+        # without these tags, more than 576 lines or a width of 1280 would be read as BT.709
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT470BG, ColorTrc.SMPTE170M
         context.flags |= Flags.interlaced_dct | Flags.interlaced_me
         rate = max(1, round(bits * size[0] * size[1] * RATE))
         context.bit_rate = rate
-        # a decoder's buffer of one second; without a ceiling the first frames take what they like
+        # a decoder buffer of one second; without a maximum rate the first frames would take any number of bits
         context.options = {"maxrate": str(2 * rate), "bufsize": str(rate), "bf": str(_B_FRAMES)}
         for frame in weave(moments):
             container.mux(stream.encode(frame))

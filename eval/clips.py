@@ -1,6 +1,6 @@
 """Clips for evaluation: files or folders of frames, matched by name, read one frame at a time.
 
-Nothing is repaired here: a gap in the numbering, another size or another length is an error that names the file.
+Nothing is repaired: a gap in the numbering or a mismatch of size or length is an error that names the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ldm_video.video_io.stills import is_image
 
 @dataclass(frozen=True)
 class ClipPair:
-    """One clip to score: what a method made, the reference, and what goes with them."""
+    """One clip to score: a method's output, the reference and, if given, the mask and the low-res input."""
 
     name: str
     pred: Path
@@ -33,15 +33,15 @@ class ClipPair:
     lowres: Path | None = None
 
     def inputs(self) -> dict[str, Path]:
-        """The paths that are given, by role."""
+        """Return the given paths by role."""
         roles = {"pred": self.pred, "ref": self.ref, "mask": self.mask, "lowres": self.lowres}
         return {role: path for role, path in roles.items() if path is not None}
 
 
 def find_clips(root: str | Path) -> dict[str, Path]:
-    """Clip name -> path. A file or a folder that holds images is one clip; any other folder holds clips.
+    """Return clip name -> path. A file or a folder of images is one clip; any other folder holds clips.
 
-    Raises ``UserError`` when there is nothing, or when two clips share a name.
+    Raises ``UserError`` if there is no clip, two clips share a name, or a folder of images also holds clips.
     """
     root = Path(root)
     if not root.exists():
@@ -67,8 +67,8 @@ def match_clips(
 ) -> tuple[list[ClipPair], list[str]]:
     """Pair the clips of two folders by name; a single clip pairs with a single clip whatever their names.
 
-    Returns the pairs in the order of the references' names, and one line for each reference without its partner.
-    Predictions without a reference are not looked at. A single mask or low-res clip serves a single pair only.
+    Returns the pairs in the order of the references' names, and a line for each reference that lacks a counterpart.
+    Predictions without a reference are ignored. A single mask or low-res clip is only used for a single pair.
     """
     references, predictions = find_clips(ref), find_clips(pred)
     extras = {role: find_clips(path) for role, path in (("mask", mask), ("lowres", lowres)) if path is not None}
@@ -88,9 +88,10 @@ def match_clips(
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """Frames ``h w c`` float32 RGB in [0, 1], in order, exactly as stored (no deinterlacing).
+    """Yield frames ``h w c`` float32 RGB in [0, 1], in order, exactly as stored (no deinterlacing).
 
-    Raises ``UserError`` for an unreadable file and, at its end, for one that is damaged or truncated.
+    Raises ``UserError`` for an unreadable file, a gap in the numbering and, at its end, for a damaged or truncated
+    file.
     """
     if path.is_dir():
         check_numbering(path)
@@ -107,9 +108,9 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
 
 
 def zip_frames(pair: ClipPair) -> Iterator[dict[str, np.ndarray]]:
-    """Frames in step, by role: ``pred``, ``ref``, ``lowres`` when given (``h w c``) and ``mask`` when given (``h w``).
+    """Yield frames in step by role: ``pred``, ``ref`` and, if given, ``lowres`` (``h w c``) and ``mask`` (``h w``).
 
-    Raises ``UserError`` when lengths or sizes differ. Only a mask is resized (nearest neighbour) or, when it is one
+    Raises ``UserError`` if lengths or sizes differ. Only a mask is resized (nearest neighbour) or, if it is a single
     frame, repeated.
     """
     streams = {role: frames_of(path) for role, path in pair.inputs().items() if role != "mask"}
@@ -154,13 +155,13 @@ def _check_sizes(pair: ClipPair, moment: dict[str, np.ndarray]) -> None:
 
 
 def _is_smaller(lowres: Sequence[int], ref: Sequence[int]) -> bool:
-    """Whether ``(h, w, c)`` is the same picture on a coarser grid, or on the same one, a side rounded up or down."""
+    """Return whether ``lowres`` is a uniformly smaller, or equal, size of ``ref``, sides rounded up or down."""
     scale = max(large / small for small, large in zip(lowres[:2], ref[:2], strict=True))
     return scale >= 1 and all(abs(large / scale - small) <= 1 for small, large in zip(lowres[:2], ref[:2], strict=True))
 
 
 def check_numbering(folder: Path) -> None:
-    """Raise ``UserError`` naming the first number that lacks in a folder of numbered frames, hidden files aside."""
+    """Raise ``UserError`` for a gap or duplicate in the numbering of a folder of frames; hidden files are ignored."""
     numbers = []
     for path in folder.iterdir():
         if _is_image(path) and (match := re.search(r"(\d+)$", path.stem)):
@@ -173,7 +174,7 @@ def check_numbering(folder: Path) -> None:
 
 
 def _clip_name(path: Path) -> str:
-    """Of a file without its suffix; a folder's dots belong to its name."""
+    """Return the name of a file without its suffix, of a folder with its dots."""
     return path.stem if path.is_file() else Path(os.path.abspath(path)).name
 
 
@@ -186,7 +187,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _refuse_mixture(folder: Path) -> None:
-    """``UserError`` for a folder of images that holds clips as well: is it one clip of frames, or are those clips?"""
+    """Raise ``UserError`` if a folder of images also holds clips: it could be one clip or several."""
     if folder.is_dir():
         children = sorted(folder.iterdir())
         image = next(child for child in children if _is_image(child))

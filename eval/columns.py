@@ -1,4 +1,4 @@
-"""What a column of scores means to a reader: its title, its unit, and which value is the best."""
+"""Presentation of score columns: title, unit, and which value is best."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 from eval.metrics.temporal import EWARP_EVALCRAFTER_UNIT, EWARP_LAI_UNIT
 from eval.regions import REGIONS
 
-BASELINE = "bicubic"  # the method beside which all others are read
-GAP = "gap to reference ↓"  # heads the column of gaps beside one whose best value is the reference's own
+BASELINE = "bicubic"  # the method that all others are compared with
+GAP = "gap to reference ↓"  # heading of the gap next to a column whose best value is the reference's own
 Better = Literal["higher", "lower", "nearer", "unknown"]
 
-# metric -> title, unit, factor to that unit, digits, which is better
+# metric -> title, unit, factor to that unit, digits, which value is better
 _METRICS: dict[str, tuple[str, str, float, int, Better]] = {
     "psnr": ("PSNR", "dB", 1, 2, "higher"),
     "psnr_y": ("PSNR-Y", "dB", 1, 2, "higher"),
@@ -34,15 +34,15 @@ _METRICS: dict[str, tuple[str, str, float, int, Better]] = {
 _ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "nearer": "", "unknown": ""}
 _REGIONS = dict(zip(REGIONS, ("in hole", "around hole", "outside hole"), strict=True))
 _PERFECT = {"psnr": "∞", "ssim": "1", "lpips": "0", "dists": "0", "tof": "0", "tlpips": "0"}
-# The metrics whose frames decide what is pictured, the first that the methods share. In the hole first: that is where
-# methods that fill differ.
+# Candidates for the metric that selects the frames to show; the first that all methods share is used. In-hole metrics
+# come first, because that is where filling methods differ.
 _LEADING = ("lpips@inside", "psnr_y@inside", "psnr@inside", "lpips", "psnr_y", "psnr", "ssim_y", "ssim")
 REFERENCE = ":ref"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column, from its name in ``summary.json``: ``metric[flow]@region``, or ``seam_error:axis``."""
+    """A score column. ``name``: as in ``summary.json``, ``metric[flow]@region`` or ``seam_error:axis``."""
 
     name: str
     metric: str
@@ -54,21 +54,21 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """Behind a heading: where better is, if that is clear."""
+        """Suffix of a heading: the direction of better values, if there is one."""
         return _ARROWS[self.better]
 
     def text(self, value: float | None) -> str:
-        """In the column's unit; ``-`` for None."""
+        """Format a value in the column's unit; ``-`` for None."""
         return "-" if value is None else f"{value * self.factor:.{self.digits}f}"
 
     @property
     def perfect(self) -> str:
-        """What the reference scores against itself, where that needs no measurement; else ``-``."""
+        """The reference's score against itself if it is known without measurement, else ``-``."""
         return _PERFECT.get(self.metric.partition("_")[0], "-")
 
 
 def describe(name: str) -> Column:
-    """An unknown metric keeps its own name and has no best value."""
+    """Describe a column by its name. An unknown metric keeps its own name and has no best value."""
     base, _, region = name.partition("@")
     base, _, axis = base.partition(":")
     metric, _, flow = base.rstrip("]").partition("[")
@@ -80,7 +80,7 @@ def describe(name: str) -> Column:
 
 
 def ordered(names: Iterable[str]) -> list[Column]:
-    """The columns without the references' own: whole frames first, then the regions; metrics in the table's order."""
+    """Sort columns, leaving out the references' own: whole frames first, then regions; metrics in the table's order."""
     places = {metric: place for place, metric in enumerate(_METRICS)}
     regions = ["", *_REGIONS]
 
@@ -97,7 +97,7 @@ def ordered(names: Iterable[str]) -> list[Column]:
 
 
 def leading(columns_of_methods: Iterable[Iterable[str]]) -> str | None:
-    """The column that decides what is pictured: the first of the list that all methods share, else any that they do."""
+    """Return the column that selects the frames to show: the first candidate that all methods share, else any other."""
     sets = [list(columns) for columns in columns_of_methods]
     if not sets:
         return None
@@ -106,10 +106,10 @@ def leading(columns_of_methods: Iterable[Iterable[str]]) -> str | None:
 
 
 def best(column: Column, scores: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """Methods (of ``method -> score of this column``) with the best value as printed.
+    """Return the methods (of ``method -> score of this column``) whose printed value is best.
 
-    A tie has several, a lone method none. ``nearer``: the smallest ``gap`` to the reference's own value, for warp
-    errors are won by blur.
+    Several if they tie, none if there is only one method. ``nearer``: the smallest ``gap`` to the reference's own
+    value, because blur lowers warp errors.
     """
     key = "gap" if column.better == "nearer" else "mean"
     printed = {method: float(column.text(score[key])) for method, score in scores.items() if score.get(key) is not None}

@@ -1,7 +1,7 @@
-"""The benchmark's own degradation: fixed for good, whatever training's random one becomes.
+"""The benchmark's own degradation. It is frozen, independently of the random degradation used in training.
 
-A table can be compared with last year's only if its inputs did not move; hence nothing here is shared with ``data``
-(a test holds the degradation against it).
+Tables stay comparable over time only if their inputs do not change; hence nothing here is shared with ``data`` (a test
+compares the two).
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch.nn import functional as F
 def shrink(
     frame: np.ndarray, scale: int, blur_sigma: float, noise_sigma: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Gaussian blur, antialiased bicubic to 1/``scale``, Gaussian noise, clip.
+    """Apply Gaussian blur, antialiased bicubic downscaling by ``scale``, Gaussian noise and clipping.
 
     Args:
         frame: ``h w 3`` float32 in [0, 1]; ``h`` and ``w`` are multiples of ``scale``.
-        blur_sigma: in pixels of ``frame``, cut at four sigma, borders mirrored; 0 does not blur.
+        scale: downscaling factor.
+        blur_sigma: in pixels of ``frame``, truncated at four sigma, borders mirrored; 0 does not blur.
         noise_sigma: in levels of 0..255.
+        rng: source of the noise.
 
     Returns ``h/scale w/scale 3`` float32 in [0, 1].
     """

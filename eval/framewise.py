@@ -1,4 +1,4 @@
-"""What methods that work frame by frame share: reading as a broadcaster means it, enlarging, writing losslessly."""
+"""Shared by frame-by-frame methods: reading with deinterlacing as flagged, upscaling, lossless writing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ldm_video.video_io.probe import DEFAULT_RATE, probe
 from ldm_video.video_io.reader import FrameReader
 from ldm_video.video_io.writer import VideoWriter
 
-# The resize kernel smears what is painted in the hole over two low-res pixels, and a codec over a little more: who
-# starts from the mask's very border inpaints with that paint.
+# The resize kernel smears what is painted in the hole over two low-res pixels, and a codec over a little more: a method
+# that starts right at the mask's border would inpaint with that paint.
 GROW_LOWRES_PIXELS = 3
 
 
 def shared_code(peer: str | None = None) -> str:
-    """A digest for a method's ``identity``: of this file, of what reads and writes videos, and of the peer's own file.
+    """Return a digest for a method's ``identity``: of this file, of the video I/O code, and of the peer's own file.
 
     ``peer``: its ``__file__``, in :mod:`eval.peers`.
     """
@@ -34,26 +34,26 @@ def shared_code(peer: str | None = None) -> str:
 
 
 def enlarge(frame: np.ndarray, scale: int, kernel: int = cv2.INTER_CUBIC) -> np.ndarray:
-    """``h w 3`` uint8 -> ``scale`` times larger."""
+    """Resize ``h w 3`` uint8 to ``scale`` times its size."""
     return cv2.resize(frame, (frame.shape[1] * scale, frame.shape[0] * scale), interpolation=kernel)
 
 
 def grow(hole: np.ndarray, scale: int) -> np.ndarray:
-    """``H W`` uint8 in {0, 1} -> the same with everything near enough to hold some of the hole's paint."""
+    """Dilate a hole ``H W`` uint8 in {0, 1} to cover everything that may contain some of its paint."""
     reach = GROW_LOWRES_PIXELS * scale
     return cv2.dilate(hole, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1)))
 
 
 def open_frames(lowres: Path) -> FrameReader:
-    """The input's frames; one that says that it is interlaced is deinterlaced (bwdif), one frame for one frame.
+    """Open the input; a stream flagged as interlaced is deinterlaced (bwdif), one frame per frame.
 
-    The stream's word is taken and no pixels are judged: a baseline must not change because a clip is noisy.
+    The flag is trusted and pixels are not analysed: a baseline must not change because a clip is noisy.
     """
     return FrameReader(lowres, deinterlace="on" if probe(lowres).interlaced else "off")
 
 
 def open_output(lowres: Path, scale: int, output: Path) -> VideoWriter:
-    """A lossless file, ``scale`` times larger than ``lowres``, at its rate."""
+    """Open a lossless file, ``scale`` times the size of ``lowres``, at its rate."""
     info = probe(lowres)
     size = (info.height * scale, info.width * scale)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +61,12 @@ def open_output(lowres: Path, scale: int, output: Path) -> VideoWriter:
 
 
 def to_image(pixels: Tensor) -> np.ndarray:
-    """``c h w`` in [-1, 1] -> ``h w c`` uint8."""
+    """Convert ``c h w`` in [-1, 1] to ``h w c`` uint8."""
     return rearrange(to_bytes(pixels), "c h w -> h w c").contiguous().numpy()
 
 
 def to_pixels(image: np.ndarray) -> Tensor:
-    """``h w c`` uint8 -> ``c h w`` in [-1, 1]."""
+    """Convert ``h w c`` uint8 to ``c h w`` in [-1, 1]."""
     return to_signed(rearrange(torch.from_numpy(np.ascontiguousarray(image)), "h w c -> c h w"))
 
 

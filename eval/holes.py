@@ -1,9 +1,9 @@
-"""The benchmark's holes: fixed for good, drawn from a seeded generator, of a stated share of the frame.
+"""The benchmark's holes: frozen, drawn from a seeded generator, covering a given fraction of the frame.
 
 Each family is ``(rng, frames, size, area) -> mask``, where ``mask(t)`` is ``h w`` uint8 in {0, 1}, 1 = hole, and
-``size`` is (height, width). All numbers are drawn at once and a frame's mask when it is asked for: memory does not grow
-with the clip. Like the degradations, nothing is shared with training's masks: a table stays comparable when those
-change.
+``size`` is (height, width). All random numbers are drawn at once but each mask on demand, so that memory does not grow
+with the clip. As with the degradations, nothing is shared with training's masks, so that tables stay comparable when
+those change.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ldm_video.video_io.stills import list_frames
 
 MaskOf = Callable[[int], np.ndarray]  # frame -> h w
 Family = Callable[[np.random.Generator, int, tuple[int, int], float], MaskOf]
-OBJECT = "object"  # the one family that is not drawn but read
+OBJECT = "object"  # the one family that is read from files, not drawn
 
 _OUTLINE_POINTS = 128
-_SUBPIXEL_BITS = 8  # of OpenCV's polygon filler
+_SUBPIXEL_BITS = 8  # of OpenCV's polygon rasteriser
 _LOGO_STROKES = 3
-_LOGO_BOX = (1.3, 1.0)  # height, width of the logo in its own unit
+_LOGO_BOX = (1.3, 1.0)  # height, width of the logo in its own units
 _LOGO_THICKNESS = 0.09
-_LOGO_MARGIN = 0.06  # from the frame's sides, share of its short side
+_LOGO_MARGIN = 0.06  # from the frame's borders, as a fraction of its short side
 _SCRATCHES = 3
 
 
 def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
-    """One smooth blob that drifts and bounces inside: what it hides in one frame is seen in another."""
+    """One smooth blob that drifts and bounces off the borders: what it hides in one frame is visible in another."""
     angle = np.linspace(0, 2 * np.pi, _OUTLINE_POINTS, endpoint=False)
     waves = [rng.uniform(0, 0.3 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
     outline = (1 + np.sum(waves, axis=0))[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # n 2, x y
@@ -54,7 +54,7 @@ def moving_blob(rng: np.random.Generator, frames: int, size: tuple[int, int], ar
 
 
 def still_box(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
-    """One upright rectangle that stays where it is, sides up to 1 : 2."""
+    """One static upright rectangle, aspect ratio up to 1 : 2 either way."""
     pixels = area * size[0] * size[1]
     height = min(size[0], max(1, round(np.sqrt(pixels) * 2 ** rng.uniform(-0.5, 0.5))))
     width = min(size[1], max(1, round(pixels / height)))
@@ -65,12 +65,15 @@ def still_box(rng: np.random.Generator, frames: int, size: tuple[int, int], area
 
 
 def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
-    """A station's mark in one corner: strokes in a ring, a row of letters' stems below. ``area`` is that of its ink."""
+    """A station logo in one corner: strokes in a ring, a row of letter stems below. ``area`` is that of its ink.
+
+    Raises ``UserError`` if the logo does not fit the frame.
+    """
     ends = rng.uniform(0.2, 0.8, (_LOGO_STROKES, 2, 2))  # stroke, end, (y x)
     stems = [((1.1, x), (1.25, x)) for x in (0.1, 0.3, 0.5, 0.7, 0.9)]
     lines = [*((tuple(a), tuple(b)) for a, b in ends.tolist()), *stems]
     right, bottom = rng.integers(0, 2, 2)
-    scale = np.sqrt(area * size[0] * size[1])  # pixels a unit, to begin with
+    scale = np.sqrt(area * size[0] * size[1])  # pixels per unit, initially
     ink = _draw_logo(lines, scale)
     for _ in range(4):
         scale *= np.sqrt(area * size[0] * size[1] / max(1, int(np.count_nonzero(ink))))
@@ -88,11 +91,11 @@ def still_logo(rng: np.random.Generator, frames: int, size: tuple[int, int], are
 
 
 def trembling_scratches(rng: np.random.Generator, frames: int, size: tuple[int, int], area: float) -> MaskOf:
-    """Film scratches: thin, almost upright lines over the whole height that tremble sideways from frame to frame."""
+    """Film scratches: thin, nearly vertical lines of full height that jitter sideways from frame to frame."""
     height, width = size
     thickness = area * width / _SCRATCHES
     columns = (np.arange(_SCRATCHES) + rng.uniform(0.3, 0.7, _SCRATCHES)) * width / _SCRATCHES
-    slant = rng.uniform(-0.04, 0.04, _SCRATCHES) * width  # pixels from the top to the bottom
+    slant = rng.uniform(-0.04, 0.04, _SCRATCHES) * width  # pixels from top to bottom
     tremble = rng.uniform(-0.01, 0.01, (frames, _SCRATCHES)) * width
     down = np.linspace(-0.5, 0.5, height)
 
@@ -116,11 +119,11 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def read_object(folder: Path, frames: int, source: tuple[int, int], size: tuple[int, int]) -> MaskOf:
-    """Masks from numbered images, white = object, one for each frame of a clip; each is read when it is asked for.
+    """Return masks read on demand from numbered images, white = object, one for each frame of a clip.
 
-    ``source`` is the clip's size: masks of another are fitted to it (nearest), then cut to ``size`` from the top left
-    as the clip is. Raises ``UserError`` for a gap in the numbering, for too few masks and, once it is asked for, for
-    one that cannot be read.
+    ``source`` is the clip's size: masks of another size are resized to it (nearest neighbour), then cropped to ``size``
+    from the top left like the clip. Raises ``UserError`` for a gap in the numbering, too few masks, an unreadable mask,
+    or masks without any white pixel.
     """
     check_numbering(folder)
     files = list_frames(folder)
@@ -141,7 +144,7 @@ def read_object(folder: Path, frames: int, source: tuple[int, int], size: tuple[
 
 
 def _draw_logo(lines: list[tuple[tuple[float, ...], tuple[float, ...]]], scale: float) -> np.ndarray:
-    """``h w`` uint8 in {0, 1}: pixels whose centre is within half a stroke of a line or of the ring."""
+    """Draw ``h w`` uint8 in {0, 1}: pixels whose centre is within half a stroke of a line or of the ring."""
     height, width = (max(1, int(np.ceil(side * scale))) for side in _LOGO_BOX)
     y, x = (np.mgrid[:height, :width] + 0.5) / scale
     distance = np.abs(np.hypot(y - 0.5, x - 0.5) - (0.5 - _LOGO_THICKNESS / 2))
@@ -153,7 +156,7 @@ def _draw_logo(lines: list[tuple[tuple[float, ...], tuple[float, ...]]], scale: 
 
 
 def _bounce(position: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Fold a straight path into [0, room]."""
+    """Reflect a straight path into [0, room]."""
     folded = np.mod(position, np.maximum(2 * room, 1e-9))
     return np.where(folded > room, 2 * room - folded, folded)
 

@@ -1,8 +1,8 @@
-"""Frozen, seeded benchmark inputs from reference clips: what a method is given, and what it should have made.
+"""Frozen, seeded benchmark inputs built from reference clips.
 
-For each clip: the reference, cropped to multiples of 16; the low-res clip of a track; the hole, when the track has
-one. A hole is painted over before the clip is degraded, so that the low-res file tells nothing of what was there.
-Files are kept and not built again while recipe and source stay the same.
+For each clip: the reference, cropped to multiples of 16; the low-res clip of a track; the hole, if the track has one.
+A hole is painted over before the clip is degraded, so that the low-res file reveals nothing of what was there. Files
+are rebuilt only when recipe or source change.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ldm_video.core.errors import UserError
 from ldm_video.video_io.probe import DEFAULT_RATE, probe
 from ldm_video.video_io.writer import VideoWriter
 
-FORMAT = 3  # raise it when the same recipe gives other pixels: inputs are then built and scored again
+FORMAT = 3  # raise it if the same recipe gives different pixels: inputs are then rebuilt and rescored
 CROP = 16
-MOST_HOLE = 0.9  # share of a frame; a box of more would have nothing beside it
+MOST_HOLE = 0.9  # fraction of a frame; a larger box would leave nothing around it
 PAINT = 0.5  # mid grey in [0, 1]
 LOSSLESS = "ffv1"
 
@@ -46,10 +46,12 @@ class Track:
         blur_sigma: Gaussian, in reference pixels.
         noise_sigma: Gaussian, in levels of 0..255, after the antialiased bicubic resize.
         crf: x264's; negative stores the low-res clip losslessly.
-        hole_area: share of the frame that the hole covers; 0 has no hole.
-        hole: one of the drawn families, or ``object`` for masks from a folder, whose area is what it is.
-        broadcast_bits: for each low-res pixel, of interlaced MPEG-2; 0 is progressive. The reference's frames become
-            fields, so the clip has half as many frames, and its reference is every second frame, at 25 a second.
+        hole_area: fraction of the frame that the hole covers; 0 for no hole.
+        hole: one of the drawn families, or ``object`` for masks from a folder, whose area is as it is.
+        broadcast_bits: bits per low-res pixel of interlaced MPEG-2; 0 is progressive. The reference's frames become
+            fields, so the clip has half as many frames, and its reference is every second frame, at 25 fps.
+
+    Raises ``UserError`` for values out of range, and for ``broadcast_bits`` together with a hole or ``crf``.
     """
 
     name: str
@@ -105,11 +107,11 @@ def build_inputs(
     limit: int | None = None,
     masks: str | Path | None = None,
 ) -> list[BenchmarkInput]:
-    """Build (or find again) the inputs of a track for every clip under ``root``.
+    """Build the inputs of a track for every clip under ``root``, or reuse those that are up to date.
 
-    ``limit`` keeps the first so many frames; ``masks`` holds ``CLIP/%05d.png`` for a track of object masks, which has
-    only the clips that are there. The random numbers of a clip depend on ``seed``, its name and the track alone.
-    Raises ``UserError`` for a clip smaller than the crop.
+    ``limit`` keeps that many frames from the start. ``masks`` holds ``CLIP/%05d.png`` for a track of object masks,
+    which includes only the clips that have them. A clip's random numbers depend only on ``seed``, its name and the
+    track. Raises ``UserError`` for a clip smaller than the crop, and if ``scale`` does not divide the crop's step.
     """
     if CROP % scale:
         raise UserError(f"scale {scale} does not divide the crop's step of {CROP}; use 2, 4, 8 or 16")
@@ -129,7 +131,7 @@ def build_inputs(
 
 @dataclass(frozen=True)
 class _Reference:
-    """``source_size``: of the clip before it was cropped to ``size``, both (height, width)."""
+    """A cropped reference. ``source_size``: before it was cropped to ``size``; both are (height, width)."""
 
     path: Path
     frames: int
@@ -149,7 +151,7 @@ def _build(
     found = BenchmarkInput(name, ref.path, lowres, mask, ref.frames, scale)
     if _same(note, recipe) and lowres.is_file() and (mask is None or mask.is_file()):
         return found
-    note.unlink(missing_ok=True)  # it speaks of files that are now written anew
+    note.unlink(missing_ok=True)  # it describes files that are about to be replaced
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
     holes = None
     if mask is not None:
@@ -171,7 +173,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
         raise UserError(f"{name} has one frame; a frame of the track {track.name} takes two, one for each field")
     folder = out / track.name
     firsts, lowres = folder / "ref" / f"{name}.mkv", folder / "lowres" / f"{name}.mkv"
-    recipe = _recipe(ref, track, scale, seed) | {"matrix": "bt601"}  # said in the file; before, it was guessed
+    recipe = _recipe(ref, track, scale, seed) | {"matrix": "bt601"}  # tagged in the file; formerly guessed
     note, count = folder / f"{name}.json", ref.frames // 2
     found = BenchmarkInput(name, firsts, lowres, None, count, scale)
     if _same(note, recipe) and lowres.is_file() and firsts.is_file():
@@ -180,7 +182,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
     moments = ((frame * 255).round().astype(np.uint8) for frame in _degraded(ref.path, None, track, scale, rng))
     write_broadcast(lowres, moments, (ref.size[0] // scale, ref.size[1] // scale), track.broadcast_bits)
-    # what a frame should look like once its second field is left out of account
+    # the expected frame: its first field's moment, ignoring the second field
     truth = (_to_pixels(frame) for frame in islice(frames_of(ref.path), 0, 2 * count, 2))
     _write(firsts, truth, ref.size, RATE, LOSSLESS)
     write_json(note, recipe)
@@ -209,7 +211,7 @@ def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -
 
 
 def _cropped(source: Path, size: tuple[int, int], limit: int | None) -> Iterator[Tensor]:
-    """Top left crop, ``c h w`` in [-1, 1]."""
+    """Yield top-left crops, ``c h w`` in [-1, 1]."""
     for index, frame in enumerate(frames_of(source)):
         if limit is not None and index >= limit:
             return
@@ -219,7 +221,7 @@ def _cropped(source: Path, size: tuple[int, int], limit: int | None) -> Iterator
 def _degraded(
     ref: Path, holes: MaskOf | None, track: Track, scale: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Low-res frames ``h w 3`` in [0, 1]."""
+    """Yield low-res frames ``h w 3`` in [0, 1]."""
     for index, frame in enumerate(frames_of(ref)):
         painted = frame if holes is None else np.where(holes(index)[..., None] > 0, np.float32(PAINT), frame)
         yield shrink(painted, scale, track.blur_sigma, track.noise_sigma, rng)
@@ -245,7 +247,7 @@ def _clip_seed(seed: int, *names: str) -> list[int]:
 
 
 def _same(note: Path, recipe: Mapping[str, object]) -> bool:
-    """Whether ``note`` records this recipe (and perhaps more)."""
+    """Return whether ``note`` records this recipe (and perhaps more)."""
     try:
         recorded = json.loads(note.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What an earlier run measured of the same inputs stays in ``results.json`` beside what this one measures."""
+"""Scores of earlier runs on the same inputs, kept in ``results.json`` next to this run's."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 Results = dict[str, dict[str, dict[str, Any]]]  # track -> method -> summary
-KEY = "inputs"  # in a summary: what its scores are of
+KEY = "inputs"  # in a summary: identifies what was scored
 
 
 def inputs_key(*parts: object) -> str:
-    """A digest of what a track's scores depend on, beside the method."""
+    """Return a digest of what a track's scores depend on, apart from the method."""
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_kept(path: Path, keys: Mapping[str, str]) -> tuple[Results, list[str]]:
-    """The results in ``path`` that were measured on the inputs that ``keys`` (by track) stands for.
+    """Read the results in ``path`` that were measured on the inputs identified by ``keys`` (by track).
 
-    Returns them and the names of the tracks of which some are not kept.
+    Returns them, and the names of the tracks of which some were dropped.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -29,13 +29,13 @@ def read_kept(path: Path, keys: Mapping[str, str]) -> tuple[Results, list[str]]:
             for track, methods in stored.items()
         }
         dropped = [track for track, methods in kept.items() if len(methods) < len(stored[track])]
-    except (OSError, ValueError, AttributeError):  # none, or nothing that a benchmark wrote
+    except (OSError, ValueError, AttributeError):  # no file, or not written by a benchmark
         return {}, []
     return {track: methods for track, methods in kept.items() if methods}, dropped
 
 
 def in_order(results: Results, tracks: Sequence[str], methods: Sequence[str]) -> Results:
-    """Tracks and methods in the given order, those that are not in it behind."""
+    """Sort tracks and methods into the given order; those not listed come last."""
 
     def ordered(found: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         return {name: found[name] for name in [*(n for n in names if n in found), *found]}

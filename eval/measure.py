@@ -1,4 +1,4 @@
-"""What a method costs: seconds and peak memory, each method in a process of its own."""
+"""Cost of a method: seconds and peak memory, each method in its own process."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from ldm_video.core.errors import UserError
 from ldm_video.core.memory import RSS_UNIT, peak_resident
 
 _RESET = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # man 5 proc: set the peak resident set back to the present one
+_RESET_PEAK = "5"  # man 5 proc: reset the peak resident set size to the current one
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds, and the most bytes that were resident in main memory at a time (a GPU's are not counted)."""
+    """Wall-clock seconds, and peak bytes resident in main memory (GPU memory is not counted)."""
 
     seconds: float
     peak_bytes: int
 
 
 class Worker:
-    """``with Worker() as worker: cost = worker(function, *arguments)``, all calls in one fresh process.
+    """Run functions in one fresh process: ``with Worker() as worker: cost = worker(function, *arguments)``.
 
-    The process starts with the first call, before the clock does, so a library that was loaded for one call is there
-    for the next. Raises what the function raises, and ``UserError`` when the process dies, as it does out of memory.
+    The process starts on the first call, before the clock does; a library loaded by one call stays loaded for the next.
+    Raises whatever the function raises, and ``UserError`` if the process dies, for example when it is out of memory.
     """
 
     def __init__(self) -> None:
-        # fork would inherit, and count, what this process holds
+        # fork would inherit this process's memory and count it
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
     def __enter__(self) -> Self:
@@ -60,10 +60,10 @@ class Worker:
 
 
 def measure(function: Callable[..., object], *arguments: Any) -> Cost:
-    """Call, in this process, and say what it cost; a process that the call started and waited for counts as well.
+    """Call the function in this process and return its cost, including child processes that it waited for.
 
-    Of the processes that have ended, the system knows the largest so far: it is told of by :func:`wait_for`, and of
-    another one only if it is larger than all before it.
+    The system only reports the largest of all ended children. Those waited for by :func:`wait_for` are counted exactly,
+    any other only if it is larger than all before it.
     """
     with suppress(OSError):
         _RESET.write_text(_RESET_PEAK)
@@ -76,11 +76,11 @@ def measure(function: Callable[..., object], *arguments: Any) -> Cost:
     return Cost(seconds, max(peak_resident(), *_peaks, largest if largest > before else 0))
 
 
-_peaks: list[int] = []  # of the processes that were waited for since the present call began
+_peaks: list[int] = []  # of the processes waited for during the current call
 
 
 def wait_for(process: subprocess.Popen[Any]) -> int:
-    """Wait for the end of a process, whose ``returncode`` is then set; returns the most bytes that it had resident."""
+    """Wait for a process to end, set its ``returncode`` and return its peak resident bytes."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     _peaks.append(usage.ru_maxrss * RSS_UNIT)

@@ -1,6 +1,6 @@
-"""The methods of the benchmark, all behind one door: a low-res file and perhaps a mask in, a high-res file out.
+"""The methods of the benchmark, behind one interface: a low-res file and perhaps a mask in, a high-res file out.
 
-What others made (Real-ESRGAN, BasicVSR, ...) is in :mod:`eval.peers`; each is there when its packages and weights are.
+Third-party methods (Real-ESRGAN, BasicVSR, ...) are in :mod:`eval.peers`; each needs its own packages and weights.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from eval.peers.stable_diffusion import StableDiffusionInpaint, StableDiffusionU
 from ldm_video.core.errors import UserError
 
 OUR_CODE = ("infer.py", "ldm_video/**/*.py", "configs/infer/*.yaml")
-INPAINT_RADIUS = 3  # pixels, OpenCV's own example
+INPAINT_RADIUS = 3  # pixels, as in OpenCV's own example
 
 
 class Method(Protocol):
     """``method(lowres, mask, scale, output)`` writes ``output`` (.mkv, lossless), ``scale`` times larger.
 
-    ``fills``: without a mask it has nothing to do that another method does not. ``identity`` changes when results may.
-    ``missing``: the one line that says why it cannot run here and what installs it; None when it can. Picklable.
+    ``fills``: without a mask it does nothing that another method does not. ``identity`` changes whenever results may.
+    ``missing``: a line that says why the method cannot run here and what installs it; None if it can. Methods are
+    picklable.
     """
 
     @property
@@ -53,7 +54,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Interpolation:
-    """Each frame enlarged by OpenCV; a hole shows its paint, enlarged."""
+    """Each frame resized by OpenCV; paint in a hole is resized with it."""
 
     name: str
     kernel: int
@@ -71,7 +72,7 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class ClassicInpainting:
-    """Bicubic, then OpenCV's inpainting of each frame at the output's size, in a slightly grown hole."""
+    """Bicubic, then OpenCV's inpainting of each frame at output size, in a slightly dilated hole."""
 
     name: str
     algorithm: int
@@ -93,9 +94,9 @@ class ClassicInpainting:
 
 @dataclass(frozen=True)
 class Ours:
-    """``infer.py`` in a process of its own, as a user runs it; start-up and loading count in its time.
+    """``infer.py`` in its own process, as a user runs it; its time includes start-up and loading.
 
-    ``device``: unless ``options`` name one; None leaves it to ``infer.py``, which takes a GPU where there is one.
+    ``device``: used unless ``options`` name one; None leaves it to ``infer.py``, which takes a GPU if there is one.
     """
 
     model: str | None = None
@@ -130,13 +131,16 @@ class Ours:
 
 
 def _names_device(options: tuple[str, ...]) -> bool:
-    """Whether options of ``infer.py`` name a device: ``--device``, which may be cut short, or ``device=``."""
+    """Return whether options of ``infer.py`` name a device: ``--device``, perhaps abbreviated, or ``device=``."""
     words = [option.partition("=")[0] for option in options]
     return "device" in words or any(word.startswith("--de") and "--device".startswith(word) for word in words)
 
 
 def infer_options(name: str, text: str) -> tuple[str, ...]:
-    """The words of options for ``infer.py`` that were given as one string, quotes as in a shell; ``name``: of it."""
+    """Split options for ``infer.py``, given as one string, with shell quoting. ``name``: of the option, for errors.
+
+    Raises ``UserError`` for an unclosed quotation.
+    """
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -145,10 +149,10 @@ def infer_options(name: str, text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where methods find what is not in a package. ``model`` and ``options`` are those of ``ours``.
+    """Where methods find weights that no package provides. ``model`` and ``options`` are those of ``ours``.
 
-    ``migan`` is an ONNX file, ``sd_upscaler`` and ``sd_inpaint`` are checkpoint folders of diffusers; ``device`` is
-    where ``ours`` and the peers that run on torch run.
+    ``migan`` is an ONNX file, ``sd_upscaler`` and ``sd_inpaint`` are diffusers checkpoint folders; ``device`` is for
+    ``ours`` and the peers that use torch.
     """
 
     model: str | None = None
@@ -160,7 +164,7 @@ class Settings:
 
 
 def known_methods(settings: Settings) -> Mapping[str, Method]:
-    """Every method there is by its name, whether it can run here or not."""
+    """Return all methods by name, whether they can run here or not."""
     methods: tuple[Method, ...] = (
         Interpolation("bicubic", cv2.INTER_CUBIC),
         Interpolation("lanczos", cv2.INTER_LANCZOS4),
@@ -178,7 +182,7 @@ def known_methods(settings: Settings) -> Mapping[str, Method]:
 
 
 def find_methods(names: list[str], settings: Settings | None = None) -> list[Method]:
-    """Methods by name. ``UserError`` for an unknown name."""
+    """Look up methods by name. ``UserError`` for an unknown name."""
     known = known_methods(settings or Settings())
     unknown = [name for name in names if name not in known]
     if unknown:

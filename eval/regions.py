@@ -1,4 +1,4 @@
-"""Where a score is taken: inside the hole, in a band around it, outside it."""
+"""Regions to score: inside the hole, in a band around it, outside it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def regions(mask: np.ndarray, band: int = BAND) -> dict[str, np.ndarray]:
 
     Args:
         mask: ``h w``, 1 = hole.
-        band: width in pixels of the band, which lies wholly outside the hole.
+        band: width in pixels of the band, which lies entirely outside the hole.
 
-    Returns bool ``h w`` maps: ``inside`` the hole; ``band``, at most ``band`` pixels (Euclidean) away from it, where
+    Returns bool maps ``h w``: ``inside``, the hole; ``band``, at most ``band`` pixels (Euclidean) away from it, where
     seams and bleeding show; ``outside``, everything that is not hole, the band included.
     """
     hole = mask > 0.5

@@ -1,9 +1,8 @@
-"""One page to look at: ``python -m eval.report DIR [DIR ...] --out report.html``.
+"""Build an HTML report: ``python -m eval.report DIR [DIR ...] --out report.html``.
 
-A DIR is what ``eval.benchmark --out`` wrote (every track and method in it), or what ``eval.run --out`` wrote (one
-method, named after its folder). The page opens offline, from a file: pictures, script and style are in it. It holds
-the table of scores, curves frame by frame, crops of the frames where methods differ most, one scan line over time, and
-a slider between two methods.
+A DIR is the output of ``eval.benchmark --out`` (with all its tracks and methods) or of ``eval.run --out`` (one method,
+named after its folder). The page is one self-contained file that works offline. It holds the table of scores, per-frame
+curves, crops of the frames where methods differ most, one scan line over time, and a slider between two methods.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ from eval.report_parts.pictures import ClipPictures, chosen_clips, clip_pictures
 from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 from ldm_video.core.files import atomic_path
 
-LARGEST_PAGE = 16_000_000  # bytes; more is slow to open on a phone and refused by many places that take files
-_STEP = 10  # of quality, downwards, while the page is too large
+LARGEST_PAGE = 16_000_000  # bytes; larger pages open slowly on a phone, and many sites refuse the upload
+_STEP = 10  # decrement of the quality while the page is too large
 log = Console(stderr=True)
 
 
 def make_report(folders: list[Path], title: str, clips: int, quality: int) -> str:
-    """The page's text, at most ``LARGEST_PAGE`` bytes.
+    """Return the page's text, at most ``LARGEST_PAGE`` bytes.
 
     Args:
-        folders: of eval.benchmark or eval.run.
-        clips: how many clips of each track are pictured; all have curves.
+        folders: output folders of eval.benchmark or eval.run.
+        title: of the page.
+        clips: number of clips shown per track; all have curves.
         quality: of the JPEGs, 1..100; lowered (down to 35) while the page is too large.
 
     Raises ``UserError`` for folders that cannot be read and for a page that is too large at any quality.
@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     args = _arguments()
     if not 1 <= args.quality <= 100:
         raise UserError("--quality must be 1 to 100")

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: one CSV row a frame, one JSON a clip, one summary with 95 % bootstrap intervals."""
+"""Results on disk: a CSV row per frame, a JSON file per clip, a summary with 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ldm_video.core.files import atomic_path
 from ldm_video.core.revision import git_revision
 
 RESAMPLES = 10_000
-FORMAT = 2  # raise it when a metric changes: what was scored before is then scored again
+FORMAT = 2  # raise it if a metric changes: earlier scores are then recomputed
 
 
 def recipe(metrics: Iterable[MetricChoice], tools: Tools) -> str:
-    """What scores depend on beside files."""
+    """Return what scores depend on apart from files."""
     return f"{FORMAT} {[str(m) for m in metrics]} {tools}"
 
 
 def fingerprint(
     pair: ClipPair, metrics: Iterable[MetricChoice], tools: Tools, missing: Mapping[str, str] | None = None
 ) -> str:
-    """Changes when a file (name, size, time of change), a metric, a tool or what is ``missing`` does.
+    """Return a hash of the files (path, size, modification time), metrics, tools and ``missing``.
 
-    ``missing``: metrics without weights, and why. Once the weights are there, the clip is scored again.
+    ``missing``: metrics without weights, and why. Once the weights are there, the clip is rescored.
     """
     digest = hashlib.sha256(f"{recipe(metrics, tools)} {sorted((missing or {}).items())}".encode())
     files_of = pair.inputs() | ({"raft": Path(tools.raft)} if tools.raft else {})
@@ -45,7 +45,7 @@ def fingerprint(
 
 
 def load_clip(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
-    """The record of a clip that was scored before with the same :func:`fingerprint`, else None."""
+    """Return the record of a clip scored earlier with the same :func:`fingerprint`, else None."""
     path = folder / "clips" / f"{name}.json"
     try:
         record = json.loads(path.read_text())
@@ -56,7 +56,7 @@ def load_clip(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
 
 
 def save_clip(folder: Path, pair: ClipPair, scores: ClipScores, made_by: str) -> dict[str, Any]:
-    """Write ``frames/NAME.csv`` and ``clips/NAME.json``; the JSON comes last, so it never stands alone."""
+    """Write ``frames/NAME.csv``, then ``clips/NAME.json``, so that the JSON implies the CSV; return the record."""
     columns = list({column: None for row in scores.rows for column in row})
     with atomic_path(folder / "frames" / f"{pair.name}.csv") as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["frame", *columns])
@@ -76,7 +76,7 @@ def save_clip(folder: Path, pair: ClipPair, scores: ClipScores, made_by: str) ->
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over clips for each column, with its 95 % interval and the gap to the reference's own value.
+    """Return the mean over clips of each column, with its 95 % interval and the gap to the reference's own value.
 
     ``gap``: mean over clips of ``|score - reference's score|`` for columns that have a ``:ref`` counterpart.
     """
@@ -101,7 +101,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean (Efron 1979), clips resampled with replacement; None for one clip."""
+    """Return the 95 % percentile interval of the mean (Efron 1979) over resampled clips; None for fewer than two."""
     sample = np.asarray(list(values), dtype=np.float64)
     if len(sample) < 2:
         return None
@@ -111,7 +111,7 @@ def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, f
 
 
 def scored_by(device: str) -> dict[str, Any]:
-    """What a summary's scores were computed with: versions, in a checkout its state, the device."""
+    """Return what a summary's scores were computed with: versions, the Git revision in a checkout, the device."""
     found = find_device(device)
     card = f" ({torch.cuda.get_device_name(found)})" if found.type == "cuda" else ""
     return {
@@ -123,11 +123,11 @@ def scored_by(device: str) -> dict[str, Any]:
 
 
 def finite(scores: Scores) -> dict[str, float | None]:
-    """JSON knows no infinity: such a value is null."""
+    """Replace non-finite values, which JSON cannot express, with None."""
     return {column: value if math.isfinite(value) else None for column, value in scores.items()}
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, whole or absent."""
+    """Write indented JSON atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

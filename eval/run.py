@@ -1,9 +1,9 @@
 """Score clips against references: ``python -m eval.run --pred DIR_OR_FILE --ref DIR_OR_FILE [--out DIR]``.
 
-Knows no model: it reads folders of clips, folders of frames or files, and matches them by name. Writes
-``frames/CLIP.csv``, ``clips/CLIP.json`` and ``summary.json``. A clip that was scored before from the same inputs is
-kept. A clip with missing frames or another size is named and left out, the others are scored, and the exit code is
-2; with ``--strict`` the first such clip, and a metric without its weights, ends the run.
+Independent of any model: reads folders of clips, folders of frames or files, and matches them by name. Writes
+``frames/CLIP.csv``, ``clips/CLIP.json`` and ``summary.json``. Earlier scores of the same inputs are kept. A clip with
+missing frames or a mismatched size is reported and left out, the others are scored, and the exit code is 2. With
+``--strict`` the first such clip, or a metric without its weights, ends the run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ALWAYS = ",".join(DEFAULT_METRICS)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for every pair, and where it goes; ``pred``: what was given as the method's clips."""
+    """What to compute for every pair, and where to write it; ``pred``: path given for the method's clips."""
 
     metrics: tuple[MetricChoice, ...]
     tools: Tools
@@ -62,12 +62,12 @@ class Plan:
 
 
 def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[dict[str, Any], list[str]]:
-    """Score all pairs, writing as it goes, then the summary.
+    """Score all pairs, writing each when it is done, then the summary.
 
-    Returns the summary and one line for each clip that could not be scored.
+    Returns the summary and a line for each clip that could not be scored.
     """
     missing = without_weights(plan.metrics, plan.tools)
-    if plan.strict and missing:  # an error before anything is read
+    if plan.strict and missing:  # fail before anything is read
         raise UserError(next(iter(missing.values())))
     records: dict[str, dict[str, Any]] = {}
     todo: list[tuple[ClipPair, str]] = []
@@ -96,7 +96,7 @@ def score_pairs(pairs: list[ClipPair], plan: Plan, show: bool = True) -> tuple[d
 def _score_all(
     todo: list[tuple[ClipPair, str]], plan: Plan, advance: Callable[[int, int], None]
 ) -> Iterator[tuple[ClipPair, dict[str, Any] | str]]:
-    """Outcomes as they come: a record, or the line that says why there is none."""
+    """Yield outcomes as they arrive: a record, or an error message."""
     jobs = min(plan.jobs, len(todo))
     if jobs <= 1:
         for pair, made_by in todo:
@@ -104,7 +104,7 @@ def _score_all(
             advance(1, 0)
             yield pair, outcome
         return
-    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not mix
+    context = multiprocessing.get_context("spawn")  # fork is unsafe with torch's threads
     ticks = context.Queue()
     with ProcessPoolExecutor(jobs, context, initializer=_begin_worker, initargs=(ticks,)) as pool:
         waiting = {pool.submit(_score_in_worker, pair, made_by, plan): pair for pair, made_by in todo}
@@ -132,7 +132,7 @@ def _score_one(pair: ClipPair, made_by: str, plan: Plan, tick: Callable[[], None
         return str(error)
 
 
-_ticks: Queue[int]  # of a worker
+_ticks: Queue[int]  # set in worker processes
 
 
 def _score_in_worker(pair: ClipPair, made_by: str, plan: Plan) -> dict[str, Any] | str:
@@ -149,7 +149,7 @@ def _begin_worker(ticks: Queue[int]) -> None:
 
 
 def _count_ticks(ticks: Queue[int]) -> int:
-    """Frames scored since the last call; waits at most a moment for the first."""
+    """Return the number of frames scored since the last call; waits at most 0.2 s for the first."""
     count = 0
     try:
         count += ticks.get(timeout=0.2)
@@ -173,7 +173,7 @@ def _progress(clips: int, done: int, show: bool) -> Iterator[Callable[[int, int]
 
 
 def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
-    """``"psnr_y,dists/8"`` or ``"all"`` -> choices. ``UserError`` for an unknown name."""
+    """Parse ``"psnr_y,dists/8"`` or ``"all"``. ``UserError`` for an unknown name."""
     names = METRIC_NAMES if text == "all" else text.split(",")
     try:
         return tuple(dict.fromkeys(MetricChoice.parse(name) for name in names))
@@ -182,7 +182,10 @@ def parse_metrics(text: str) -> tuple[MetricChoice, ...]:
 
 
 def read_seams(path: str | None) -> SeamBorders | None:
-    """A JSON file ``{"frames": [...], "rows": [...], "columns": [...]}`` of a method's window and tile borders."""
+    """Read a method's window and tile borders from JSON: ``{"frames": [...], "rows": [...], "columns": [...]}``.
+
+    Returns None for None. Raises ``UserError`` for an unreadable file or other content.
+    """
     if path is None:
         return None
     try:
@@ -193,19 +196,19 @@ def read_seams(path: str | None) -> SeamBorders | None:
 
 
 def refuse_other_scores(out: Path, pred: Path) -> None:
-    """``UserError`` when ``out`` holds the scores of another ``--pred``: clips of the same names would replace them."""
+    """Raise ``UserError`` if ``out`` holds scores of another ``--pred``: clips of the same name would replace them."""
     try:
         of = json.loads((out / "summary.json").read_text())["pred"]
-    except (OSError, ValueError, TypeError, KeyError):  # none, or one that does not say
+    except (OSError, ValueError, TypeError, KeyError):  # no summary, or one without this key
         return
     if of != str(pred.resolve()):
         raise UserError(f"{out} holds the scores of {of}; choose another --out for those of {pred}")
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """A table for people: column and where better is, mean, interval, gap to the reference; units as in the files."""
+    """Print a table: column and direction of better values, mean, interval, gap to the reference; units as in files."""
     names = {c: c + ("" if c.endswith(REFERENCE) else describe(c).arrow) for c in summary["scores"]}
-    metric = Column("metric", min_width=max(map(len, names.values()), default=0))  # a name that is cut names nothing
+    metric = Column("metric", min_width=max(map(len, names.values()), default=0))  # never truncate a name
     table = Table(metric, "mean", "95 % interval", "|score - reference's| ↓", title=f"{summary['clips']} clips")
     for column, row in summary["scores"].items():
         interval = "" if row["interval"] is None else "{:.4g} … {:.4g}".format(*row["interval"])
@@ -247,7 +250,7 @@ def _log_to_wandb(project: str, summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     args = _arguments()
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more")

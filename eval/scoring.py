@@ -1,10 +1,10 @@
-"""Which metrics there are and how a clip is scored: frame by frame, with memory that does not grow with its length.
+"""Metrics and how a clip is scored: frame by frame, with memory independent of its length.
 
-A metric is named ``psnr_y``, or ``dists/8`` to take it on every eighth frame only. Its columns are
+A metric is named ``psnr_y``, or ``dists/8`` to compute it on every eighth frame only. Its columns are
 
-* ``name`` on the whole frame, ``name@inside``, ``name@band``, ``name@outside`` when there is a mask;
+* ``name`` for the whole frame; ``name@inside``, ``name@band`` and ``name@outside`` if there is a mask;
 * ``name[dis]``: the flow estimator is part of the name;
-* ``name:ref``: what the reference scores against itself, for metrics whose best value is not known beforehand.
+* ``name:ref``: the reference's score against itself, for metrics whose best value is not known in advance.
 """
 
 from __future__ import annotations
@@ -31,27 +31,30 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Tools:
-    """What the metrics need beside frames. Picklable: networks are loaded (once) where they are used."""
+    """What the metrics need apart from frames. Picklable: networks are loaded (once) where they are used."""
 
     raft: str | None = None
     device: str = "cpu"
     seams: SeamBorders | None = None
 
     def __post_init__(self) -> None:
-        find_device(self.device)  # before anything is read: one that cannot be used is a ``UserError``
+        find_device(self.device)  # before anything is read: an unusable device is a ``UserError``
         if self.raft is not None and not Path(self.raft).is_file():
             raise UserError(
                 f"--raft: there is no file {self.raft}; give torchvision's RAFT weights, or leave --raft out for DIS"
             )
 
     def flow(self) -> flow.FlowEstimator:
-        """RAFT when its weights are given, else OpenCV's DIS."""
+        """Return RAFT if its weights are given, else OpenCV's DIS."""
         return flow.RaftFlow(self.raft, self.device) if self.raft else flow.DisFlow()
 
 
 @dataclass
 class Moment:
-    """Everything known at one frame; what several metrics share is computed once. ``previous`` is one frame back."""
+    """The data of one frame; values shared by several metrics are computed once. ``previous``: one frame back.
+
+    Frames are ``h w 3`` float32 in [0, 1]; ``mask``: ``h w``, 1 = hole.
+    """
 
     pred: np.ndarray
     ref: np.ndarray
@@ -63,7 +66,7 @@ class Moment:
 
     @cached_property
     def regions(self) -> dict[str, np.ndarray | None]:
-        """Column suffix -> map: the whole frame, and the three regions of a mask."""
+        """Column suffix -> map: the whole frame (None), and the three regions if there is a mask."""
         found: dict[str, np.ndarray | None] = {"": None}
         if self.mask is not None:
             found.update({f"@{name}": where for name, where in regions(self.mask).items()})
@@ -75,7 +78,7 @@ class Moment:
         return fidelity.luma(self.pred), fidelity.luma(self.ref)
 
     def lpips(self, net: str) -> tuple[perceptual.LpipsFeatures, perceptual.LpipsFeatures]:
-        """LPIPS features of (pred, ref), computed once for all metrics that compare them."""
+        """Return the LPIPS features of (pred, ref), computed once for all metrics that compare them."""
         if net not in self.features:
             device = self.tools.device
             made = [perceptual.lpips_features(frame, net, device) for frame in (self.pred, self.ref)]
@@ -84,12 +87,15 @@ class Moment:
 
     @cached_property
     def estimator(self) -> flow.FlowEstimator:
-        """The flow of the warp errors."""
+        """Flow estimator of the warp errors."""
         return self.tools.flow()
 
     @cached_property
     def backward_matches(self) -> tuple[np.ndarray, np.ndarray]:
-        """(flow from the previous reference frame to this one, its valid pixels)."""
+        """(flow from the previous reference frame to this one, its valid pixels).
+
+        Raises ``ValueError`` for the first frame.
+        """
         if self.previous is None:
             raise ValueError("the first frame has no match")
         before, now = self.previous.ref, self.ref
@@ -101,7 +107,7 @@ Metric = Callable[[Moment], Scores]
 
 
 def _regional(name: str, score: Callable[..., float], of: Callable[[Moment], tuple[Any, Any]]) -> Metric:
-    """The metric ``score(pred, ref, region=...)`` in every region; ``of``: what of the two pictures it compares."""
+    """Return the metric ``score(pred, ref, region=...)`` for every region; ``of`` extracts the pair to compare."""
 
     def metric(m: Moment) -> Scores:
         pred, ref = of(m)
@@ -191,7 +197,7 @@ def _lowres_consistency(m: Moment) -> Scores:
     }
 
 
-LOWRES_CONSISTENCY = "lowres_consistency"  # for which the low-res clip is needed
+LOWRES_CONSISTENCY = "lowres_consistency"  # needs the low-res clip
 METRICS: dict[str, Metric] = {
     "psnr": _regional("psnr", fidelity.psnr, _rgb),
     "psnr_y": _regional("psnr_y", fidelity.psnr, _luma),
@@ -209,27 +215,27 @@ METRICS: dict[str, Metric] = {
     LOWRES_CONSISTENCY: _lowres_consistency,
 }
 LEAST_SIDE = {
-    "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # the window
-    "lpips": 31, "tlpips": 31, "lpips_vgg": 16,  # what the network's strides leave a pixel of
-    "ewarp_lai": 16, "ewarp_evalcrafter": 32,  # OpenCV's dense inverse search finds no room, or crashes, in less
+    "ssim": 11, "ssim_y": 11, "ssim_window65": 65,  # window size
+    "lpips": 31, "tlpips": 31, "lpips_vgg": 16,  # so that the network's strides leave a pixel
+    "ewarp_lai": 16, "ewarp_evalcrafter": 32,  # OpenCV's dense inverse search fails or crashes below this
 }  # fmt: skip
-"""Pixels that a frame's shorter side must have, for metrics that cannot do with one."""
-MOTION_METRICS = ("ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering")  # of a frame and the next
-SEAM_ERROR = "seam_error"  # a clip has one, not a frame: it compares borders with everywhere else
+"""Minimum length in pixels of a frame's shorter side, for metrics that need more than one pixel."""
+MOTION_METRICS = ("ewarp_lai", "ewarp_evalcrafter", "tof", "tlpips", "temporal_flickering")  # of two consecutive frames
+SEAM_ERROR = "seam_error"  # per clip, not per frame: compares borders with everywhere else
 METRIC_NAMES = (*METRICS, SEAM_ERROR)
 DEFAULT_METRICS = ("psnr", "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tof", "tlpips", "lowres_consistency")
 
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """A metric and how often it is taken: on frames 0, ``every``, 2 ``every``, …"""
+    """A metric and how often to compute it: on frames 0, ``every``, 2 ``every``, …"""
 
     name: str
     every: int = 1
 
     @classmethod
     def parse(cls, text: str) -> MetricChoice:
-        """``"lpips"`` or ``"dists/8"``. Raises ``ValueError`` that lists the metrics."""
+        """Parse ``"lpips"`` or ``"dists/8"``. ``ValueError`` for an unknown name lists the metrics."""
         name, _, every = text.strip().partition("/")
         if name not in METRIC_NAMES:
             raise ValueError(f"unknown metric {name!r}; there are {', '.join(METRIC_NAMES)}")
@@ -252,7 +258,7 @@ _NETWORKS: Mapping[str, Callable[[Tools], object]] = {
 
 
 def without_weights(metrics: Iterable[MetricChoice], tools: Tools) -> dict[str, str]:
-    """Names of the metrics whose networks cannot be loaded here, and why."""
+    """Return the metrics whose networks cannot be loaded here, and why."""
     missing = {}
     for name in {choice.name: None for choice in metrics if choice.name in _NETWORKS}:
         try:
@@ -264,14 +270,17 @@ def without_weights(metrics: Iterable[MetricChoice], tools: Tools) -> dict[str, 
 
 @dataclass
 class ClipScores:
-    """What a clip scored. ``rows``: one mapping a frame, column -> value; ``whole``: what only the clip has."""
+    """Scores of a clip. ``rows``: one mapping per frame, column -> value; ``whole``: per-clip scores.
+
+    ``unavailable``: metric -> why it was not computed.
+    """
 
     rows: list[Scores] = field(default_factory=list)
     whole: Scores = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
 
     def means(self) -> Scores:
-        """Column -> mean over the frames that have a value (a frame without a hole has no ``@inside``)."""
+        """Return column -> mean over the frames that have a value (a frame without a hole has no ``@inside``)."""
         columns = {column: None for row in self.rows for column in row}
         means: Scores = {}
         for column in columns:
@@ -282,7 +291,7 @@ class ClipScores:
 
 
 def moments(pair: ClipPair, tools: Tools) -> Iterator[Moment]:
-    """The clip's frames as :class:`Moment`, each linked to the one before and to no other."""
+    """Yield the clip's frames as :class:`Moment`, each linked to the previous one only."""
     previous: Moment | None = None
     for frames in zip_frames(pair):
         mask, lowres = frames.get("mask"), frames.get("lowres")
@@ -293,7 +302,7 @@ def moments(pair: ClipPair, tools: Tools) -> Iterator[Moment]:
 
 
 def check_size(metric: str, frame: np.ndarray) -> None:
-    """``MetricUnavailable`` when the frame ``h w c`` is too small for the metric."""
+    """Raise ``MetricUnavailable`` if the frame ``h w c`` is too small for the metric."""
     height, width = frame.shape[:2]
     least = LEAST_SIDE.get(metric, 1)
     if min(height, width) < least:
@@ -305,8 +314,8 @@ def score_clip(
 ) -> ClipScores:
     """Score one clip; ``tick`` is called after each frame.
 
-    A metric without its weights, or of which the frames are too small, is left out and noted in
-    ``unavailable``. Raises ``UserError`` for unreadable or mismatched inputs.
+    A metric without its weights, or for which the frames are too small, is left out and noted in ``unavailable``.
+    Raises ``UserError`` for unreadable or mismatched inputs.
     """
     result = ClipScores()
     borders = tools.seams if any(choice.name == SEAM_ERROR for choice in metrics) else None

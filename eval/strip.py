@@ -1,4 +1,4 @@
-"""A strip of one frame, or of a moment as an animation: input, result, reference. ``python -m eval.strip --help``."""
+"""Write captioned panels side by side, as a picture or animation: ``python -m eval.strip --help``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEBP_QUALITY = 70
 
 
 def main() -> None:
-    """Read the command line, write one picture or animation."""
+    """Read the command line and write one picture or animation."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="+", metavar="CAPTION=FILE", help="panels from left to right")
     parser.add_argument("--frame", type=int, default=0, help="the first one shown")
@@ -54,7 +54,10 @@ def main() -> None:
 
 
 def read_frames(path: Path, first: int, count: int) -> list[Tensor]:
-    """Frames ``first`` to ``first + count - 1`` of a clip, each ``3 h w`` in [-1, 1]."""
+    """Return frames ``first`` to ``first + count - 1`` of a clip, each ``3 h w`` in [-1, 1].
+
+    Raises ``UserError`` if the clip ends earlier.
+    """
     with FrameReader(path) as reader:
         frames = [frame.pixels for frame in islice(reader, first, first + count)]
     if len(frames) < count:
@@ -63,7 +66,7 @@ def read_frames(path: Path, first: int, count: int) -> list[Tensor]:
 
 
 def _write_animation(path: Path, pictures: Sequence[np.ndarray], clip: Path) -> None:
-    """An endless WebP of pictures ``h w 3`` uint8 BGR at the frame rate of ``clip``."""
+    """Write an endlessly looping WebP of pictures ``h w 3`` uint8 BGR at the frame rate of ``clip``."""
     animation = cv2.Animation()
     animation.frames = list(pictures)
     animation.durations = [round(1000 / (probe(clip).rate or DEFAULT_RATE))] * len(pictures)
@@ -71,14 +74,14 @@ def _write_animation(path: Path, pictures: Sequence[np.ndarray], clip: Path) -> 
 
 
 def make_strip(frames: dict[str, Tensor], crop: tuple[int, int, int, int] | None = None, zoom: int = 1) -> np.ndarray:
-    """Captioned panels side by side, ``h w 3`` uint8 RGB.
+    """Place captioned panels side by side, ``h w 3`` uint8 RGB.
 
-    Every frame ``3 h w`` is enlarged to the largest one's size with nearest neighbour, so that a small input shows its
-    own pixels, then cut to ``crop`` (``x, y, w, h``).
+    Every frame ``3 h w`` in [-1, 1] is resized to the largest one's size with nearest neighbour, so that a small input
+    shows its own pixels, then cropped to ``crop`` (``x, y, w, h``). Raises ``UserError`` if the crop misses the frame.
     """
     size = max(((f.shape[1], f.shape[2]) for f in frames.values()), key=lambda s: s[0] * s[1])
     if crop is not None:
-        fill_boxes([crop], size)  # raises where the crop misses the frame
+        fill_boxes([crop], size)  # raises if the crop misses the frame
     panels = []
     for caption, frame in frames.items():
         large = F.interpolate(frame[None], size=size, mode="nearest-exact")[0]  # 3 h w -> 3 H W

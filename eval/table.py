@@ -1,4 +1,4 @@
-"""The benchmark's table in Markdown: every method beside the reference's own row and bicubic's."""
+"""The benchmark's table in Markdown: every method next to the reference and bicubic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.columns import GAP, REFERENCE, Column, ordered
 
-# Metric and region of the columns that are shown, in order. A warp error is followed by its gap to the reference's own.
+# Metric and region of the columns shown, in order. A warp error is followed by its gap to the reference's own.
 _SHOWN = (
     "psnr_y", "ssim_y", "lpips", "dists", "ewarp_lai", "tlpips", "lowres_consistency", "lpips@inside", "psnr@inside",
 )  # fmt: skip
@@ -16,10 +16,10 @@ _NONE = "-"
 
 
 def markdown(results: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: str) -> str:
-    """``track -> method -> summary`` -> one table for each track.
+    """Return one table for each track of ``track -> method -> summary``.
 
-    Seconds and peak memory are also given as ratios to the baseline's, measured in the same run: they depend less on
-    the machine. Warp error is won by blur: read its gap to the reference's own.
+    Seconds and peak memory are also given as ratios to the baseline's, measured in the same run, which depend less on
+    the machine. Blur lowers the warp error: compare its gap to the reference's own.
     """
     parts = [_one_table(track, methods, baseline) for track, methods in results.items() if methods]
     return "\n".join(parts)
@@ -42,14 +42,14 @@ def _one_table(track: str, methods: Mapping[str, Mapping[str, Any]], baseline: s
 
 
 def _shown(summaries: list[Mapping[str, Any]]) -> list[tuple[Column, str]]:
-    """Columns that at least one method has, and the key within each: ``mean`` or ``gap``."""
+    """Return the columns that at least one method has, each with its key: ``mean`` or ``gap``."""
     found = {_place(column): column for column in ordered(name for s in summaries for name in s["scores"])}
     pairs = [(found[place], key) for place in _SHOWN if place in found for key in ("mean", "gap")]
     return [(column, key) for column, key in pairs if key == "mean" or _place(column) == _WITH_GAP]
 
 
 def _place(column: Column) -> str:
-    """The column's name without the flow's: ``metric`` or ``metric@region``."""
+    """Return the column's name without the flow estimator: ``metric`` or ``metric@region``."""
     _, at, region = column.name.partition("@")
     return f"{column.metric}{at}{region}"
 

@@ -1,4 +1,4 @@
-"""Processes that work for another one."""
+"""Lifetime of worker processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-_THREADS = Path("/proc/self/task")  # man 5 proc: in each its `children`; elsewhere than on Linux there is none
+_THREADS = Path("/proc/self/task")  # man 5 proc: each contains `children`; Linux only
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, however it did, not when its work is done.
+    """End this process as soon as its parent ends, however that happens, without waiting for its work.
 
-    What it has started itself, as ``infer.py`` for a table's row, is told to end as well (on Linux).
+    On Linux, its own child processes, such as ``infer.py`` in a benchmark, are terminated too.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -24,7 +24,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         parent.join()
         for child in _children():
-            with suppress(OSError):  # it has ended meanwhile
+            with suppress(OSError):  # it has ended in the meantime
                 os.kill(child, signal.SIGTERM)
         os._exit(1)
 
@@ -32,9 +32,9 @@ def end_with_parent() -> None:
 
 
 def _children() -> list[int]:
-    """Process numbers."""
+    """Return the process IDs of this process's children; empty outside Linux."""
     found: list[int] = []
     for children in _THREADS.glob("*/children"):
-        with suppress(OSError):  # a thread that has ended meanwhile
+        with suppress(OSError):  # the thread has ended in the meantime
             found += map(int, children.read_text().split())
     return found

@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory: each says what is done, beside what, and prints a table."""
+"""Benchmarks of speed and memory. Each compares variants side by side and prints a table."""

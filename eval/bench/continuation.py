@@ -1,15 +1,15 @@
-"""What the joins of a long clip do: ``python -m eval.bench.continuation --clip HD_CLIP [--model BUNDLE]``.
+"""Measure the joins of a long clip: ``python -m eval.bench.continuation --clip HD_CLIP [--model BUNDLE]``.
 
-A crop of one HD clip runs forwards and backwards until it is ``--frames`` long, is brought down by the model's scale
-and restored as ``infer.py`` would, in every way to join segments. Printed for each:
+A crop of one HD clip is played forwards and backwards until it is ``--frames`` long, downscaled by the model's factor
+and restored as ``infer.py`` would, once for each way of joining segments. Printed for each:
 
-- ``seam``: seam error in time (:mod:`eval.metrics.seams`) of the residual at the segments' borders; ``window``: the
-  same at the windows' borders inside segments; 1 does not show;
-- ``colour``: how far the mean colour is from the reference's, in levels of 255; ``contrast``: standard deviation
-  beside the reference's; ``low-res dB``: low-res consistency; each for the first and for the last 100 frames. A chain
-  that drifts gets worse from first to last.
+- ``seam``: temporal seam error (:mod:`eval.metrics.seams`) of the residual at segment borders; ``window``: the same at
+  the window borders inside segments. At 1 a border is invisible.
+- ``colour``: distance of the mean colour from the reference's, in levels of 0..255; ``contrast``: standard deviation
+  relative to the reference's; ``low-res dB``: low-res consistency. Each is given for the first and the last 100 frames;
+  a chain that drifts gets worse from first to last.
 
-Then the borders of tiles: seam error in space where tiles overlap, beside the same rows and columns without tiles.
+Then the tile borders: spatial seam error where tiles overlap, next to that of the same rows and columns without tiles.
 """
 
 from __future__ import annotations
@@ -43,12 +43,18 @@ from ldm_video.pipeline.plan import JOINS, PlanRules, Segment, make_plan
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.pipeline.stream import Piece, restore_segment
 
-ENDS = 100  # frames at the start and at the end that are compared
+ENDS = 100  # number of frames compared at each end of the clip
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Figures of one frame: mean colour's distance in levels, contrast beside the reference's, low-res PSNR in dB."""
+    """Metrics of one frame.
+
+    Attributes:
+        colour: distance of the mean colour from the reference's, in levels of 0..255.
+        contrast: standard deviation relative to the reference's.
+        lowres: low-res consistency, PSNR in dB.
+    """
 
     colour: float
     contrast: float
@@ -57,7 +63,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Result:
-    """Seam errors at segments' and windows' borders, and every frame's figures."""
+    """Seam errors at segment and window borders, and the metrics of every frame. ``window`` is NaN without borders."""
 
     seam: float
     window: float
@@ -65,13 +71,13 @@ class Result:
 
 
 def there_and_back(clip: np.ndarray, frames: int) -> np.ndarray:
-    """``t h w c`` played forwards and backwards until it has ``frames`` frames."""
+    """Return ``t h w c`` played forwards and backwards until it has ``frames`` frames."""
     order = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     return clip[list(islice(cycle(order), frames))]
 
 
 def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
-    """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment."""
+    """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment and measure the result."""
     own = model.sampling
     scale, settings = round(own.scale), replace(_own_settings(own), window=own.window, overlap=rules.overlap)
     restorer = Restorer(model, settings)
@@ -93,7 +99,7 @@ def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
 
 
 def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int) -> tuple[float, float]:
-    """Seam error in space where tiles of ``tile`` x ``tile`` pixels meet, and at the same places without tiles."""
+    """Return the spatial seam error where ``tile`` x ``tile`` tiles meet, and at the same places without tiles."""
     scale = round(model.sampling.scale)
     lowres = torch.stack([_pixels(shrink(frame, scale, 1.0, 2.0, np.random.default_rng(0))) for frame in truth])
     height, width = truth.shape[1], truth.shape[2]
@@ -114,14 +120,14 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
 
 
 def _own_settings(own: SamplingDefaults) -> RestoreSettings:
-    """What ``infer.py`` would do to the frames before and after the model."""
+    """Return the processing that ``infer.py`` applies to the frames before and after the model."""
     return RestoreSettings(average=own.average, steady=own.steady, fidelity=own.fidelity)
 
 
 def _outputs(
     restorer: Restorer, scale: int, lowres: np.ndarray, plan: Sequence[Segment], rules: PlanRules
 ) -> Iterator[np.ndarray]:
-    """Finished frames ``H W 3`` in [0, 1], in order."""
+    """Yield the finished frames ``H W 3`` in [0, 1], in order."""
     empty = torch.zeros(1, lowres.shape[1] * scale, lowres.shape[2] * scale)  # 1 H W
     tail: Tensor | None = None
 
@@ -138,7 +144,7 @@ def _outputs(
 
 
 def _segment_borders(plan: Sequence[Segment]) -> set[int]:
-    """The steps in which one segment hands over to the next: all of the frames they share, and the one after."""
+    """Return the steps at which one segment hands over to the next: all frames they share, and the one after."""
     borders: set[int] = set()
     for before, after in pairwise(plan):
         borders |= set(range(after.start, before.stop + 1))
@@ -155,17 +161,20 @@ def _window_borders(plan: Sequence[Segment], settings: RestoreSettings) -> set[i
 
 
 def _pixels(image: np.ndarray) -> Tensor:
-    """``h w 3`` in [0, 1] -> ``3 h w`` in [-1, 1], of 8 bits."""
+    """Convert ``h w 3`` in [0, 1] to ``3 h w`` in [-1, 1], rounded to 8 bits."""
     return to_pixels(np.round(image * 255).clip(0, 255).astype(np.uint8))
 
 
 def _images(clip: Tensor) -> np.ndarray:
-    """``t 3 h w`` in [-1, 1] -> ``t h w 3`` in [0, 1]."""
+    """Convert ``t 3 h w`` in [-1, 1] to ``t h w 3`` in [0, 1]."""
     return rearrange((clip.clamp(-1, 1) + 1) / 2, "t c h w -> t h w c").numpy()
 
 
 def _crop(clip: np.ndarray, size: int, multiple: int) -> np.ndarray:
-    """The middle ``size`` x ``size`` pixels of ``t h w c``."""
+    """Crop the central ``size`` x ``size`` pixels of ``t h w c``, rounded down to a ``multiple``.
+
+    Raises ``UserError`` if less than one ``multiple`` is left.
+    """
     height, width = clip.shape[1:3]
     side = min(size, height, width) // multiple * multiple
     if side < multiple:
@@ -191,7 +200,7 @@ def main() -> None:
     table = Table(title=f"{len(clip)} frames, first / last {min(ENDS, len(clip) // 2)}")
     for heading in ("join", "seam", "window", "colour", "contrast", "low-res dB"):
         table.add_column(heading, justify="right")
-    rules = PlanRules(overlap=model.sampling.overlap, chain=10**6)  # one chain: drift has the whole clip to build up
+    rules = PlanRules(overlap=model.sampling.overlap, chain=10**6)  # one chain: drift can build up over the whole clip
     for name, own in {
         "apart": PlanRules(overlap=0),
         **{j: PlanRules(rules.segment, rules.overlap, rules.chain, j) for j in JOINS},

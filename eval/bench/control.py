@@ -1,11 +1,11 @@
-"""The control of the shipped model: ``python -m eval.bench.control FOLDER``.
+"""Build the control of the shipped model: ``python -m eval.bench.control FOLDER``.
 
-A plain convolutional network of the same cost, to learn what the diffusion part earns: the shipped architecture with
-latents that are always zero, so that everything is left to a wider decoder that sees the evidence. Beside it, the
-shipped architecture with fresh weights. Both are bundles, so the same stage trains them for the same steps on the same
-clips with the same pixel losses, and they are measured like any model.
+The control is a plain convolutional network of the same cost; it shows what the diffusion part contributes. It is the
+shipped architecture with latents that are always zero, so that all work is left to a wider decoder that sees the
+evidence. The shipped architecture with fresh weights is written next to it. Both are bundles, so the same stage trains
+them for the same steps on the same clips with the same pixel losses, and they are measured like any model.
 
-Written: ``FOLDER/control`` and ``FOLDER/diffusion``. Printed: parameters and floating-point operations of both, and the
+Writes ``FOLDER/control`` and ``FOLDER/diffusion``. Prints the parameters and floating-point operations of both, and the
 commands that train them.
 """
 
@@ -26,16 +26,16 @@ from ldm_video.models.video_model import VideoModel
 from ldm_video.pipeline.arguments import SHIPPED
 
 SMALL = Path(__file__).resolve().parents[2] / "configs" / "model" / "small.yaml"
-WIDTHS = (96, 79, 32, 12)  # of the decoder's grids: the cost of denoiser and decoder together
+WIDTHS = (96, 79, 32, 12)  # of the decoder's levels; they cost as much as the shipped denoiser and decoder together
 TRAIN = (
     "python train.py --config configs/train/tiny/few_step.yaml data.root=VIDEOS name={name} init_from={bundle}"
     " task.step_shares=[1] task.decoder_share=0{extra}"
 )
-FROZEN = " task.spatial=null task.latent_weight=0"  # the control's denoiser stays what it is: none
+FROZEN = " task.spatial=null task.latent_weight=0"  # the control's denoiser is not trained: it outputs zero
 
 
 def control_config(config: DictConfig) -> DictConfig:
-    """``config`` of the shipped model with the least of denoisers and the decoder widened to :data:`WIDTHS`."""
+    """Return the shipped model's ``config`` with a minimal denoiser and the decoder widened to :data:`WIDTHS`."""
     control = config.copy()
     OmegaConf.update(control, "codec.decoder_channels", list(WIDTHS))
     unet = {"block_out_channels": [16], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
@@ -45,7 +45,7 @@ def control_config(config: DictConfig) -> DictConfig:
 
 
 def build_control(config: DictConfig) -> VideoModel:
-    """A fresh control: the denoiser's last layer is zero, and with it v and, in one step, the latents."""
+    """Build a fresh control: the denoiser's last layer is zero, hence v too and, in one step, the latents."""
     model: VideoModel = build(control_config(config))
     last = model.denoiser.unet.conv_out
     assert isinstance(last, nn.Conv2d)
@@ -55,7 +55,7 @@ def build_control(config: DictConfig) -> VideoModel:
 
 
 def build_diffusion(config: DictConfig) -> VideoModel:
-    """The shipped architecture less its restorer, fresh but for the scale of the latents, a fact of the clips."""
+    """Build the shipped architecture without its restorer; only the latents' scale, a data statistic, is not fresh."""
     model: VideoModel = build(config)
     scale = load_bundle(SHIPPED).codec.state_dict()["latent_std"]
     model.codec.load_state_dict({"latent_std": scale}, strict=False)
@@ -64,7 +64,7 @@ def build_diffusion(config: DictConfig) -> VideoModel:
 
 @torch.no_grad()
 def operations(model: VideoModel, side: int = 128, frames: int = 2) -> float:
-    """Floating-point operations of one step and of decoding, for one output pixel of one frame."""
+    """Return the floating-point operations of one step and of decoding, per output pixel and frame."""
     scale, factor = round(model.sampling.scale), model.codec.factor
     lowres = torch.zeros(1, frames, 3, side // scale, side // scale)
     evidence = build_evidence(lowres, torch.zeros(1, frames, 1, side, side))
@@ -75,14 +75,14 @@ def operations(model: VideoModel, side: int = 128, frames: int = 2) -> float:
 
 
 def main() -> None:
-    """Write both and print what they cost."""
+    """Write both bundles and print their cost."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="folder that is written")
     arguments = parser.parse_args()
     if arguments.folder.exists():
         raise UserError(f"{arguments.folder} exists; remove it or give another folder")
     config = load_config(SMALL)
-    config.sampling.steps = 1  # what is compared is a model that takes its step, which the shipped one leaves out
+    config.sampling.steps = 1  # the shipped model skips its sampling step; here it is what is compared
     for name, make, extra in (("control", build_control, FROZEN), ("diffusion", build_diffusion, "")):
         torch.manual_seed(0)
         model = make(config)

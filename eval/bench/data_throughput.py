@@ -1,9 +1,9 @@
-"""How many training clips a core makes: ``python -m eval.bench.data_throughput --root CLIPS [--rounds 5]``.
+"""Measure the training clips made per core: ``python -m eval.bench.data_throughput --root CLIPS [--rounds 5]``.
 
-Two pipelines take turns in one process, on one thread, over the same items: clips decoded from tar shards, and the same
-with the decoded frames held in memory (tar, demuxing and decoding left out, all else equal, to the last bit). Their
-ratio is what decoding costs. Time is the processor's, so that other work on the machine counts little. CLIPS is a
-folder of videos, packed as they are for the purpose, or a folder of shards.
+Two pipelines take turns in one process, on one thread, over the same items: one decodes clips from tar shards, the
+other holds the decoded frames in memory (no tar, demuxing or decoding; all else is bit-identical). Their ratio is the
+cost of decoding. Times are CPU times, so that other load on the machine hardly matters. CLIPS is a folder of videos,
+which are packed into a shard unchanged, or a folder of shards.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
 
 @dataclass(frozen=True)
 class Rates:
-    """Clips a second a core: medians over the rounds."""
+    """Clips per second and core, medians over the rounds: ``decoding`` from shards, ``held`` decoded in memory."""
 
     decoding: float
     held: float
 
     @property
     def ratio(self) -> float:
-        """How many times faster it goes without decoding."""
+        """Speed-up without decoding."""
         return self.held / self.decoding
 
 
@@ -72,7 +72,10 @@ def main() -> None:
 
 
 def as_shards(root: Path, scratch: Path) -> Path:
-    """``root`` if it holds shards, else a folder with one shard of its videos."""
+    """Return ``root`` if it holds shards, else ``scratch`` with its videos packed into one shard.
+
+    Raises ``UserError`` if there is no such folder or it holds neither.
+    """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give one of videos or of tar shards")
     if any(root.glob("*.tar")):
@@ -87,7 +90,10 @@ def as_shards(root: Path, scratch: Path) -> Path:
 
 
 def measure(dataset: ShardDataset, items: int, rounds: int) -> Rates:
-    """Time the same items with and without decoding, in turns. A recording round warms both up."""
+    """Time the same items with and without decoding, in turns; a recording round warms both up first.
+
+    Raises ``RuntimeError`` if the two pipelines make different clips.
+    """
     tape = Tape(dataset.read)
     dataset.read = tape.record  # type: ignore[method-assign]
     recorded = [dataset[index] for index in range(items)]
@@ -108,7 +114,7 @@ def measure(dataset: ShardDataset, items: int, rounds: int) -> Rates:
 
 
 class Tape:
-    """What ``read`` gave, in order: frames, and the state in which it left the random generator."""
+    """Recorded results of ``read``, in order: the frames, and the state in which it left the random generator."""
 
     def __init__(self, read: Any) -> None:
         self.read = read

@@ -1,16 +1,16 @@
-"""Speed and memory of sampling, beside diffusers' own pipeline: ``python -m eval.bench.inference``.
+"""Measure speed and memory of sampling against diffusers' own pipeline: ``python -m eval.bench.inference``.
 
-Side by side in one process, taking turns, medians; the same random weights, noise, prompt, guidance, noise level and
-steps, in the layout of the SD x4-upscaler:
+Three variants take turns in one process; medians are printed. All have the layout of the SD x4-upscaler and the same
+random weights, noise, prompt, guidance, noise level and steps:
 
 - ``diffusers``: ``StableDiffusionUpscalePipeline``, called for every frame, as one upscales a clip with it.
 - ``ours, no temporal layers``: :class:`~ldm_video.pipeline.restore.Restorer` on the clip, as ``infer.py`` runs a
   published checkpoint: frames folded into the batch, the prompt encoded once. The same work, plus the evidence.
 - ``ours``: the same with temporal layers on every level.
 
-The first two must give the same frames: their largest difference is printed, and too large a one is an error. Reading
-and writing video are in none of them. Peak memory is taken in a process for each. On a CPU the seconds are those of its
-cores: what else the machine does hardly changes them.
+The first two must give the same frames: their largest difference is printed, and one above rounding error is an error.
+No variant includes reading or writing video. Peak memory is measured in a separate process for each. On a CPU, times
+are CPU times of the process, so that other load on the machine hardly matters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PROMPT, NEGATIVE = "a harbour in the morning", "blurry"
 SEED, NOISE_LEVEL, GUIDANCE = 5, 20, 9.0
 TEXT_LAYERS = {"quarter": 6, "full": 23}
 BASELINE, EQUAL, OURS = "diffusers", "ours, no temporal layers", "ours"
-# Largest difference of two pixels in [-1, 1] that is rounding: sums in another order, and in bfloat16 their steps.
+# Largest pixel difference in [-1, 1] that passes as rounding: other summation order, and the precision of the dtype.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
 
 Run = Callable[[], Tensor]
@@ -53,7 +53,7 @@ Run = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``width`` of the networks, a clip of ``frames`` of ``size x size`` low-res pixels."""
+    """What to measure: ``width`` of the networks, a clip of ``frames`` of ``size x size`` low-res pixels."""
 
     width: str
     frames: int
@@ -65,26 +65,26 @@ class Setting:
 
     @property
     def indices(self) -> range:
-        """The frames' numbers in their clip, from which their noise is drawn."""
+        """Indices of the frames in their clip; their noise is drawn from them."""
         return range(self.frames)
 
     def clip(self) -> Tensor:
-        """Low-res frames ``t 3 h w`` in [-1, 1]."""
+        """Return low-res frames ``t 3 h w`` in [-1, 1]."""
         return torch.rand(self.frames, 3, self.size, self.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 class GivenNoise(DDPMScheduler):
-    """The noise of the low-res pixels: what is set before, in place of what the pipeline draws."""
+    """Low-res noise scheduler that adds the ``given`` noise instead of what the pipeline draws."""
 
     given: Tensor
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
-        """``1 3 h w`` made noisy."""
+        """Add the given noise to ``1 3 h w``."""
         return super().add_noise(original_samples, self.given.to(noise), timesteps)
 
 
 def make_checkpoint(width: str) -> Checkpoint:
-    """The parts of an SD x4-upscaler with random weights, the same at every call."""
+    """Build the parts of an SD x4-upscaler with random weights, identical at every call."""
     torch.manual_seed(0)
     with torch.device("meta"):
         config = _written(make_unet(width, 4 + 3).config)
@@ -100,12 +100,12 @@ def make_checkpoint(width: str) -> Checkpoint:
 
 
 def _written(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers config without its notes, one of which names the keys that ``from_config`` would overlook."""
+    """Return a diffusers config without its private entries, one of which lists keys that ``from_config`` ignores."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def make_text_encoder(width: str) -> TextEncoder:
-    """OpenCLIP's text tower as Stable Diffusion 2 has it, with an alphabet for a vocabulary."""
+    """Build OpenCLIP's text encoder as in Stable Diffusion 2, with single letters as vocabulary."""
     letters = list(string.ascii_lowercase)
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=TOKENS)
@@ -125,8 +125,8 @@ def make_text_encoder(width: str) -> TextEncoder:
 
 
 def diffusers_run(setting: Setting) -> Run:
-    """Frame by frame through diffusers' pipeline."""
-    diffusers_logging.set_verbosity_error()  # it warns of layers to be kept in float32, and names none
+    """Return a run that goes through diffusers' pipeline frame by frame."""
+    diffusers_logging.set_verbosity_error()  # silences a warning about layers to be kept in float32 that names none
     parts = make_checkpoint(setting.width)
     lowres = GivenNoise.from_config(dict(parts.lowres_scheduler or {}))
     scheduler = DDIMScheduler.from_config(dict(parts.scheduler))
@@ -160,7 +160,7 @@ def diffusers_run(setting: Setting) -> Run:
 
 
 def our_run(setting: Setting, temporal: TemporalConfig) -> Run:
-    """The clip at once, as ``infer.py`` lays it out."""
+    """Return a run of the whole clip at once, laid out as in ``infer.py``."""
     parts = make_checkpoint(setting.width)
     model = to_video(parts, temporal).eval().requires_grad_(False)
     place(model, setting.device, setting.dtype)
@@ -173,13 +173,13 @@ def our_run(setting: Setting, temporal: TemporalConfig) -> Run:
         window=setting.frames,
         overlap=0,
         noise_level=NOISE_LEVEL,
-        colour="none",  # diffusers has none
+        colour="none",  # diffusers has no colour correction
     )
     frames, side = setting.clip(), setting.size * SCALE
     hole = torch.zeros(setting.frames, 1, side, side)
 
     def run() -> Tensor:
-        text = parts.text([PROMPT, NEGATIVE])  # the model's own
+        text = parts.text([PROMPT, NEGATIVE])  # encoded by the model's own text encoder
         return Restorer(model, settings, (text[:1], text[1:]))(frames, hole, setting.indices)
 
     return run
@@ -193,7 +193,7 @@ RUNS: dict[str, Callable[[Setting], Run]] = {
 
 
 def difference(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference of two pixels in [-1, 1]; ``UserError`` where it is more than rounding, or no number."""
+    """Return the largest pixel difference in [-1, 1]; ``UserError`` if it is more than rounding error or NaN."""
     largest = (ours - theirs).abs().max().item()
     if not largest <= TOLERANCE[dtype]:
         raise UserError(f"our frames are {largest:.2g} from those of diffusers; the timing of such runs says nothing")
@@ -201,7 +201,7 @@ def difference(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> float:
 
 
 def _prepare(name: str, setting: Setting) -> Run:
-    """A run, in a process of its own."""
+    """Build a run inside its own process."""
     torch.set_grad_enabled(False)
     return RUNS[name](setting)
 
@@ -211,7 +211,10 @@ def _peak(name: str, setting: Setting) -> int:
 
 
 def table(setting: Setting, times: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> str:
-    """Markdown: a row for each run, with its speed beside diffusers'. ``peaks`` in bytes, of what was measured."""
+    """Return a Markdown table: a row per run, with its speed relative to diffusers'.
+
+    ``peaks``: peak memory in bytes, of the runs for which it was measured.
+    """
     rows = []
     for name, values in times.items():
         each = [value / setting.frames for value in values]
@@ -222,7 +225,7 @@ def table(setting: Setting, times: Mapping[str, Sequence[float]], peaks: Mapping
 
 
 def parse_arguments(given: Sequence[str] | None = None) -> tuple[Setting, int, bool]:
-    """What is measured, in how many rounds, and whether memory is."""
+    """Return the setting, the number of rounds, and whether memory is measured."""
     on_gpu = torch.cuda.is_available()
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", choices=sorted(WIDTHS), help="of the networks; default: full on a GPU, else quarter")
@@ -257,7 +260,7 @@ def main() -> None:
     print(setting)
     peaks = {name: _peak(name, setting) for name in RUNS} if memory else {}
     runs = {name: make(setting) for name, make in RUNS.items()}
-    outputs = {name: run() for name, run in runs.items()}  # also the warm-up
+    outputs = {name: run() for name, run in runs.items()}  # also warms up
     largest = difference(outputs[EQUAL], outputs[BASELINE], DTYPES[setting.dtype])
     print(table(setting, alternate(runs, setting.device, rounds), peaks))
     print(f"Without temporal layers no pixel in [-1, 1] is further than {largest:.1g} from that of diffusers.")

@@ -1,7 +1,7 @@
-"""Peak memory by the length of the clip: ``python -m eval.bench.memory [--long] [--model FOLDER] [infer options]``.
+"""Measure peak memory against clip length: ``python -m eval.bench.memory [--long] [--model FOLDER] [infer options]``.
 
-``infer.py`` runs in a process of its own on synthetic clips of 100 and 1,000 frames (``--long``: 10,000 too), whose
-largest resident set the operating system reports. It should be the same for all.
+Runs ``infer.py`` in its own process on synthetic clips of 100 and 1,000 frames (``--long``: 10,000 too) and prints the
+peak resident set size that the operating system reports. It should be the same for all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTHS, LONG = (100, 1_000), 10_000
 
 @dataclass(frozen=True)
 class Result:
-    """``peak``: MiB resident at most."""
+    """One run of ``infer.py``: ``peak`` resident memory in MiB, wall time in ``seconds``."""
 
     frames: int
     peak: float
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def read_size(text: str) -> tuple[int, int]:
-    """``WxH`` -> width, height."""
+    """Parse ``WxH`` into width and height; ``UserError`` if they are not positive integers."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise UserError(f"--size {text}: give width and height in pixels, such as 48x32")
@@ -64,7 +64,7 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]) -> Result:
-    """One run of ``infer.py``."""
+    """Run ``infer.py`` once and measure it; ``UserError`` if it fails."""
     clip, output = folder / f"{frames}.mp4", folder / f"{frames}-hd.mp4"
     write_clip(clip, frames, size)
     started = time.monotonic()
@@ -77,7 +77,7 @@ def measure(frames: int, size: tuple[int, int], folder: Path, options: list[str]
 
 
 def write_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
-    """A texture that moves to the left."""
+    """Write a clip of a texture that moves to the left."""
     height, width = size
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.arange(width).float(), indexing="ij")
     with VideoWriter(path, size, None, Fraction(25), preset="ultrafast") as writer:

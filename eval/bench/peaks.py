@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, in a process that does nothing else."""
+"""Peak memory of a piece of work, measured in a process that does nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Work = Callable[[], object]
 
 
 def peak_of(prepare: Callable[[], Work], device: str, name: str, remedy: str) -> int:
-    """Most bytes of ``prepare()()``: of its tensors on a GPU; on a CPU of its whole process, libraries included.
+    """Return the peak memory of ``prepare()()`` in bytes: of tensors on a GPU; of the whole process on a CPU.
 
     Args:
-        prepare: makes the work; pickled. On a GPU what it used meanwhile is not counted, what it holds is.
-        name, remedy: what the ``UserError`` says when the process fails.
+        prepare: makes the work; must be picklable. On a GPU, its own peak is not counted, but what it keeps is.
+        name, remedy: for the message of the ``UserError`` that is raised when the process fails.
     """
     context = multiprocessing.get_context("spawn")
     result = context.Queue()

@@ -1,9 +1,9 @@
-"""Where the time of a run goes: ``python -m eval.bench.pipeline`` with the options of ``infer.py``.
+"""Break down the time of a run by stage: ``python -m eval.bench.pipeline`` with the options of ``infer.py``.
 
-Decoding, the model and encoding run at the same time, each in a thread of its own, so their shares of the wall time
-add up to more than all of it. What counts is the model's: where it is near 100 %, reading and writing cost nothing.
-Of the model's, the parts that take time are told apart, in the order in which they work; the rest of it is evidence,
-what closes a hole, noise and colour.
+Decoding, the model and encoding run concurrently, each in its own thread, so their shares of the wall time add up to
+more than 100 %. What counts is the model's share: if it is near 100 %, reading and writing cost nothing. The slow parts
+of the model are listed separately, in the order in which they run; the rest of it is evidence, hole filling, noise and
+colour.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ROWS = {
 
 
 class Stopwatch:
-    """Seconds by name. A name belongs to one thread."""
+    """Accumulated seconds by name. Each name must be used by one thread only."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -52,7 +52,7 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - started
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, timed; waits for the GPU, so that it is not the next one's time."""
+        """Return a timed ``function``. It waits for the GPU, so that its work is not counted for the next function."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(name):
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def print_table(watch: Stopwatch, frames: int, wall: float) -> None:
-    """Milliseconds a frame and share of the wall time, a row for each stage."""
+    """Print milliseconds per frame and share of the wall time, a row per stage."""
     table = Table(title=f"{frames} frames in {wall:.1f} s: {frames / wall:.2f} frame/s")
     for heading in ("stage", "ms a frame", "% of wall time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")

@@ -1,18 +1,18 @@
-"""What propagation wins inside the hole: ``python -m eval.bench.propagation --root CLIPS``.
+"""Measure the gain of propagation inside the hole: ``python -m eval.bench.propagation --root CLIPS``.
 
-On the low-res grid, against the low-res clip as it would have been without hole, noise and codec. Side by side, PSNR
-over the pixels that count as hole:
+The reference is the low-res clip without hole, noise and codec. Compared side by side, as PSNR over the low-res pixels
+that count as hole:
 
-- ``as it is``: the paint that the hole shows;
+- ``as it is``: whatever is painted in the hole;
 - ``Telea``: OpenCV's inpainting of each frame;
-- ``smooth``: :func:`~ldm_video.core.push_pull.push_pull`, what a model is given where nothing is known;
-- ``propagated``: other frames' pixels where one shows the place, smooth elsewhere.
+- ``smooth``: :func:`~ldm_video.core.push_pull.push_pull`, a model's input where nothing is known;
+- ``propagated``: pixels of other frames where one shows the place, smooth elsewhere.
 
-With ``--model``, also what is left of that after the model, in the whole picture's size: PSNR inside the hole of what
-``infer.py --fill model --propagate off`` and ``on`` give.
+With ``--model``, also how much of the gain is left after the model, at full size: PSNR inside the hole of
+``infer.py --fill model`` with ``--propagate off`` and ``on``.
 
-Inputs are those of the benchmark's tracks with holes, built under ``--work``. A camera that stands still shows nothing
-new behind a hole that stays: such clips are there to show that no harm is done, and are left out of the gain's mean.
+Inputs are those of the benchmark's tracks with holes, built under ``--work``. A static camera never reveals what is
+behind a static hole: such clips show that propagation does no harm, and are left out of the mean gain.
 """
 
 from __future__ import annotations
@@ -53,14 +53,18 @@ from ldm_video.pipeline.propagation import propagate, reduce_hole, won_share
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.video_io.masks import read_mask
 
-MOVING = 0.5  # pixels a frame of the low-res clip: from here on a camera counts as moving
-SEGMENT = 32  # frames held at once, as infer.py does
+MOVING = 0.5  # pixels per frame of the low-res clip from which a camera counts as moving
+SEGMENT = 32  # frames held at once, as in infer.py
 DEFAULT_TRACKS = "sd_logo,sd_box,sd_hole"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One clip on one track. PSNR in dB; ``motion``: median, pixels a frame; ``won``: share of the hole."""
+    """One clip on one track.
+
+    PSNR in dB; ``motion``: median flow in low-res pixels per frame; ``won``: propagated fraction of the hole;
+    ``seconds``: CPU seconds of propagation per frame.
+    """
 
     track: str
     clip: str
@@ -71,7 +75,7 @@ class Row:
     propagated: float
     won: float
     seconds: float
-    restored: tuple[float, float] | None = None  # after the model: without propagation, with it
+    restored: tuple[float, float] | None = None  # PSNR after the model: without and with propagation
 
     @property
     def gain(self) -> float:
@@ -79,13 +83,13 @@ class Row:
 
     @property
     def final_gain(self) -> float:
-        """After the model."""
+        """Gain after the model, in dB."""
         assert self.restored is not None
         return self.restored[1] - self.restored[0]
 
 
 def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationModel | None = None) -> Row:
-    """Fill one clip's hole in every way; with a ``model``, restore the clip without and with propagation too."""
+    """Fill one clip's hole in every way; with a ``model``, also restore the clip without and with propagation."""
     truth = np.stack([shrink(f, scale, track.blur_sigma, 0, np.random.default_rng(0)) for f in frames_of(given.ref)])
     frames = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.lowres)])  # t 3 h w
     large = _read_hole(given, scale, size_of(frames))  # t 1 H W
@@ -120,7 +124,10 @@ def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationM
 
 
 def _restore_both(model: RestorationModel, given: BenchmarkInput, frames: Tensor, hole: Tensor) -> tuple[float, float]:
-    """In-hole PSNR in dB at full size, without and with propagation. ``t 3 h w``, ``t 1 H W``."""
+    """Return the PSNR in dB inside the hole at full size, without and with propagation.
+
+    ``frames``: ``t 3 h w`` in [-1, 1]; ``hole``: ``t 1 H W`` in {0, 1}.
+    """
     truth = torch.stack([to_pixels(np.round(f * 255).astype(np.uint8)) for f in frames_of(given.ref)])  # t 3 H W
     mask = rearrange(hole, "t 1 h w -> (t h) w").numpy()
 
@@ -134,7 +141,7 @@ def _restore_both(model: RestorationModel, given: BenchmarkInput, frames: Tensor
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, and the mean gain of the clips whose camera moves."""
+    """Return a Markdown table, then the mean gain by track of clips with a moving and with a static camera."""
     lines = [
         "| track | clip | motion px/frame | as it is | Telea | smooth | propagated | gain dB | of the hole | s/frame |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -163,7 +170,7 @@ def _spread(gains: Sequence[float]) -> str:
 
 
 def _read_hole(given: BenchmarkInput, scale: int, size: tuple[int, int]) -> Tensor:
-    """``t 1 H W``, grown by one low-res pixel as ``infer.py`` grows it."""
+    """Return the hole, ``t 1 H W``, dilated by one low-res pixel as in ``infer.py``."""
     if given.mask is None:
         raise UserError(f"{given.clip} has no hole; choose a track that has")
     with read_mask(given.mask, None, (size[0] * scale, size[1] * scale), given.frames) as mask:
@@ -175,14 +182,14 @@ def _telea(frame: Tensor, hole: Tensor) -> Tensor:
 
 
 def _motion(clip: np.ndarray) -> float:
-    """Length of the median flow, mean over every third pair of frames."""
+    """Return the length of the median flow, averaged over every third pair of frames."""
     flow = DisFlow()
     medians = [np.median(flow(clip[t], clip[t + 1]), axis=(0, 1)) for t in range(0, len(clip) - 1, 3)]
     return float(np.linalg.norm(medians, axis=1).mean()) if medians else 0.0
 
 
 def _image(clip: Tensor) -> np.ndarray:
-    """``t 3 h w`` in [-1, 1] -> ``(t h) w 3`` in [0, 1]."""
+    """Convert ``t 3 h w`` in [-1, 1] to ``(t h) w 3`` in [0, 1]."""
     return rearrange((clip.clamp(-1, 1) + 1) / 2, "t c h w -> (t h) w c").numpy()
 
 
@@ -195,7 +202,7 @@ def _tracks(suite: Suite, names: str) -> list[Track]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(prog="python -m eval.bench.propagation", description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="folder of reference clips")
     parser.add_argument("--suite", default="configs/eval/suite.yaml", help="default: %(default)s")

@@ -1,8 +1,9 @@
-"""Seconds a frame of ours beside peers, in turns: ``python -m eval.bench.speed --input LOWRES_CLIP``.
+"""Compare seconds per frame with peers, in turns: ``python -m eval.bench.speed --input LOWRES_CLIP``.
 
-Every method enlarges the clip's first frames by 4 as a user would run it, from file to file. Two runs of different
-length are taken each time and their difference divided by the frames between them: starting and loading cancel out.
-Printed are medians over the rounds and, as machines are shared, the ratio of each round's times to ours.
+Every method upscales the clip's first frames by 4 as a user would run it, from file to file. Each measurement takes two
+runs of different length and divides their difference by the frames between them, so that start-up and loading cancel
+out. Printed are medians over the rounds and, since other load on the machine varies, the ratio of each round's times to
+ours.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ldm_video.core.errors import ArgumentParser, UserError, run_cli
 
 SCALE = 4
 OURS = "ours"
-SHORT = 32  # frames of the shorter run of ours, one segment; of a method that works frame by frame, one
+SHORT = 32  # frames of our shorter run: one segment; a method that works frame by frame needs only one
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Lengths:
 
 
 def cut(source: Path, frames: int, target: Path) -> Path:
-    """The first ``frames`` frames of ``source`` in a lossless codec. Raises ``UserError`` when there are fewer."""
+    """Write the first ``frames`` frames of ``source`` to ``target`` with a lossless codec and return ``target``.
+
+    Raises ``UserError`` if there are fewer frames.
+    """
     with open_frames(source) as reader, open_output(source, 1, target) as writer:
         count = 0
         for frame in islice(reader, frames):
@@ -49,10 +53,10 @@ def cut(source: Path, frames: int, target: Path) -> Path:
 
 
 def seconds_a_frame(method: Method, clips: tuple[Path, Path], lengths: Lengths, folder: Path) -> float:
-    """What the frames beyond the shorter clip's cost each.
+    """Return the cost of each frame beyond the shorter clip.
 
-    A method that runs in this process holds its weights for the next run, until another takes their place: it is run
-    once before, so that neither of the two runs loads them. Ours loads in both, each a process of its own.
+    A method that runs in this process keeps its weights loaded until another method replaces them. It is run once
+    before, so that neither timed run loads them. Ours loads in both, each in its own process.
     """
     if not isinstance(method, Ours):
         method(clips[0], None, SCALE, folder / "output.mkv")
@@ -65,7 +69,7 @@ def seconds_a_frame(method: Method, clips: tuple[Path, Path], lengths: Lengths, 
 
 
 def measure(source: Path, methods: Sequence[Method], more: int, more_peers: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a frame by method, one for each round; every round runs all methods."""
+    """Return seconds per frame by method, one for each round; every round runs all methods."""
     found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,6 +1,6 @@
-"""Speed and memory of a training step, beside a plain diffusers loop: ``python -m eval.bench.train_throughput``.
+"""Measure speed and memory of a training step against diffusers: ``python -m eval.bench.train_throughput``.
 
-Side by side in one process, taking turns, medians:
+Three variants take turns in one process; medians are printed:
 
 - ``diffusers``: the loop of diffusers' own training scripts around the per-frame UNet of the SD x4-upscaler, clips
   folded to frames: encode, noise, predict, mean squared error, clip the gradient, AdamW.
@@ -8,8 +8,8 @@ Side by side in one process, taking turns, medians:
   autoencoder; the same work, plus the evidence.
 - ``ours``: the same with temporal layers on every level.
 
-Reading data and Lightning's loop (a few milliseconds) are in none of them. Peak memory is taken in a process for each.
-On a CPU the seconds are those of its cores: what else the machine does hardly changes them.
+No variant includes reading data or Lightning's loop (a few milliseconds). Peak memory is measured in a separate process
+for each. On a CPU, times are CPU times of the process, so that other load on the machine hardly matters.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ldm_video.training.estimate import Plan, synthetic_batch
 
 SCALE = 4
 TOKENS = 77
-# Width of the UNet's first level, of the autoencoder's first level, and of the text.
+# Widths of the UNet's first level, of the autoencoder's first level and of the text embedding.
 WIDTHS = {"quarter": (64, 32, 256), "full": (256, 128, 1024)}
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense FLOP/s of the SXM cards, from their data sheets
 BASELINE, EQUAL, OURS = "diffusers", "ours, no temporal layers", "ours"
@@ -57,7 +57,7 @@ Step = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: ``width`` of the networks, clips of ``batch x frames`` of ``size x size`` pixels."""
+    """What to measure: ``width`` of the networks, clips of ``batch x frames`` of ``size x size`` pixels."""
 
     width: str
     batch: int
@@ -72,7 +72,7 @@ class Setting:
 
 
 def make_unet(width: str, in_channels: int) -> UNet2DConditionModel:
-    """The UNet of the SD x4-upscaler with new weights and without its noise level's embedding."""
+    """Build the UNet of the SD x4-upscaler with fresh weights and without its noise-level embedding."""
     base, _, text = WIDTHS[width]
     return UNet2DConditionModel(
         in_channels=in_channels,
@@ -89,7 +89,7 @@ def make_unet(width: str, in_channels: int) -> UNet2DConditionModel:
 
 
 def make_autoencoder(width: str) -> AutoencoderKL:
-    """KL-f4."""
+    """Build a KL-f4 autoencoder with fresh weights."""
     base = WIDTHS[width][1]
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -106,20 +106,20 @@ def make_scheduler() -> DDIMScheduler:
 
 
 class FixedText(nn.Module):
-    """One embedding for every caption: encoding text is no part of the comparison."""
+    """One embedding for every caption; text encoding is not part of the comparison."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("embedding", torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, captions: Sequence[str]) -> Tensor:
-        """b captions -> ``b n d``."""
+        """Return the embedding ``b n d`` of ``b`` captions."""
         embedding: Any = self.embedding
         return embedding.expand(len(captions), -1, -1)
 
 
 def diffusers_step(setting: Setting) -> Step:
-    """A loop as in diffusers' ``train_text_to_image.py``, on frames."""
+    """Return a step of diffusers' ``train_text_to_image.py``, on frames."""
     unet = make_unet(setting.width, 4 + 3).to(setting.device).train()
     autoencoder = make_autoencoder(setting.width).to(setting.device).requires_grad_(False)
     text = FixedText(WIDTHS[setting.width][2]).to(setting.device)
@@ -149,7 +149,7 @@ def diffusers_step(setting: Setting) -> Step:
 
 
 def our_step(setting: Setting, temporal: TemporalConfig) -> Step:
-    """One step of the denoiser's stage, laid out as ``train.py`` does."""
+    """Return a step of the denoiser stage, set up as in ``train.py``."""
     layout = EvidenceLayout("pixels", factor=SCALE, with_known=False)
     model = VideoModel(
         denoiser=inflate(make_unet(setting.width, 4 + layout.channels), temporal),
@@ -168,7 +168,7 @@ def our_step(setting: Setting, temporal: TemporalConfig) -> Step:
 
     def step(index: int) -> Tensor:
         with setting.autocast(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer, and nothing to log to
+            warnings.filterwarnings("ignore", message=".*self.log.*")  # there is no trainer to log to
             loss = stage.training_step(batch, index)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -192,7 +192,7 @@ STEPS: dict[str, Callable[[Setting], Step]] = {
 
 
 def as_turn(step: Step) -> Turn:
-    """One step, the next at each turn. ``UserError`` where the loss is no number."""
+    """Return a turn that runs one step, the next at each call; ``UserError`` if the loss is not finite."""
     numbers = count()
 
     def turn() -> None:
@@ -203,7 +203,7 @@ def as_turn(step: Step) -> Turn:
 
 
 def flops_of(name: str, setting: Setting) -> int:
-    """Floating-point operations of a step's matrix products, convolutions and attention, backward pass included."""
+    """Return the FLOPs of a step's matrix products, convolutions and attention, backward pass included."""
     step = STEPS[name](setting)
     with FlopCounterMode(display=False) as counter:
         step(0)
@@ -211,10 +211,10 @@ def flops_of(name: str, setting: Setting) -> int:
 
 
 def _prepare(name: str, setting: Setting) -> Callable[[], None]:
-    """A variant's training steps, in a process of its own."""
+    """Build a variant's training steps inside its own process."""
     step = STEPS[name](setting)
 
-    def twice() -> None:  # the optimizer's memory is there from the second on
+    def twice() -> None:  # the optimizer's state is allocated by the first step
         step(0)
         step(1)
 
@@ -226,13 +226,13 @@ def _peak(name: str, setting: Setting) -> int:
 
 
 def bf16_peak(device: str) -> float | None:
-    """FLOP/s of the GPU's data sheet, where it is known here."""
+    """Return the peak bf16 FLOP/s from the GPU's data sheet, None if it is not listed."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
     return next((peak for card, peak in BF16_PEAK.items() if card in name), None)
 
 
 def table(setting: Setting, times: Mapping[str, Sequence[float]], memory: bool) -> str:
-    """Markdown: a row for each variant, with its time over the baseline's."""
+    """Return a Markdown table: a row per variant, with its time relative to the baseline's."""
     median = {name: statistics.median(values) for name, values in times.items()}
     peak = bf16_peak(setting.device)
     heads = ["step", "s / step", "spread", "clips / s", "time / diffusers", "TFLOP / step", "peak GiB"]

@@ -1,4 +1,4 @@
-"""Runs that take turns: what a table of several variants, measured side by side in one process, is made of."""
+"""Timing of variants that take turns in one process, and the cells of their table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Turn = Callable[[], object]
 
 
 def seconds_of(turn: Turn, device: str) -> float:
-    """Seconds of one turn: on a GPU by the clock, its work included; on a CPU those of this process's cores."""
+    """Return the seconds of one turn: wall time on a GPU, queued work included; CPU time of the process on a CPU."""
     on_gpu = device.startswith("cuda")
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
@@ -25,9 +25,10 @@ def seconds_of(turn: Turn, device: str) -> float:
 
 
 def alternate(turns: Mapping[str, Turn], device: str, rounds: int, warmup: int = 0) -> dict[str, list[float]]:
-    """Seconds of each: in every round each has one turn, the first in one round is last in the next.
+    """Return the seconds of every turn by name.
 
-    ``warmup``: rounds before, which are not counted.
+    In each round every variant has one turn; the order rotates by one from round to round. ``warmup``: uncounted rounds
+    before.
     """
     times: dict[str, list[float]] = {name: [] for name in turns}
     order = list(turns)
@@ -41,20 +42,20 @@ def alternate(turns: Mapping[str, Turn], device: str, rounds: int, warmup: int =
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """Median over the rounds: what else the machine does slows both sides of a round down."""
+    """Return the median ratio over the rounds; other load on the machine slows both sides of a round equally."""
     return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 def spread(times: Sequence[float]) -> list[str]:
-    """Two cells: the median, and from the fastest to the slowest."""
+    """Return two table cells: the median, and the range from fastest to slowest."""
     return [f"{statistics.median(times):.3f}", f"{min(times):.3f}-{max(times):.3f}"]
 
 
 def gibibytes(peak: int | None) -> str:
-    """A cell; ``-`` for what was not measured."""
+    """Return a table cell; ``-`` if it was not measured."""
     return "-" if peak is None else f"{peak / 2**30:.2f}"
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells."""
+    """Return a Markdown table of the cells."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))

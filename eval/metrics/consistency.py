@@ -1,4 +1,4 @@
-"""Does the output, brought back down, still show the input?"""
+"""Low-res consistency: does the downscaled output match the input?"""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch.nn import functional as F
 from eval.metrics.fidelity import psnr
 from eval.metrics.perceptual import to_batch
 
-_BICUBIC_REACH = 2  # low-res pixels that torch's antialiased bicubic kernel reaches to each side
+_BICUBIC_REACH = 2  # low-res pixels to each side in the support of torch's antialiased bicubic kernel
 
 
 def bring_down(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``h w c`` in [0, 1] -> ``size`` (height, width), antialiased bicubic, clipped to [0, 1]."""
+    """Downscale ``h w c`` in [0, 1] to ``size`` (height, width), antialiased bicubic, clipped to [0, 1]."""
     small = F.interpolate(to_batch(frame), size=size, mode="bicubic", antialias=True, align_corners=False)
     return small[0].clamp(0, 1).permute(1, 2, 0).numpy()  # c h w -> h w c
 
 
 def lowres_consistency(pred: np.ndarray, lowres: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """PSNR (RGB, dB) between the low-res input and the output brought back down, outside the hole.
+    """Return the PSNR (RGB, dB) between the low-res input and the downscaled output, outside the hole.
 
     Args:
         pred: ``H W c`` in [0, 1].
-        lowres: ``h w c`` in [0, 1], what the method was given.
+        lowres: ``h w c`` in [0, 1], the method's input.
         mask: ``H W``, 1 = hole. Low-res pixels whose kernel reaches into the hole are not counted.
 
-    A degraded input caps it: the reference itself scores the noise of the degradation, and is to be printed beside.
+    Degradation of the input limits it: even the reference scores only up to the noise of the degradation. Report the
+    reference's score next to it.
     """
     size = lowres.shape[:2]
     region = None

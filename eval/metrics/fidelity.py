@@ -8,26 +8,26 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-PSNR_CEILING = 100.0  # dB given to identical pictures, so that means and intervals stay finite
+PSNR_CEILING = 100.0  # dB for identical pictures, so that means and intervals stay finite
 _C1, _C2 = 0.01**2, 0.03**2  # Wang et al. 2004, K1 = 0.01, K2 = 0.03, range 1
 _GAUSSIAN_SIDE, _GAUSSIAN_SIGMA = 11, 1.5
 INPAINTING_WINDOW = 65
 
 
 def luma(frame: np.ndarray) -> np.ndarray:
-    """BT.601 studio-swing luma as in MATLAB's ``rgb2ycbcr``: ``... 3`` in [0, 1] -> ``...`` in [16, 235] / 255."""
+    """Convert ``... 3`` in [0, 1] to BT.601 limited-range luma ``...`` in [16, 235] / 255, as in MATLAB's rgb2ycbcr."""
     weights = np.array([65.481, 128.553, 24.966], dtype=np.float64) / 255.0
     return (frame @ weights + 16.0 / 255.0).astype(np.float32)
 
 
 def psnr(pred: np.ndarray, ref: np.ndarray, region: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB for range 1, over all pixels and channels.
+    """Return the peak signal-to-noise ratio in dB for range 1, over all pixels and channels.
 
     Args:
         pred, ref: ``h w c`` or ``h w`` in [0, 1].
         region: ``h w`` weights, or None for everywhere.
 
-    Returns at most :data:`PSNR_CEILING`; NaN when the region is empty.
+    Returns at most :data:`PSNR_CEILING`; NaN if the region is empty.
     """
     error = _over_channels((pred.astype(np.float64) - ref) ** 2)
     mse = weighted_mean(error, region)
@@ -37,20 +37,20 @@ def psnr(pred: np.ndarray, ref: np.ndarray, region: np.ndarray | None = None) ->
 
 
 def ssim(pred: np.ndarray, ref: np.ndarray, region: np.ndarray | None = None) -> float:
-    """SSIM (Wang et al. 2004): Gaussian window 11x11 of sigma 1.5, mean over channels and whole windows.
+    """Return the SSIM (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, mean over channels and complete windows.
 
     Equals ``skimage.metrics.structural_similarity(gaussian_weights=True, use_sample_covariance=False, data_range=1)``.
-    Only windows that lie inside the frame are counted. NaN when the region holds none of their centres.
+    Only windows that lie inside the frame are counted. NaN if the region contains none of their centres.
     """
     similarity = ssim_map(pred, ref)
     return _interior_mean(similarity, region, _GAUSSIAN_SIDE // 2)
 
 
 def ssim_window65(pred: np.ndarray, ref: np.ndarray, region: np.ndarray | None = None) -> float:
-    """SSIM as the inpainting papers report it: uniform 65x65 window, sample covariance, on composited frames.
+    """Return the SSIM that inpainting papers report: uniform 65x65 window, sample covariance, on composited frames.
 
-    ``structural_similarity(win_size=65)`` of scikit-image, the call of STTN, E2FGVI and ProPainter
-    (``core/metrics.py:calc_psnr_and_ssim``). They resize to 432x240 first; here the frame is taken as it is.
+    Equals ``structural_similarity(win_size=65)`` of scikit-image, as called by STTN, E2FGVI and ProPainter
+    (``core/metrics.py:calc_psnr_and_ssim``). They resize to 432x240 first; here the frame keeps its size.
     Raises ``ValueError`` for frames smaller than the window.
     """
     side = INPAINTING_WINDOW
@@ -66,7 +66,7 @@ def ssim_window65(pred: np.ndarray, ref: np.ndarray, region: np.ndarray | None =
 
 
 def ssim_map(pred: np.ndarray, ref: np.ndarray) -> np.ndarray:
-    """The SSIM of the Gaussian window around each pixel: ``h w c`` or ``h w``, borders mirrored."""
+    """Return the SSIM of the Gaussian window around each pixel: ``h w c`` or ``h w``, borders mirrored."""
 
     def window_mean(x: np.ndarray) -> np.ndarray:
         side = (_GAUSSIAN_SIDE, _GAUSSIAN_SIDE)
@@ -76,7 +76,7 @@ def ssim_map(pred: np.ndarray, ref: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(values: np.ndarray, region: np.ndarray | None) -> float:
-    """Mean of ``h w`` values under ``h w`` weights; NaN when the weights sum to nothing."""
+    """Return the mean of ``h w`` values under ``h w`` weights; NaN if the weights sum to zero."""
     if region is None:
         return float(values.mean(dtype=np.float64))
     weights = region.astype(np.float64)

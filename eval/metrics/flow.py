@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from eval.metrics.backbones import MetricUnavailable
 from eval.metrics.perceptual import to_batch
 
-# OpenCV divides a search among its threads, and a search that is divided ends otherwise: scores would depend on how
-# many cores there are.
+# OpenCV splits a search among its threads, and the split changes the result: scores would depend on the number of
+# cores.
 cv2.setNumThreads(1)
 
 
 class FlowEstimator(Protocol):
-    """``name`` goes into the metric's name. Frames ``h w c`` in [0, 1] -> ``h w 2`` (dx, dy) from first to second."""
+    """Estimates flow ``h w 2`` (dx, dy) between frames ``h w c`` in [0, 1]. ``name`` is part of the metric's name."""
 
     name: str
 
@@ -57,7 +57,7 @@ class RaftFlow:
     """
 
     name = "raft"
-    _smallest = 128  # below this side the correlation pyramid vanishes
+    _smallest = 128  # smallest side for which the correlation pyramid does not vanish
 
     def __init__(self, path: str | Path, device: str = "cpu", updates: int = 20) -> None:
         self._network = _raft(str(path), device)
@@ -94,12 +94,12 @@ def _raft(path: str, device: str) -> torch.nn.Module:
 
 
 def grey(frame: np.ndarray) -> np.ndarray:
-    """``h w c`` in [0, 1] -> ``h w`` uint8, BT.601 full-range luma (OpenCV's RGB2GRAY)."""
+    """Convert ``h w c`` in [0, 1] to ``h w`` uint8, BT.601 full-range luma (OpenCV's RGB2GRAY)."""
     return cv2.cvtColor(np.round(np.clip(frame, 0, 1) * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY)
 
 
 def backward_warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring ``image`` back along ``flow``: ``out[p] = image[p + flow[p]]``, bilinear.
+    """Warp ``image`` backward along ``flow``: ``out[p] = image[p + flow[p]]``, bilinear.
 
     Args:
         image: ``h w c``, float.
@@ -123,14 +123,18 @@ def backward_warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.n
 def occluded(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     """Forward-backward check (Sundaram et al. 2010, as in Lai et al. 2018): ``h w`` bool in the first frame.
 
-    Occluded where ``|f + w(b)|^2 > 0.01 (|f|^2 + |w(b)|^2) + 0.5``, ``w(b)`` the backward flow warped by the forward.
+    Occluded where ``|f + w(b)|^2 > 0.01 (|f|^2 + |w(b)|^2) + 0.5``; ``w(b)`` is the backward flow warped by the
+    forward.
     """
     warped, _ = backward_warp(backward, forward)
     return _norm2(forward + warped) > 0.01 * (_norm2(forward) + _norm2(warped)) + 0.5
 
 
 def motion_boundary(flow: np.ndarray) -> np.ndarray:
-    """``|grad u|^2 + |grad v|^2 > 0.01 |f|^2 + 0.002`` (Lai et al. 2018), forward differences, 0 at the far border."""
+    """Return motion boundaries, ``h w`` bool (Lai et al. 2018): ``|grad u|^2 + |grad v|^2 > 0.01 |f|^2 + 0.002``.
+
+    Forward differences, 0 at the last row and column.
+    """
     gradient = np.zeros(flow.shape[:2], dtype=np.float64)
     gradient[:, :-1] += _norm2(np.diff(flow, axis=1))
     gradient[:-1, :] += _norm2(np.diff(flow, axis=0))
@@ -138,10 +142,10 @@ def motion_boundary(flow: np.ndarray) -> np.ndarray:
 
 
 def valid_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """``h w`` bool in the first frame: neither occluded nor a motion boundary, and matched inside the second frame.
+    """Return ``h w`` bool in the first frame: not occluded, no motion boundary, and matched inside the second frame.
 
-    The last condition is ours to state: Lai's CUDA warp repeats the border there, EvalCrafter's reads zeros, and
-    both compare a pixel with something that is not its match.
+    The last condition is ours: outside, Lai's CUDA warp repeats the border and EvalCrafter's reads zeros, so both
+    compare a pixel with something that is not its match.
     """
     _, inside = backward_warp(backward, forward)
     return inside & ~occluded(forward, backward) & ~motion_boundary(forward)

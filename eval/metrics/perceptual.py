@@ -1,7 +1,7 @@
 """Perceptual distances through the ``lpips`` and ``DISTS_pytorch`` packages, with a spatial form for regions.
 
-LPIPS features of a frame are computed once and compared with as many others as needed: the reference of the same
-instant (LPIPS), the frame before (tLPIPS).
+LPIPS features of a frame are computed once and compared with several others: the reference at the same time (LPIPS),
+the previous frame (tLPIPS).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LpipsFeatures = list[Tensor]
 
 @torch.no_grad()
 def lpips_features(frame: np.ndarray, net: str = "alex", device: str = "cpu") -> LpipsFeatures:
-    """Unit-normalised activations of LPIPS's five layers for a frame ``h w c`` in [0, 1], each ``1 c' h' w'``."""
+    """Return unit-normalised activations of LPIPS's five layers for ``h w c`` in [0, 1], each ``1 c' h' w'``."""
     network: Any = lpips_network(net, device=device)
     pixels = to_batch(frame, device) * 2.0 - 1.0
     return [lpips.normalize_tensor(layer) for layer in network.net(network.scaling_layer(pixels))]
@@ -36,8 +36,8 @@ def lpips_between(
     """LPIPS v0.1 (Zhang et al. 2018, eq. 1) from :func:`lpips_features` of both frames.
 
     Without a region it equals ``lpips.LPIPS(net)(first, second)``. With a region ``h w`` it is the mean of the
-    package's ``spatial=True`` map (each layer's map resized bilinearly to the frame) under these weights; NaN when
-    the region is empty. Features near the region's border see across it.
+    package's ``spatial=True`` map (each layer's map resized bilinearly to the frame) under these weights; NaN if the
+    region is empty. Features near the region's border also depend on pixels beyond it.
     """
     network: Any = lpips_network(net, device=str(first[0].device))
     maps = [head((a - b) ** 2) for head, a, b in zip(network.lins, first, second, strict=True)]  # each 1 1 h' w'
@@ -63,8 +63,8 @@ def dists(pred: np.ndarray, ref: np.ndarray, device: str = "cpu", region: np.nda
     """DISTS (Ding et al. 2020, eq. 9) between two frames ``h w c`` in [0, 1], at their own size.
 
     It compares global statistics of VGG16 features, so it has no spatial form and depends on the frame's size. With a
-    region ``h w`` it is taken on the composite, as inpainting papers do: the reference everywhere else. Such scores
-    compare methods on the same region only: they grow with its area. NaN when the region is empty.
+    region ``h w`` it is computed on the composite, as in inpainting papers: the reference outside the region. Such
+    scores grow with the region's area, so they only compare methods on the same region. NaN if the region is empty.
     """
     if region is not None:
         if not region.any():
@@ -75,6 +75,6 @@ def dists(pred: np.ndarray, ref: np.ndarray, device: str = "cpu", region: np.nda
 
 
 def to_batch(frame: np.ndarray, device: str = "cpu") -> Tensor:
-    """``h w c`` numpy -> ``1 c h w`` float32 tensor."""
+    """Convert ``h w c`` numpy to a ``1 c h w`` float32 tensor."""
     tensor = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32)).to(device)
     return rearrange(tensor, "h w c -> 1 c h w")

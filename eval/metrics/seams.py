@@ -1,9 +1,9 @@
-"""Seam error: what a method's own window and tile borders do to the picture.
+"""Seam error: how visible a method's window and tile borders are.
 
-Our definition (papers show seams but do not measure them). Work on the residual ``out - ref``. In time: mean
+Our own definition (papers show seams but do not measure them), computed on the residual ``out - ref``. In time: mean
 ``|d/dt residual|`` over the steps that cross a window border, divided by the same over all other steps. In space: mean
-``|d/dx residual|`` across tile borders, divided by the same elsewhere (rows and columns likewise). 1 is a picture that
-does not show where it was cut.
+``|d/dx residual|`` across tile borders, divided by the same elsewhere (rows and columns likewise). 1 means that the
+borders are invisible.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SeamBorders:
-    """Where a method cut: each number is the first frame (row, column) after a border, in output units."""
+    """Borders of windows and tiles: each number is the first frame (row, column) after a border, in output units."""
 
     frames: Collection[int] = ()
     rows: Collection[int] = ()
@@ -26,7 +26,7 @@ class SeamBorders:
 
 @dataclass
 class SeamMeter:
-    """The seam error of a clip as it streams by: feed residual frames ``h w c`` in order, then read the ratios."""
+    """Streaming seam error of a clip: add residual frames ``h w c`` in order, then read the ratios."""
 
     borders: SeamBorders
     _at: dict[str, list[float]] = field(default_factory=lambda: {"time": [0.0, 0.0], "space": [0.0, 0.0]})
@@ -35,18 +35,18 @@ class SeamMeter:
     _index: int = 0
 
     def add(self, residual: np.ndarray) -> None:
-        """Take the next frame's residual."""
+        """Add the next frame's residual, ``h w c``."""
         if self._previous is not None:
             crossing = self._index in self.borders.frames
             self._count("time", np.array([np.abs(residual - self._previous).mean()]), np.array([crossing]))
         for axis, borders in ((0, self.borders.rows), (1, self.borders.columns)):
-            if borders:  # a direction that was not cut is no measure of one that was
+            if borders:  # a direction without borders must not contribute to the other's baseline
                 steps = np.abs(np.diff(residual, axis=axis)).mean(axis=(1 - axis, 2))
                 self._count("space", steps, _hits(borders, residual.shape[axis]))
         self._previous, self._index = residual, self._index + 1
 
     def ratios(self) -> dict[str, float]:
-        """``{"time": …, "space": …}``; NaN where there is no border, or nothing beside one."""
+        """Return ``{"time": …, "space": …}``; NaN if there are no borders, or nothing but borders."""
         return {axis: _ratio(self._at[axis], self._elsewhere[axis]) for axis in ("time", "space")}
 
     def _count(self, axis: str, strengths: np.ndarray, crossing: np.ndarray) -> None:
@@ -56,7 +56,7 @@ class SeamMeter:
 
 
 def _hits(positions: Collection[int], size: int) -> np.ndarray:
-    """Step ``i -> i + 1`` crosses a border when a new tile starts at ``i + 1``: ``size - 1`` booleans."""
+    """Return ``size - 1`` booleans: step ``i -> i + 1`` crosses a border if a new tile starts at ``i + 1``."""
     return np.isin(np.arange(1, size), list(positions))
 
 

@@ -1,8 +1,8 @@
-"""Temporal metrics, each in its published definition, on one pair of frames: the term that is averaged over a clip.
+"""Temporal metrics as published, each for one pair of frames: the term that is averaged over a clip.
 
-:mod:`eval.scoring` takes them for every frame t but the last, in a region of frame t; a clip of one frame has none.
+:mod:`eval.scoring` computes them for every frame t but the last, in a region of frame t; a clip of one frame has none.
 
-A blurred video wins every warp error: print the reference's own value and bicubic's beside it.
+Blurred video minimises every warp error: report the reference's and bicubic's values next to it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def ewarp_lai_pair(
     """Warping error of Lai et al. 2018 (fast_blind_video_consistency, ``evaluate_WarpError.py``), frames ``h w c``.
 
     Mean over valid pixels and channels of ``(warp(following) - frame)^2``: frame t+1 of the output warped back to t
-    along ``forward``, the flow t -> t+1 of the *reference* frames; ``valid``, theirs too, leaves occlusions and motion
-    boundaries out (:func:`eval.metrics.flow.valid_pixels`). NaN when no pixel (of ``region``, ``h w``) is valid: Lai's
-    code counts 0 there, which rewards a flow that matched nothing.
+    along ``forward``, the flow t -> t+1 of the *reference* frames. ``valid``, also of the reference, excludes
+    occlusions and motion boundaries (:func:`eval.metrics.flow.valid_pixels`). NaN if no pixel (of ``region``, ``h w``)
+    is valid: Lai's code counts 0 there, which rewards a flow that matched nothing.
     """
     warped, _ = backward_warp(following, forward)
     counted = valid if region is None else valid & (region > 0)
@@ -44,14 +44,14 @@ def ewarp_lai_pair(
 
 @dataclass(frozen=True)
 class HalfSizeMatch:
-    """Two neighbouring frames of an output at half size, the second warped to the first, and its valid pixels."""
+    """Warp error of two consecutive output frames at half size, and the valid pixels of the first, both ``h/2 w/2``."""
 
     error: np.ndarray
     valid: np.ndarray
 
 
 def ewarp_evalcrafter_match(frame: np.ndarray, following: np.ndarray, flow: FlowEstimator) -> HalfSizeMatch:
-    """What :func:`ewarp_evalcrafter_pair` averages: squared error over channels ``h/2 w/2``, where it counts."""
+    """Return the input of :func:`ewarp_evalcrafter_pair`: squared error summed over channels, and valid pixels."""
     frame, following = half_size(frame), half_size(following)
     forward, backward = flow(frame, following), flow(following, frame)
     warped, _ = backward_warp(following, forward)
@@ -60,14 +60,13 @@ def ewarp_evalcrafter_match(frame: np.ndarray, following: np.ndarray, flow: Flow
 
 
 def ewarp_evalcrafter_pair(match: HalfSizeMatch, region: np.ndarray | None = None) -> float:
-    """E*_warp of EvalCrafter (Liu et al. 2024), used by STAR and DOVE: no reference. NaN when nothing is valid.
+    """E*_warp of EvalCrafter (Liu et al. 2024), used by STAR and DOVE: no reference. NaN if nothing is valid.
 
     Flow (RAFT in the papers) on the output itself, frames at half size, squared error summed over the three channels
     and divided by the number of valid pixels, hence three times the per-channel mean. Its script
-    (``metrics/RAFT/optical_flow_scores.py``) hands RAFT pixels in [0, 1]; the flow here gets the range that it was
-    made for.
+    (``metrics/RAFT/optical_flow_scores.py``) feeds RAFT pixels in [0, 1]; here the flow gets the range it expects.
 
-    ``region``: ``h w`` at full size; a pixel of half size counts when one of its four does.
+    ``region``: ``h w`` at full size; a half-size pixel counts if any of its four full-size pixels does.
     """
     valid = match.valid if region is None else match.valid & (half_size(region.astype(np.float32)) > 0)
     return float(match.error[valid].mean()) if valid.any() else math.nan
@@ -108,8 +107,8 @@ def tlpips_pair(
 def temporal_flickering_pair(frame: np.ndarray, following: np.ndarray, region: np.ndarray | None = None) -> float:
     """VBench's temporal flickering (Huang et al. 2024, ``temporal_flickering.py``): ``(255 - MAE) / 255``.
 
-    That is ``1 - mean |following - frame|`` of frames ``h w c`` in [0, 1]; higher is better; meant for static scenes
-    only: motion counts as flicker. NaN for an empty region ``h w``.
+    That is ``1 - mean |following - frame|`` of frames ``h w c`` in [0, 1]; higher is better. Meant for static scenes
+    only, since motion counts as flicker. NaN for an empty region ``h w``.
     """
     change = np.abs(following.astype(np.float64) - frame)  # h w c
     if region is None:
@@ -118,5 +117,5 @@ def temporal_flickering_pair(frame: np.ndarray, following: np.ndarray, region: n
 
 
 def half_size(frame: np.ndarray) -> np.ndarray:
-    """``h w c`` -> ``h/2 w/2 c``, OpenCV's bilinear (at exactly one half, the mean of four pixels)."""
+    """Downscale ``h w c`` to ``h/2 w/2 c``, OpenCV's bilinear (at exactly one half, the mean of four pixels)."""
     return cv2.resize(frame, (frame.shape[1] // 2, frame.shape[0] // 2), interpolation=cv2.INTER_LINEAR)

@@ -1,1 +1,1 @@
-"""Other people's methods, run as their authors run them. Each needs packages that the project itself does not."""
+"""Third-party methods, run as their authors run them. Each needs packages that this project itself does not."""

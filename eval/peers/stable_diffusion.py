@@ -1,6 +1,6 @@
-"""Stable Diffusion's x4 upscaler and inpainting (Rombach et al. 2022) by diffusers' own pipelines, frame by frame.
+"""Stable Diffusion's x4 upscaler and inpainting (Rombach et al. 2022) in diffusers' pipelines, frame by frame.
 
-Every frame starts from the same noise, the mildest choice for a method that knows nothing of time.
+Every frame starts from the same noise, the most favourable choice for a method without temporal modelling.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from eval.peers.packages import wrong_scale
 STEPS = 25
 SEED = 0
 PROMPT = ""
-PIXELS = "[0, 1]"  # what pipelines are given: of [-1, 1] they take a bright frame for [0, 1]
+PIXELS = "[0, 1]"  # range of the pipelines' input; given [-1, 1], they would mistake a bright frame for [0, 1]
 SCALE = 4
 UPSCALER_NOISE_LEVEL = 20  # the pipeline's own default
 
 
 @dataclass(frozen=True)
 class StableDiffusionUpscaler:
-    """``StableDiffusionUpscalePipeline``, x4, without a prompt and therefore without guidance."""
+    """``StableDiffusionUpscalePipeline``, x4, without a prompt and hence without guidance."""
 
     folder: Path | None
     device: str = "cpu"
@@ -50,7 +50,7 @@ class StableDiffusionUpscaler:
             pixels = _to_tensor(frame)
             made = pipeline(
                 PROMPT,
-                image=_pad(pixels, _step(pipeline)),  # in [0, 1]: diffusers itself takes it to [-1, 1]
+                image=_pad(pixels, _step(pipeline)),  # in [0, 1]: diffusers itself converts it to [-1, 1]
                 noise_level=UPSCALER_NOISE_LEVEL,
                 **_common(self.device),
             ).images
@@ -61,7 +61,7 @@ class StableDiffusionUpscaler:
 
 @dataclass(frozen=True)
 class StableDiffusionInpaint:
-    """Bicubic, then ``StableDiffusionInpaintPipeline`` on the frame; only the slightly grown hole is taken from it."""
+    """Bicubic, then ``StableDiffusionInpaintPipeline`` per frame; only the slightly dilated hole is taken from it."""
 
     folder: Path | None
     device: str = "cpu"
@@ -109,12 +109,12 @@ def _common(device: str) -> dict[str, Any]:
 
 
 def _step(pipeline: Any) -> int:
-    """Latent sides must be multiples of this for the UNet to come back to the size that it started from."""
+    """Return the factor that latent sides must be multiples of, so that the UNet returns the size it was given."""
     return 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 
 def _pad(pixels: Tensor, step: int) -> Tensor:
-    """``1 c h w`` -> the last row and column repeated until both sides are multiples of ``step``."""
+    """Repeat the last row and column of ``1 c h w`` until both sides are multiples of ``step``."""
     height, width = pixels.shape[-2:]
     bottom, right = math.ceil(height / step) * step - height, math.ceil(width / step) * step - width
     return torch.nn.functional.pad(pixels, (0, right, 0, bottom), mode="replicate")

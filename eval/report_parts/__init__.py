@@ -1,1 +1,1 @@
-"""What the report is made of: folders in, scores, chosen frames and pictures, one HTML page out."""
+"""Parts of the report: load result folders, choose frames, make pictures, build one HTML page."""

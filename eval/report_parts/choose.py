@@ -1,4 +1,4 @@
-"""Which frames, which part of a frame and which scan line are shown. Pure functions on arrays."""
+"""Selection of the frames, crops and scan lines to show. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def difference(scores: Mapping[str, np.ndarray], higher_is_better: bool = True) -> np.ndarray:
-    """How much the methods differ at each frame, ``t``: highest minus lowest score; NaN with fewer than two scores.
+    """Return how much the methods differ at each frame, ``t``: highest minus lowest score; NaN below two scores.
 
-    A lone method has nobody to differ from: its worst frames are its largest values here.
+    For a single method, large values mark its worst frames instead.
 
     Args:
-        scores: method -> ``t``, NaN (or infinite: equal pictures) where a frame has no score.
+        scores: method -> ``t``, NaN (or infinite: identical pictures) where a frame has no score.
+        higher_is_better: only used for a single method.
     """
     table = np.stack([np.where(np.isfinite(values), values, np.nan) for values in scores.values()])  # m t
     if len(table) == 1:
@@ -30,9 +31,9 @@ def difference(scores: Mapping[str, np.ndarray], higher_is_better: bool = True) 
 
 
 def largest(values: np.ndarray, count: int, apart: int) -> list[int]:
-    """Indices of the ``count`` largest values, largest first, at least ``apart`` from each other; NaN is never taken.
+    """Return the indices of the ``count`` largest values, largest first, at least ``apart`` from each other.
 
-    The earlier of two equal ones comes first.
+    Of equal values the earlier comes first; NaN is never chosen.
     """
     chosen: list[int] = []
     for index in np.argsort(-values, kind="stable"):
@@ -44,7 +45,9 @@ def largest(values: np.ndarray, count: int, apart: int) -> list[int]:
 
 
 def most_different_box(frames: Sequence[np.ndarray], size: tuple[int, int]) -> Box:
-    """The box of ``size`` (cut to the frame) in which the frames differ most: mean over pixels of highest - lowest.
+    """Return the box of ``size`` (cropped to the frame) in which the frames differ most on average.
+
+    The difference at a pixel is the highest minus the lowest value, averaged over channels.
 
     Args:
         frames: each ``h w 3`` uint8, two or more.
@@ -61,11 +64,13 @@ def most_different_box(frames: Sequence[np.ndarray], size: tuple[int, int]) -> B
 
 
 def busiest_line(activity: np.ndarray, width: int) -> tuple[int, int, int]:
-    """``(row, left, width)`` of the scan line to show: the row whose mean activity is largest, and on it the ``width``
-    pixels (cut to the frame) with the largest.
+    """Return ``(row, left, width)`` of the scan line to show.
+
+    The row is the one with the largest mean activity; within it, the ``width`` pixels (at most the whole row) with the
+    largest sum.
 
     Args:
-        activity: ``h w``, for each pixel the sum over time of its change from one frame to the next.
+        activity: ``h w``, the sum over time of each pixel's change between consecutive frames.
     """
     width = min(width, activity.shape[1])
     row = int(activity.mean(axis=1).argmax())
@@ -74,7 +79,7 @@ def busiest_line(activity: np.ndarray, width: int) -> tuple[int, int, int]:
 
 
 def thin(values: np.ndarray, step: int) -> np.ndarray:
-    """Means over ``step`` frames, NaN left out; a stretch without any value is NaN."""
+    """Average over blocks of ``step`` frames, ignoring NaN; a block without any value is NaN."""
     if step == 1:
         return values
     padded = np.full(-(-len(values) // step) * step, np.nan)

@@ -1,4 +1,4 @@
-"""What the page's script draws: one value a frame, column, method and clip, as plain numbers."""
+"""Data of the curves: one value per frame, column, method and clip, as plain numbers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from eval.columns import REFERENCE, ordered
 from eval.report_parts.choose import thin
 from eval.report_parts.load import ScoredClip, ScoredTrack
 
-MOST_POINTS = 400  # of a curve; a longer clip is drawn as means over equal stretches
+MOST_POINTS = 400  # per curve; a longer clip is drawn as means over equal blocks
 _DIGITS = 5
 
 
 def track_curves(track: ScoredTrack) -> dict[str, Any]:
-    """``{clip: {frames, step, columns: {column: {method: [value or null, ...]}}}}``, values in the columns' units.
+    """Return ``{clip: {frames, step, columns: {column: {method: [value or null, ...]}}}}``, in the columns' units.
 
-    The reference's own values, the same for all methods, stand under the method ``reference``.
+    The reference's own values, the same for all methods, are listed under the method ``reference``.
     """
     return {clip: clip_curves(track.of_clip(clip)) for clip in track.clips()}
 
 
 def clip_curves(versions: Mapping[str, ScoredClip]) -> dict[str, Any]:
-    """One clip's part of :func:`track_curves`. Point ``i`` stands for frames ``i * step`` to ``(i + 1) * step - 1``."""
+    """Return one clip of :func:`track_curves`. Point ``i`` covers frames ``i * step`` to ``(i + 1) * step - 1``."""
     frames = next(iter(versions.values())).frames
     step = max(1, -(-frames // MOST_POINTS))
     drawn: dict[str, dict[str, list[float | None]]] = {}
@@ -41,7 +41,7 @@ def clip_curves(versions: Mapping[str, ScoredClip]) -> dict[str, Any]:
 
 
 def column_titles(tracks: list[ScoredTrack]) -> dict[str, dict[str, Any]]:
-    """Column -> title, unit, digits and which is better, for all that is drawn."""
+    """Return column -> title, unit, digits and which value is better, for all that is drawn."""
     names = (
         name
         for track in tracks

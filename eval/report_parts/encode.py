@@ -1,4 +1,4 @@
-"""Pictures as text: ``data:`` addresses that a page carries in itself."""
+"""Pictures as ``data:`` URIs, embedded in the page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LEAST_QUALITY = 35
 
 
 def png_uri(picture: np.ndarray) -> str:
-    """``h w 3`` uint8 RGB, lossless."""
+    """Encode ``h w 3`` uint8 RGB losslessly."""
     return _uri(picture, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def jpeg_uri(picture: np.ndarray, quality: int) -> str:
-    """``h w 3`` uint8 RGB; ``quality`` 1..100. Colour is kept at full resolution: a crop is looked at closely."""
+    """Encode ``h w 3`` uint8 RGB with ``quality`` 1..100. No chroma subsampling: crops are inspected closely."""
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return _uri(picture, ".jpeg", [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1, *sampling])
 

@@ -1,4 +1,4 @@
-"""What ``eval.benchmark`` and ``eval.run`` left on disk, read back: tracks, methods, clips, scores a frame."""
+"""Read the results of ``eval.benchmark`` and ``eval.run`` from disk: tracks, methods, clips, per-frame scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from eval.clips import ClipPair
 from ldm_video.core.errors import UserError
 
-GIVEN = "given folders"  # the track of folders that eval.run wrote
-REFERENCE, INPUT = "reference", "input"  # what is shown beside the methods
+GIVEN = "given folders"  # the track for output folders of eval.run
+REFERENCE, INPUT = "reference", "input"  # shown next to the methods
 
 
 @dataclass(frozen=True)
 class ScoredClip:
-    """One clip of one method: its files, and column -> one score a frame (``t`` float64, NaN where there is none)."""
+    """One clip of one method: its files, and column -> score per frame (``t`` float64, NaN where there is none)."""
 
     pair: ClipPair
     frames: int
@@ -29,7 +29,7 @@ class ScoredClip:
 
 @dataclass(frozen=True)
 class ScoredMethod:
-    """One method on one track: its ``summary.json``, and where measured ``seconds`` a frame and the peak of memory."""
+    """One method on one track: its ``summary.json`` and, if measured, ``seconds`` per frame and peak memory."""
 
     name: str
     summary: dict[str, Any]
@@ -40,21 +40,24 @@ class ScoredMethod:
 
 @dataclass
 class ScoredTrack:
-    """Methods on the same inputs."""
+    """All methods scored on the same inputs."""
 
     name: str
     methods: dict[str, ScoredMethod] = field(default_factory=dict)
 
     def clips(self) -> list[str]:
-        """All clips' names in the order of first sight."""
+        """Return the names of all clips in order of first occurrence."""
         return list(dict.fromkeys(clip for method in self.methods.values() for clip in method.clips))
 
     def of_clip(self, clip: str) -> dict[str, ScoredClip]:
-        """Method -> its version of a clip, without the methods that have none."""
+        """Return method -> its version of a clip, without the methods that have none."""
         return {name: method.clips[clip] for name, method in self.methods.items() if clip in method.clips}
 
     def add(self, method: ScoredMethod, folder: Path) -> None:
-        """A second method of that name gets its folder's name behind it; none is named as what stands beside them."""
+        """Add a method. The folder's name is appended to a duplicate name; a reserved name is marked as scored.
+
+        Raises ``UserError`` if the name is still a duplicate.
+        """
         name = f"{method.name} (scored)" if method.name in (REFERENCE, INPUT) else method.name
         name = name if name not in self.methods else f"{name} ({folder.name})"
         if name in self.methods:
@@ -63,10 +66,10 @@ class ScoredTrack:
 
 
 def load_tracks(folders: Sequence[Path]) -> list[ScoredTrack]:
-    """All tracks of the given folders: benchmarks' (``results.json``) and, in one track, eval.run's (``summary.json``).
+    """Load all tracks of the folders: benchmarks' (``results.json``), and eval.run's (``summary.json``) as one track.
 
-    Raises ``UserError`` that names the file when a folder is neither, a file is damaged, a clip has no scores or a
-    video is gone, and when two methods' versions of a clip differ in length.
+    Raises ``UserError`` that names the file if a folder is neither, a file is damaged, a clip has no scores, a video is
+    missing, or two methods' versions of a clip differ in length.
     """
     tracks: dict[str, ScoredTrack] = {}
     for folder in folders:
@@ -108,7 +111,7 @@ def _load_method(name: str, scores: Path, root: Path) -> ScoredMethod:
     table, unavailable = summary.get("scores"), summary.get("unavailable")
     if not (isinstance(table, dict) and isinstance(unavailable, dict) and all("mean" in s for s in table.values())):
         raise _damaged(scores / "summary.json", "no scores")
-    names = summary.get("names")  # of the clips that the means are of; folders of earlier versions have none
+    names = summary.get("names")  # of the clips in the means; absent in folders of earlier versions
     clips = {
         path.stem: _load_clip(path, scores, root)
         for path in sorted((scores / "clips").glob("*.json"))
@@ -130,9 +133,10 @@ def _load_clip(path: Path, scores: Path, root: Path) -> ScoredClip:
 
 
 def _find(recorded: Path, root: Path) -> Path:
-    """The file below ``root`` when the folder was moved (or the path was relative to another place), else as recorded.
+    """Return the file below ``root`` if the folder was moved (or a relative path no longer resolves), else as recorded.
 
-    A benchmark's own ``inputs`` and ``outputs`` come first, so that a copied folder shows its own files.
+    A benchmark's own ``inputs`` and ``outputs`` take precedence, so that a copied folder shows its own files. Raises
+    ``UserError`` if neither exists.
     """
     parts = recorded.parts
     below = [root.joinpath(*parts[start:]) for start, part in enumerate(parts) if part in ("inputs", "outputs")]

@@ -1,4 +1,4 @@
-"""HTML as text, escaped where it is made."""
+"""HTML as text, escaped on construction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ class Html(str):
 
 
 def tag(name: str, /, *children: str | Html, **attributes: str | int | bool | None) -> Html:
-    """``tag("p", "a < b", class_="x", data_clip="y")`` -> ``<p class="x" data-clip="y">a &lt; b</p>``.
+    """Build an element from text, markup and attributes.
+
+    ``tag("p", "a < b", class_="x", data_clip="y")`` -> ``<p class="x" data-clip="y">a &lt; b</p>``.
 
     Text is escaped, :class:`Html` is not. A ``False`` or ``None`` attribute is left out, a ``True`` one has no value.
     """
@@ -27,11 +29,11 @@ def tag(name: str, /, *children: str | Html, **attributes: str | int | bool | No
 
 
 def join(*parts: str | Html) -> Html:
-    """Parts in a row; those that are text are escaped."""
+    """Concatenate parts, escaping those that are plain text."""
     return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
 
 
 def json_script(identity: str, content: Any) -> Html:
-    """Data for the page's script. ``<`` is written as its number, so that no text in it can end the element."""
+    """Embed data for the page's script. ``<`` is escaped, so that no text in it can end the element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return Html(f'<script type="application/json" id="{escape(identity)}">{text}</script>')

@@ -1,4 +1,4 @@
-"""The page itself: sections in the order in which a reviewer asks."""
+"""The HTML page: its sections, ordered as a reviewer would read them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from eval.report_parts.markup import Html, join, json_script, tag
 from eval.report_parts.pictures import MOST_LINES, ClipPictures
 from eval.report_parts.score_table import score_table
 
-_PROFILE_HEIGHT = 240  # CSS pixels that a temporal profile aims at
+_PROFILE_HEIGHT = 240  # target height of a temporal profile in CSS pixels
 _MAP_WIDTH = 420
 _ORANGE, _BLUE = (255, 140, 0), (0, 170, 255)
-# Nothing may be fetched: a picture that is not in the page is not shown, and no script can call home.
+# Nothing may be fetched: only embedded pictures are shown, and no script can connect anywhere.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 Pictured = Mapping[str, Mapping[str, ClipPictures]]  # track -> clip -> pictures
 
 
 def html_page(title: str, tracks: list[ScoredTrack], pictured: Pictured, quality: int) -> str:
-    """One document that needs nothing but itself. ``quality``: of its JPEGs, 1..100."""
+    """Return a self-contained document. ``quality``: of its JPEGs, 1..100."""
     shots = [(track, clip) for track, clips in pictured.items() for clip in clips.values()]
     crops = (_crops(track, clip, quality) for track, clip in shots)
     profiles = (_profiles(track, clip) for track, clip in shots)
@@ -72,7 +72,7 @@ def _header(title: str, tracks: list[ScoredTrack]) -> Html:
 
 
 def _bar() -> Html:
-    """The track and clip of all that follows; it stays in view."""
+    """Build the sticky bar that selects the track and clip of the sections below it."""
     choices = tag("div", _choice("track", "track"), _choice("clip", "clip"), class_="controls")
     return tag("div", choices, class_="bar", id="bar", hidden=True)
 
@@ -133,7 +133,7 @@ def _crops(track: str, clip: ClipPictures, quality: int) -> Html:
 
 
 def _map(clip: ClipPictures, quality: int) -> Html:
-    """The reference, small, with the crops' boxes and the scan line drawn on it."""
+    """Draw the boxes of the crops and the scan line on a small copy of the reference."""
     picture = clip.whole[REFERENCE]
     scale = min(1.0, _MAP_WIDTH / picture.shape[1])
     small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -175,7 +175,7 @@ def _stage(track: str, clip: ClipPictures, quality: int) -> Html:
 
 
 def _divider() -> Html:
-    """The script moves it onto the stage that is shown; a range brings mouse, touch and keyboard with it."""
+    """Build the slider, which the script moves to the visible stage. A range input handles mouse, touch and keys."""
     return tag("input", type="range", id="divide", min=0, max=100, step="0.5", value=50, aria_label="divider")
 
 
@@ -201,7 +201,7 @@ def _data(tracks: list[ScoredTrack], pictured: Pictured) -> Html:
 
 
 def _in_order(pictures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Input, methods, reference: as a reader goes from what was given to what was wanted."""
+    """Order pictures as input, methods, reference."""
     ends = ("input", REFERENCE)
     inner = {label: picture for label, picture in pictures.items() if label not in ends}
     first = {label: pictures[label] for label in ("input",) if label in pictures}
@@ -231,5 +231,5 @@ def _section(identity: str, title: str, text: str, *parts: Html) -> Html:
 
 
 def _unpictured() -> Html:
-    """Filled by the script when a clip is chosen of which there are curves only."""
+    """Build the note that the script fills in for a clip that only has curves."""
     return tag("p", class_="unpictured", hidden=True)

@@ -1,4 +1,4 @@
-"""Reads the frames that the page shows: crops, whole frames, scan lines over time. Memory: those and one frame more."""
+"""Read the frames that the page shows: crops, whole frames, scan lines over time. Holds those and one more frame."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from eval.report_parts.load import INPUT, REFERENCE, ScoredClip, ScoredTrack
 from ldm_video.core.errors import UserError
 
 CROP = (144, 192)  # height, width in pixels of the reference
-CROPPED_FRAMES = 2  # a clip
+CROPPED_FRAMES = 2  # per clip
 LINE = 480  # pixels of the scan line
 MOST_LINES = 240  # frames of a temporal profile, from the clip's start
-WIDEST = 1280  # pixels of a whole frame in the slider; larger ones are shrunk
+WIDEST = 1280  # pixels of a whole frame in the slider; wider ones are downscaled
 
 
 @dataclass(frozen=True)
 class CroppedFrame:
-    """One frame, cut to the box in which the methods differ most.
+    """One frame, cropped to the box in which the methods differ most.
 
-    ``scores``: method -> its score on this frame, NaN where it has none; ``crops``: label -> ``h w 3`` uint8.
+    ``scores``: method -> its score on this frame, NaN if it has none; ``crops``: label -> ``h w 3`` uint8.
     """
 
     frame: int
@@ -40,12 +40,13 @@ class CroppedFrame:
 
 @dataclass(frozen=True)
 class ClipPictures:
-    """All that is shown of one clip. Labels: ``reference``, ``input`` where there is one, and the methods.
+    """All pictures of one clip. Labels: ``reference``, ``input`` if there is one, and the methods.
 
     Attributes:
-        decided_by: the column whose scores chose the frames.
-        cropped: the frames in which methods differ most, the most first.
-        whole: label -> the first of these frames, uncut, ``h w 3`` uint8.
+        decided_by: the column whose scores selected the frames.
+        size: (height, width) of the reference.
+        cropped: the frames in which methods differ most, the largest difference first.
+        whole: label -> the first of these frames, uncropped, ``h w 3`` uint8.
         line: row, left edge and width of the scan line, in pixels of the reference.
         profiles: label -> ``t width 3`` uint8, the scan line of frame t in row t.
     """
@@ -60,7 +61,7 @@ class ClipPictures:
 
 
 def chosen_clips(track: ScoredTrack, count: int) -> list[str]:
-    """The ``count`` clips with the largest difference between methods on any frame, in the track's own order."""
+    """Return the ``count`` clips with the largest difference between methods on any frame, in the track's order."""
     peaks = {}
     for clip in track.clips():
         spread = _differences(track.of_clip(clip))[2]
@@ -70,7 +71,7 @@ def chosen_clips(track: ScoredTrack, count: int) -> list[str]:
 
 
 def clip_pictures(clip: str, versions: Mapping[str, ScoredClip]) -> ClipPictures:
-    """Read what is shown of one clip. ``versions``: method -> its clip. Raises ``UserError`` for an unreadable file."""
+    """Read the pictures of one clip. ``versions``: method -> its clip. ``UserError`` for an unreadable file."""
     decided_by, scores, spread = _differences(versions)
     frames = choose.largest(spread, CROPPED_FRAMES, apart=max(1, len(spread) // 4)) or [0]
     first = next(iter(versions.values())).pair
@@ -92,7 +93,7 @@ def clip_pictures(clip: str, versions: Mapping[str, ScoredClip]) -> ClipPictures
 
 
 def _differences(versions: Mapping[str, ScoredClip]) -> tuple[str, dict[str, np.ndarray], np.ndarray]:
-    """The column that decides, its scores of each method, and the difference between methods at each frame (``t``)."""
+    """Return the deciding column, its scores by method, and the difference between methods at each frame (``t``)."""
     column = columns.leading(version.scores for version in versions.values())
     if column is None:
         return "", {}, np.full(next(iter(versions.values())).frames, np.nan)
@@ -101,7 +102,7 @@ def _differences(versions: Mapping[str, ScoredClip]) -> tuple[str, dict[str, np.
 
 
 def _activity(reference: Path) -> tuple[tuple[int, int], np.ndarray]:
-    """The reference's size, and for each pixel the sum over the profile's frames of its change (``h w``)."""
+    """Return the reference's size, and each pixel's change summed over the profile's frames (``h w``)."""
     with closing(_bytes_of(reference)) as frames:
         before = next(frames).astype(np.float32)
         height, width, _ = before.shape
@@ -116,7 +117,10 @@ def _activity(reference: Path) -> tuple[tuple[int, int], np.ndarray]:
 def _read(
     path: Path, size: tuple[int, int], wanted: list[int], line: tuple[int, int, int], enlarge: bool
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """The wanted frames, and the profile ``t width 3``. ``enlarge`` to ``size``: the input shows its pixels."""
+    """Return the wanted frames and the profile ``t width 3``. ``enlarge``: resize to ``size``, pixels stay visible.
+
+    Raises ``UserError`` for another size and for missing frames.
+    """
     row, left, width = line
     pictures: dict[int, np.ndarray] = {}
     lines: list[np.ndarray] = []
@@ -136,13 +140,13 @@ def _read(
 
 
 def _differing_box(frame: int, kept: Mapping[str, Mapping[int, np.ndarray]], methods: list[str]) -> choose.Box:
-    """A lone method is compared with the reference."""
+    """Return the box in which the methods differ most; a single method is compared with the reference."""
     compared = [*methods, REFERENCE] if len(methods) == 1 else methods
     return choose.most_different_box([kept[label][frame] for label in compared], CROP)
 
 
 def _cut(frame: int, kept: Mapping[str, Mapping[int, np.ndarray]], box: choose.Box) -> dict[str, np.ndarray]:
-    """Copies: a view would keep the whole frames."""
+    """Return crops as copies, since views would keep the whole frames in memory."""
     top, left, height, width = box
     return {label: pictures[frame][top : top + height, left : left + width].copy() for label, pictures in kept.items()}
 
@@ -155,6 +159,6 @@ def _fit(picture: np.ndarray) -> np.ndarray:
 
 
 def _bytes_of(path: Path) -> Generator[np.ndarray]:
-    """Frames ``h w 3`` uint8, exactly as stored."""
+    """Yield frames ``h w 3`` uint8, exactly as stored."""
     for frame in frames_of(path):
         yield (frame * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The table of a track: the reference's own row, then every method; the best value of a column is marked."""
+"""The table of a track: a reference row, then every method; the best value of a column is marked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _MEBIBYTE = 2**20
 
 
 def score_table(track: ScoredTrack, baseline: str, everyone: Sequence[str] = ()) -> Html:
-    """``everyone``: methods of all tracks, to say who is not on this one.
+    """Build the score tables of a track, with notes. ``everyone``: methods of all tracks, to list the absent ones.
 
-    Scores of the whole frame and of the regions are two tables, so that either can be read on a small screen.
+    Whole-frame and region scores are separate tables, so that either fits a small screen.
     """
     names = [name for method in track.methods.values() for name in method.summary["scores"]]
     absent = _unavailable(track)
