@@ -120,7 +120,7 @@ def run_once(method: Method, given: BenchmarkInput, folder: Path, worker: Worker
     output, note = folder / f"{given.clip}.mkv", folder / f"{given.clip}.json"
     state = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in (given.lowres, given.mask) if p is not None]
     key = json.dumps([method.identity(), state, given.scale])
-    if output.is_file() and (cost := _recorded(note, key)) is not None:
+    if output.is_file() and (cost := _recorded_cost(note, key)) is not None:
         return cost
     folder.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)  # it describes an output that is about to be replaced
@@ -129,7 +129,7 @@ def run_once(method: Method, given: BenchmarkInput, folder: Path, worker: Worker
     return cost
 
 
-def _recorded(note: Path, key: str) -> Cost | None:
+def _recorded_cost(note: Path, key: str) -> Cost | None:
     try:
         record = json.loads(note.read_text())
         return Cost(record["seconds"], record["peak_bytes"]) if record["key"] == key else None

@@ -17,7 +17,7 @@ from ldm_video.core.files import atomic_path
 from ldm_video.video_io.subsample import FIELDS, RgbToYuv
 
 RATE = Fraction(25)  # frames per second: 50 fields
-_GROUP = 12  # from one intra frame to the next, and
+_GOP_SIZE = 12  # from one intra frame to the next, and
 _B_FRAMES = 2  # between two forward-predicted frames, as in DVB
 _FIELD_LINES = 4  # interlaced 4:2:0: one chroma line of each field per four lines
 
@@ -62,7 +62,7 @@ def write_broadcast(path: Path, moments: Iterable[np.ndarray], size: tuple[int, 
         stream = container.add_stream("mpeg2video", rate=RATE)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         context = stream.codec_context
-        context.thread_count, context.gop_size, context.max_b_frames = 1, _GROUP, _B_FRAMES
+        context.thread_count, context.gop_size, context.max_b_frames = 1, _GOP_SIZE, _B_FRAMES
         # without these tags, more than 576 lines or a width of 1280 would be read as BT.709
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT470BG, ColorTrc.SMPTE170M

@@ -149,7 +149,7 @@ def _build(
     recipe = _recipe(ref, track, scale, seed) | ({"objects": file_states(objects)} if objects else {})
     note = folder / f"{name}.json"
     found = BenchmarkInput(name, ref.path, lowres, mask, ref.frames, scale)
-    if _same(note, recipe) and lowres.is_file() and (mask is None or mask.is_file()):
+    if _is_current(note, recipe) and lowres.is_file() and (mask is None or mask.is_file()):
         return found
     note.unlink(missing_ok=True)  # it describes files that are about to be replaced
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
@@ -176,7 +176,7 @@ def _build_interlaced(name: str, ref: _Reference, out: Path, track: Track, scale
     recipe = _recipe(ref, track, scale, seed) | {"matrix": "bt601"}  # tagged in the file; formerly guessed
     note, count = folder / f"{name}.json", ref.frames // 2
     found = BenchmarkInput(name, firsts, lowres, None, count, scale)
-    if _same(note, recipe) and lowres.is_file() and firsts.is_file():
+    if _is_current(note, recipe) and lowres.is_file() and firsts.is_file():
         return found
     note.unlink(missing_ok=True)
     rng = np.random.default_rng(_clip_seed(seed, name, track.name))
@@ -202,7 +202,7 @@ def _build_reference(name: str, source: Path, folder: Path, limit: int | None) -
     path, note = folder / f"{name}.mkv", folder / f"{name}.json"
     source_size = (info.height, info.width)
     recipe = {"source": file_states(source), "limit": limit}
-    if path.is_file() and _same(note, recipe):
+    if path.is_file() and _is_current(note, recipe):
         return _Reference(path, json.loads(note.read_text())["frames"], size, source_size, rate)
     note.unlink(missing_ok=True)
     count = _write(path, _cropped(source, size, limit), size, rate, LOSSLESS)
@@ -246,7 +246,7 @@ def _clip_seed(seed: int, *names: str) -> list[int]:
     return [seed, int.from_bytes(digest[:8], "big")]
 
 
-def _same(note: Path, recipe: Mapping[str, object]) -> bool:
+def _is_current(note: Path, recipe: Mapping[str, object]) -> bool:
     """Return whether ``note`` records this recipe (and perhaps more)."""
     try:
         recorded = json.loads(note.read_text())

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
 
-_ALWAYS = ",".join(DEFAULT_METRICS)
+_DEFAULT_NAMES = ",".join(DEFAULT_METRICS)
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lowres", help="what the method was given, for lowres_consistency")
     parser.add_argument(
         "--metrics",
-        default=_ALWAYS,
+        default=_DEFAULT_NAMES,
         help=f"comma-separated, or all, of {', '.join(METRIC_NAMES)}; dists/8: every 8th frame (default: %(default)s)",
     )
     parser.add_argument("--out", default="eval_out", help="folder for CSV and JSON (default: %(default)s)")
@@ -256,7 +256,7 @@ def main() -> None:
         raise UserError("--jobs must be 1 or more")
     tools = Tools(args.raft, args.device, read_seams(args.seams))
     plan = Plan(parse_metrics(args.metrics), tools, Path(args.out), args.strict, args.jobs, Path(args.pred))
-    named = set() if args.metrics in ("all", _ALWAYS) else {choice.name for choice in plan.metrics}
+    named = set() if args.metrics in ("all", _DEFAULT_NAMES) else {choice.name for choice in plan.metrics}
     if SEAM_ERROR in named and tools.seams is None:
         raise UserError("seam_error needs --seams FILE with the method's window and tile borders")
     if LOWRES_CONSISTENCY in named and args.lowres is None:

@@ -335,8 +335,8 @@ def score_clip(
         result.rows.append(row)
         tick()
     if len(result.rows) == 1:
-        moved = [choice.name for choice in metrics if choice.name in MOTION_METRICS]
-        result.unavailable = dict.fromkeys(moved, f"{pair.name} has one frame, nothing moves") | result.unavailable
+        undefined = [choice.name for choice in metrics if choice.name in MOTION_METRICS]
+        result.unavailable = dict.fromkeys(undefined, f"{pair.name} has one frame, nothing moves") | result.unavailable
     if meter is not None:
         result.whole.update({f"{SEAM_ERROR}:{axis}": ratio for axis, ratio in meter.ratios().items()})
     return result

@@ -61,11 +61,11 @@ def _head(column: Column, key: str) -> str:
 
 
 def _cost_cells(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> list[str]:
-    own, pace, room = f"{summary['seconds']:.3g}", _NONE, _NONE
+    own, time_ratio, memory_ratio = f"{summary['seconds']:.3g}", _NONE, _NONE
     if baseline is not None:
-        pace = f"{summary['seconds'] / baseline['seconds']:.1f}"
-        room = f"{summary['peak_bytes'] / baseline['peak_bytes']:.1f}"
-    return [own, pace, f"{summary['peak_bytes'] / 2**20:.0f}", room]
+        time_ratio = f"{summary['seconds'] / baseline['seconds']:.1f}"
+        memory_ratio = f"{summary['peak_bytes'] / baseline['peak_bytes']:.1f}"
+    return [own, time_ratio, f"{summary['peak_bytes'] / 2**20:.0f}", memory_ratio]
 
 
 def _reference_cell(summary: Mapping[str, Any], column: Column, key: str) -> str:

@@ -295,7 +295,7 @@ def test_memory_does_not_grow_with_the_clip(shared_bench: Path, monkeypatch: pyt
             yield frame
             most = max(most, sum(reference() is not None for reference in alive))
 
-    monkeypatch.setattr(pictures, "_bytes_of", long_clip)
+    monkeypatch.setattr(pictures, "_uint8_frames", long_clip)
     monkeypatch.setattr(pictures, "MOST_LINES", 100)
     kept, profile = pictures._read(Path("x"), SIZE, [7, 250], (5, 10, 30), enlarge=False)
     assert sorted(kept) == [7, 250] and profile.shape == (100, 30, 3)

@@ -79,7 +79,7 @@ def there_and_back(clip: np.ndarray, frames: int) -> np.ndarray:
 def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
     """Restore a low-res copy of ``truth`` ``t H W 3`` in [0, 1] segment by segment and measure the result."""
     own = model.sampling
-    scale, settings = round(own.scale), replace(_own_settings(own), window=own.window, overlap=rules.overlap)
+    scale, settings = round(own.scale), replace(_model_settings(own), window=own.window, overlap=rules.overlap)
     restorer = Restorer(model, settings)
     rng = np.random.default_rng(0)
     lowres = np.stack([shrink(frame, scale, 1.0, 2.0, rng) for frame in truth])  # t h w 3
@@ -92,9 +92,9 @@ def measure(model: VideoModel, truth: np.ndarray, rules: PlanRules) -> Result:
     for index, output in enumerate(_outputs(restorer, scale, lowres, plan, rules)):
         for meter in (seams, windows):
             meter.add(output - truth[index])
-        away = np.abs(output.mean(axis=(0, 1)) - truth[index].mean(axis=(0, 1))).mean() * 255
+        colour_distance = np.abs(output.mean(axis=(0, 1)) - truth[index].mean(axis=(0, 1))).mean() * 255
         contrast = output.std() / truth[index].std()
-        frames.append(Frame(float(away), float(contrast), lowres_consistency(output, lowres[index])))
+        frames.append(Frame(float(colour_distance), float(contrast), lowres_consistency(output, lowres[index])))
     return Result(seams.ratios()["time"], windows.ratios()["time"], frames)
 
 
@@ -110,7 +110,7 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     errors = []
     for side in (tile, None):
         tiling = None if side is None else (side, side)
-        settings = replace(_own_settings(model.sampling), tile=tiling, tile_overlap=overlap)
+        settings = replace(_model_settings(model.sampling), tile=tiling, tile_overlap=overlap)
         output = _images(Restorer(model, settings)(lowres, hole, range(len(truth))))
         meter = SeamMeter(SeamBorders(rows=rows, columns=columns))
         for t in range(len(truth)):
@@ -119,7 +119,7 @@ def measure_tiles(model: VideoModel, truth: np.ndarray, tile: int, overlap: int)
     return errors[0], errors[1]
 
 
-def _own_settings(own: SamplingDefaults) -> RestoreSettings:
+def _model_settings(own: SamplingDefaults) -> RestoreSettings:
     """Return the processing that ``infer.py`` applies to the frames before and after the model."""
     return RestoreSettings(average=own.average, steady=own.steady, fidelity=own.fidelity)
 

@@ -87,8 +87,8 @@ def make_checkpoint(width: str) -> Checkpoint:
     """Build the parts of an SD x4-upscaler with random weights, identical at every call."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        config = _written(make_unet(width, 4 + 3).config)
-    betas = _written(make_scheduler().config)
+        config = _public_entries(make_unet(width, 4 + 3).config)
+    betas = _public_entries(make_scheduler().config)
     return Checkpoint(
         unet=UNet2DConditionModel(**config | {"num_class_embeds": 1000}).eval(),
         autoencoder=make_autoencoder(width).eval(),
@@ -99,7 +99,7 @@ def make_checkpoint(width: str) -> Checkpoint:
     )
 
 
-def _written(config: Mapping[str, Any]) -> dict[str, Any]:
+def _public_entries(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a diffusers config without its private entries, one of which lists keys that ``from_config`` ignores."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 

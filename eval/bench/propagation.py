@@ -99,7 +99,7 @@ def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationM
     answers = [propagate(frames[part], hole[part]) for part in parts]
     seconds = (time.process_time() - started) / len(frames)
     filled, confidence = (torch.cat(x) for x in zip(*answers, strict=True))
-    better, left = reduce_hole(frames, large, filled, confidence)
+    propagated_frames, remaining = reduce_hole(frames, large, filled, confidence)
     telea = torch.stack([_telea(frame, mask) for frame, mask in zip(frames, hole, strict=True)])
 
     def score(pixels: Tensor) -> float:
@@ -108,7 +108,7 @@ def measure(given: BenchmarkInput, track: Track, scale: int, model: RestorationM
         )
 
     smooth = push_pull(frames, 1 - hole)
-    propagated = push_pull(better, 1 - lay_on_grid(left, size_of(frames)))
+    propagated = push_pull(propagated_frames, 1 - lay_on_grid(remaining, size_of(frames)))
     return Row(
         track=track.name,
         clip=given.clip,
@@ -159,13 +159,13 @@ def table(rows: Sequence[Row]) -> str:
         for name, moves in (("a moving camera", True), ("a still camera", False)):
             group = [r for r in rows if r.track == track and (r.motion >= MOVING) == moves]
             if group:
-                lines.append(f"\n{track}, {len(group)} with {name}: {_spread([r.gain for r in group])}.")
+                lines.append(f"\n{track}, {len(group)} with {name}: {_mean_and_min([r.gain for r in group])}.")
             if restored := [r.final_gain for r in group if r.restored]:
-                lines[-1] = f"{lines[-1][:-1]}; after the model {_spread(restored)}."
+                lines[-1] = f"{lines[-1][:-1]}; after the model {_mean_and_min(restored)}."
     return "\n".join(lines)
 
 
-def _spread(gains: Sequence[float]) -> str:
+def _mean_and_min(gains: Sequence[float]) -> str:
     return f"{statistics.fmean(gains):+.2f} dB on average, {min(gains):+.2f} dB at least"
 
 

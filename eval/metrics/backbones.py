@@ -76,7 +76,7 @@ def lpips_network(
     it for your device or, for a copy that a trainer may move, with ``shared=False``. Raises ``MetricUnavailable`` if
     there is no pretrained backbone.
     """
-    network = _lpips_network(net, None if path is None else str(path), _full_name(device))
+    network = _lpips_network(net, None if path is None else str(path), _device_key(device))
     return network if shared else copy.deepcopy(network)
 
 
@@ -85,10 +85,10 @@ def dists_network(path: str | Path | None = None, device: str | torch.device = "
 
     Cached like :func:`lpips_network`. Raises ``MetricUnavailable`` without the package or a VGG16 backbone.
     """
-    return _dists_network(None if path is None else str(path), _full_name(device))
+    return _dists_network(None if path is None else str(path), _device_key(device))
 
 
-def _full_name(device: str | torch.device) -> str:
+def _device_key(device: str | torch.device) -> str:
     """Resolve ``cuda`` to ``cuda:0``, so that each device has a single cache key."""
     return str(torch.empty(0, device=device).device)
 
@@ -119,7 +119,7 @@ def _lpips_network(net: str, path: str | None, device: str) -> nn.Module:
             """Stay in eval mode: the heads hold dropout, and a parent's ``train()`` would enable it."""
             return super().train(False)
 
-    with _build_lock, _torchvision_gives(lpips.pretrained_networks, "tv", _ARCHITECTURES[net], features):
+    with _build_lock, _patched_torchvision(lpips.pretrained_networks, "tv", _ARCHITECTURES[net], features):
         network = FrozenLPIPS(net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False)
     heads = torch.load(Path(lpips.__file__).parent / f"weights/v0.1/{net}.pth", map_location="cpu", weights_only=True)
     wanted = {key for key in network.state_dict() if key.startswith("lin") and not key.startswith("lins.")}
@@ -136,7 +136,7 @@ def _dists_network(path: str | None, device: str) -> nn.Module:
         from DISTS_pytorch import DISTS_pt
     except ImportError as error:
         raise MetricUnavailable(f"DISTS needs the DISTS_pytorch package: {INSTALL_LINE}") from error
-    with _build_lock, _torchvision_gives(DISTS_pt, "models", "vgg16", features):
+    with _build_lock, _patched_torchvision(DISTS_pt, "models", "vgg16", features):
         network = DISTS_pt.DISTS(load_weights=False)  # its own loader looks in the wrong folder
     weights = torch.load(Path(DISTS_pt.__file__).parent / "weights.pt", map_location="cpu", weights_only=True)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def _dists_network(path: str | None, device: str) -> nn.Module:
 
 
 @contextmanager
-def _torchvision_gives(module: Any, attribute: str, architecture: str, features: nn.Sequential) -> Iterator[None]:
+def _patched_torchvision(module: Any, attribute: str, architecture: str, features: nn.Sequential) -> Iterator[None]:
     """While open, ``module``'s name for torchvision builds ``architecture`` around ``features``.
 
     Both packages can only download a backbone or initialise it at random; this injects one.

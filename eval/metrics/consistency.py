@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from eval.metrics.fidelity import psnr
 from eval.metrics.perceptual import to_batch
 
-_BICUBIC_REACH = 2  # low-res pixels to each side in the support of torch's antialiased bicubic kernel
+_BICUBIC_RADIUS = 2  # low-res pixels to each side in the support of torch's antialiased bicubic kernel
 
 
 def bring_down(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -33,6 +33,6 @@ def lowres_consistency(pred: np.ndarray, lowres: np.ndarray, mask: np.ndarray | 
     region = None
     if mask is not None:
         touched = cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=cv2.INTER_AREA) > 0
-        side = 2 * _BICUBIC_REACH + 1
+        side = 2 * _BICUBIC_RADIUS + 1
         region = cv2.dilate(touched.astype(np.uint8), np.ones((side, side), np.uint8)) == 0
     return psnr(bring_down(pred, size), lowres, region)

@@ -57,7 +57,7 @@ class RaftFlow:
     """
 
     name = "raft"
-    _smallest = 128  # smallest side for which the correlation pyramid does not vanish
+    _min_side = 128  # smallest side for which the correlation pyramid does not vanish
 
     def __init__(self, path: str | Path, device: str = "cpu", updates: int = 20) -> None:
         self._network = _raft(str(path), device)
@@ -66,7 +66,7 @@ class RaftFlow:
     @torch.no_grad()
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         height, width = first.shape[:2]
-        bottom, right = (max(self._smallest, -(-n // 8) * 8) - n for n in (height, width))
+        bottom, right = (max(self._min_side, -(-n // 8) * 8) - n for n in (height, width))
         pair = [
             F.pad(to_batch(x, self._device) * 2 - 1, (0, right, 0, bottom), mode="replicate") for x in (first, second)
         ]

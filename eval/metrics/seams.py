@@ -42,7 +42,7 @@ class SeamMeter:
         for axis, borders in ((0, self.borders.rows), (1, self.borders.columns)):
             if borders:  # a direction without borders must not contribute to the other's baseline
                 steps = np.abs(np.diff(residual, axis=axis)).mean(axis=(1 - axis, 2))
-                self._count("space", steps, _hits(borders, residual.shape[axis]))
+                self._count("space", steps, _crossings(borders, residual.shape[axis]))
         self._previous, self._index = residual, self._index + 1
 
     def ratios(self) -> dict[str, float]:
@@ -55,7 +55,7 @@ class SeamMeter:
             place[axis][1] += int(chosen.sum())
 
 
-def _hits(positions: Collection[int], size: int) -> np.ndarray:
+def _crossings(positions: Collection[int], size: int) -> np.ndarray:
     """Return ``size - 1`` booleans: step ``i -> i + 1`` crosses a border if a new tile starts at ``i + 1``."""
     return np.isin(np.arange(1, size), list(positions))
 

@@ -94,7 +94,7 @@ def upscale(network: Any, clip: Tensor, kept: range) -> Iterator[Tensor]:
     warp = sys.modules[f"{_ALIAS}.arch_util"].flow_warp
     frames = clip.unsqueeze(1)  # t 1 c h w
 
-    def carry(features: Tensor, index: int, source: int, trunk: nn.Module) -> Tensor:
+    def propagate(features: Tensor, index: int, source: int, trunk: nn.Module) -> Tensor:
         if 0 <= source < len(frames):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*meshgrid.*")
@@ -102,14 +102,14 @@ def upscale(network: Any, clip: Tensor, kept: range) -> Iterator[Tensor]:
                 features = warp(features, rearrange(flow, "1 c h w -> 1 h w c"))
         return trunk(torch.cat([frames[index], features], dim=1))
 
-    nothing = clip.new_zeros(1, network.num_feat, *clip.shape[-2:])
+    zeros = clip.new_zeros(1, network.num_feat, *clip.shape[-2:])
     backward: dict[int, Tensor] = {}
-    features = nothing
+    features = zeros
     for index in reversed(range(kept.start, len(clip))):
-        features = backward[index] = carry(features, index, index + 1, network.backward_trunk)
-    features = nothing
+        features = backward[index] = propagate(features, index, index + 1, network.backward_trunk)
+    features = zeros
     for index in range(kept.stop):
-        features = carry(features, index, index - 1, network.forward_trunk)
+        features = propagate(features, index, index - 1, network.forward_trunk)
         if index in kept:
             yield _reconstruct(network, frames[index], torch.cat([backward.pop(index), features], dim=1))[0]
 

@@ -61,16 +61,16 @@ def _load(file: str) -> Any:
 
 def fill(session: Any, frame: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Fill the hole (``h w`` in {0, 1}) of ``h w 3`` uint8 and return the frame; all other pixels are unchanged."""
-    result, left = frame.copy(), hole.astype(bool)
-    for rows, columns in tiles_over(left):
-        inside = left[rows, columns]
+    result, remaining = frame.copy(), hole.astype(bool)
+    for rows, columns in tiles_over(remaining):
+        inside = remaining[rows, columns]
         if not inside.any():
             continue
         image = result[rows, columns].transpose(2, 0, 1)[None]  # 1 c h w
         mask = np.where(inside, 0, KEEP).astype(np.uint8)[None, None]  # 1 1 h w
         (made,) = session.run(None, {"image": np.ascontiguousarray(image), "mask": mask})
         result[rows, columns][inside] = made[0].transpose(1, 2, 0)[inside]
-        left[rows, columns] = False
+        remaining[rows, columns] = False
     return result
 
 
@@ -88,5 +88,5 @@ def _spans(occupied: np.ndarray, side: int) -> list[slice]:
     first, last = int(occupied[0]), int(occupied[-1]) + 1
     several = [*range(first, last - TILE, STEP), last - TILE]
     starts = several if last - first > TILE else [(first + last - TILE) // 2]
-    held = [min(max(start, 0), max(side - TILE, 0)) for start in starts]
-    return [slice(start, min(start + TILE, side)) for start in dict.fromkeys(held)]
+    clamped = [min(max(start, 0), max(side - TILE, 0)) for start in starts]
+    return [slice(start, min(start + TILE, side)) for start in dict.fromkeys(clamped)]

@@ -50,9 +50,9 @@ class StableDiffusionUpscaler:
             pixels = _to_tensor(frame)
             made = pipeline(
                 PROMPT,
-                image=_pad(pixels, _step(pipeline)),  # in [0, 1]: diffusers itself converts it to [-1, 1]
+                image=_pad(pixels, _latent_multiple(pipeline)),  # in [0, 1]: diffusers itself converts it to [-1, 1]
                 noise_level=UPSCALER_NOISE_LEVEL,
-                **_common(self.device),
+                **_sampling_options(self.device),
             ).images
             return _to_image(made)[: frame.shape[0] * SCALE, : frame.shape[1] * SCALE]
 
@@ -82,12 +82,12 @@ class StableDiffusionInpaint:
             if not hole.any():
                 return large
             grown = grow(hole, scale)
-            step = pipeline.vae_scale_factor * _step(pipeline)
+            step = pipeline.vae_scale_factor * _latent_multiple(pipeline)
             image = _pad(_to_tensor(large), step)
             fill = _pad(torch.from_numpy(grown)[None, None].float(), step)  # 1 1 h w
             height, width = image.shape[-2:]
             size = {"height": height, "width": width}
-            made = pipeline(PROMPT, image=image, mask_image=fill, **size, **_common(self.device)).images
+            made = pipeline(PROMPT, image=image, mask_image=fill, **size, **_sampling_options(self.device)).images
             return np.where(grown[..., None] > 0, _to_image(made)[: large.shape[0], : large.shape[1]], large)
 
         frame_by_frame(lowres, mask, scale, output, one)
@@ -103,12 +103,12 @@ def _load(name: str, folder: str, device: str) -> Any:
     return pipeline.to(device)
 
 
-def _common(device: str) -> dict[str, Any]:
+def _sampling_options(device: str) -> dict[str, Any]:
     generator = torch.Generator(device).manual_seed(SEED)
     return {"num_inference_steps": STEPS, "guidance_scale": 1.0, "generator": generator, "output_type": "pt"}
 
 
-def _step(pipeline: Any) -> int:
+def _latent_multiple(pipeline: Any) -> int:
     """Return the factor that latent sides must be multiples of, so that the UNet returns the size it was given."""
     return 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 

@@ -163,8 +163,8 @@ def _check_lengths(track: ScoredTrack) -> None:
     for clip in track.clips():
         lengths = {name: scored.frames for name, scored in track.of_clip(clip).items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name} {frames}" for name, frames in lengths.items())
-            raise UserError(f"{track.name}: {clip} differs in frames ({told}); compare methods on the same clips")
+            counts = ", ".join(f"{name} {frames}" for name, frames in lengths.items())
+            raise UserError(f"{track.name}: {clip} differs in frames ({counts}); compare methods on the same clips")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

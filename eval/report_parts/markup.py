@@ -20,12 +20,12 @@ def tag(name: str, /, *children: str | Html, **attributes: str | int | bool | No
 
     Text is escaped, :class:`Html` is not. A ``False`` or ``None`` attribute is left out, a ``True`` one has no value.
     """
-    told = "".join(
+    rendered = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
         for key, value in attributes.items()
         if value is not False and value is not None
     )
-    return Html(f"<{name}{told}>") if name in _VOID else Html(f"<{name}{told}>{join(*children)}</{name}>")
+    return Html(f"<{name}{rendered}>") if name in _VOID else Html(f"<{name}{rendered}>{join(*children)}</{name}>")
 
 
 def join(*parts: str | Html) -> Html:

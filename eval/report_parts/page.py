@@ -64,10 +64,10 @@ _COMPARE_TEXT = "The frame in which methods differ most. Drag, or use the arrow 
 def _header(title: str, tracks: list[ScoredTrack]) -> Html:
     clips = {clip for track in tracks for clip in track.clips()}
     counts = ((len(_all_methods(tracks)), "method"), (len(clips), "clip"), (len(tracks), "track"))
-    told = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    summary = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
     noscript = tag("noscript", tag("p", "The choices, the curves and the slider need this page's own script."))
     return tag(
-        "header", tag("h1", title), tag("p", f"{told}. Everything is in this file; nothing is fetched."), noscript
+        "header", tag("h1", title), tag("p", f"{summary}. Everything is in this file; nothing is fetched."), noscript
     )
 
 
@@ -214,8 +214,8 @@ def _figure(
     height, width = picture.shape[:2]
     kind = "pixels" if pixels else None
     image = tag("img", src=uri, alt=label, width=width, height=height, style=style, class_=kind)
-    told = [tag("span", note)] if note else []
-    return tag("figure", image, tag("figcaption", *told, label), data_label=label)
+    notes = [tag("span", note)] if note else []
+    return tag("figure", image, tag("figcaption", *notes, label), data_label=label)
 
 
 def _block(track: str, clip: ClipPictures, *parts: Html) -> Html:

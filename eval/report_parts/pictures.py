@@ -88,7 +88,7 @@ def clip_pictures(clip: str, versions: Mapping[str, ScoredClip]) -> ClipPictures
         box = _differing_box(frame, kept, list(versions))
         on_frame = {method: float(values[frame]) for method, values in scores.items()}
         cropped.append(CroppedFrame(frame, on_frame, float(spread[frame]), box, _cut(frame, kept, box)))
-    whole = {label: _fit(pictures[frames[0]]) for label, pictures in kept.items()}
+    whole = {label: _limit_width(pictures[frames[0]]) for label, pictures in kept.items()}
     return ClipPictures(clip, decided_by, size, cropped, whole, line, profiles)
 
 
@@ -103,7 +103,7 @@ def _differences(versions: Mapping[str, ScoredClip]) -> tuple[str, dict[str, np.
 
 def _activity(reference: Path) -> tuple[tuple[int, int], np.ndarray]:
     """Return the reference's size, and each pixel's change summed over the profile's frames (``h w``)."""
-    with closing(_bytes_of(reference)) as frames:
+    with closing(_uint8_frames(reference)) as frames:
         before = next(frames).astype(np.float32)
         height, width, _ = before.shape
         total = np.zeros((height, width))
@@ -124,7 +124,7 @@ def _read(
     row, left, width = line
     pictures: dict[int, np.ndarray] = {}
     lines: list[np.ndarray] = []
-    with closing(_bytes_of(path)) as frames:
+    with closing(_uint8_frames(path)) as frames:
         for index, frame in enumerate(islice(frames, max(*wanted, MOST_LINES - 1) + 1)):
             if frame.shape[:2] != size and not enlarge:
                 raise UserError(f"{path} has another size than its reference; score it again")
@@ -151,14 +151,14 @@ def _cut(frame: int, kept: Mapping[str, Mapping[int, np.ndarray]], box: choose.B
     return {label: pictures[frame][top : top + height, left : left + width].copy() for label, pictures in kept.items()}
 
 
-def _fit(picture: np.ndarray) -> np.ndarray:
+def _limit_width(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     if width <= WIDEST:
         return picture
     return cv2.resize(picture, (WIDEST, round(height * WIDEST / width)), interpolation=cv2.INTER_AREA)
 
 
-def _bytes_of(path: Path) -> Generator[np.ndarray]:
+def _uint8_frames(path: Path) -> Generator[np.ndarray]:
     """Yield frames ``h w 3`` uint8, exactly as stored."""
     for frame in frames_of(path):
         yield (frame * 255).round().astype(np.uint8)

@@ -117,8 +117,8 @@ def _costs(method: ScoredMethod, baseline: ScoredMethod | None, heads: list[str]
         if head == "s / frame":
             texts.append("-" if seconds is None else f"{seconds:.3g}")
         elif head.startswith("time"):
-            pace = seconds / baseline.seconds if seconds and baseline and baseline.seconds else None
-            texts.append("-" if pace is None else f"{pace:.1f}")
+            time_ratio = seconds / baseline.seconds if seconds and baseline and baseline.seconds else None
+            texts.append("-" if time_ratio is None else f"{time_ratio:.1f}")
         else:
             texts.append(f"{peak / _MEBIBYTE:.0f}" if peak else "-")
     return texts
