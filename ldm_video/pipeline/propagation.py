@@ -76,7 +76,7 @@ def propagate(frames: Tensor, hole: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_propagated(lowres: Tensor, hole: Tensor, always: bool) -> tuple[Tensor, Tensor]:
-    """Fill low-res frames ``b t 3 h w`` from each other inside the hole ``b t 1 H W``; return both, the hole as it is left.
+    """Fill low-res frames ``b t 3 h w`` from each other within the hole ``b t 1 H W``; return both, with the hole left.
 
     Unless ``always``, a clip in which neither camera nor hole moves comes back unchanged.
     """
