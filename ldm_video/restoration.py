@@ -37,7 +37,7 @@ from ldm_video.pipeline.plan import PlanRules, longest_needed
 from ldm_video.pipeline.preview import FEW_STEPS, run_preview
 from ldm_video.pipeline.prompts import Prompts, find_prompts
 from ldm_video.pipeline.restore import Restorer, RestoreSettings
-from ldm_video.pipeline.screen import complain, plan, run_with_bar, summary
+from ldm_video.pipeline.screen import complain, describe_others, plan, run_with_bar, summary
 from ldm_video.pipeline.sizes import output_size, parse_tile
 from ldm_video.pipeline.workers import Share, find_share, finish, own_device
 from ldm_video.video_io import VideoInfo, parse_box, probe
@@ -64,7 +64,8 @@ def run_clip(
     """Restore the clip, or print what would be done."""
     if arguments.dry_run:
         open_mask(job, info).close()
-        open_writers(job, info)
+        for writer in open_writers(job, info):
+            writer.rehearse(elsewhere=True)
         print(plan(info, job, restorer))
         return Outcome(0, 0.0, [])
     if arguments.preview and role.share.index == 0:
@@ -84,12 +85,11 @@ def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
     target = Path(arguments.output)
     share, prompts = find_share(arguments.share, os.environ), find_prompts(config)
     also = [path for path, used in ((compare_path, arguments.compare), (preview_path, arguments.preview)) if used]
-    clips, pictures = list_clips(Path(arguments.input), target, config.codec, also, arguments.mask)
+    clips, others = list_clips(Path(arguments.input), target, config.codec, also, arguments.mask)
     if arguments.preview:
         clips = [replace(clip, output=follow_link(preview_path(clip.output))) for clip in clips]
     own = own_clips(clips, share)
-    passed = f"; {pictures} pictures are passed over" if pictures else ""
-    complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{passed}")
+    complain(f"{arguments.input}: {len(clips)} videos, {len(own)} of them for share {share}{describe_others(others)}")
     with nullcontext() if arguments.dry_run else at_work(target, share):
         model, role = load_model(arguments, config)
         restorer = make_restorer(config, model, prompts, arguments.preview)
@@ -105,7 +105,8 @@ def run_archive(arguments: argparse.Namespace, config: DictConfig) -> None:
         path = target / ("report.preview.json" if arguments.preview else "report.json")
         report = None if arguments.dry_run else Report(path, clips, own, share.count > 1)
         states = run_batch(own, report, work, arguments.overwrite or arguments.preview, complain)
-    print(f"{target}: {states['done']} done, {states['skipped']} skipped, {states['failed']} failed")
+    done = "to do" if arguments.dry_run else "done"
+    print(f"{target}: {states['done']} {done}, {states['skipped']} skipped, {states['failed']} failed")
     if arguments.share is None:
         finish(os.environ, failed=states["failed"] > 0)
     if states["failed"]:

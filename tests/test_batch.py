@@ -83,9 +83,9 @@ def test_hidden_files_the_output_and_the_masks_are_no_clips(archive: Path) -> No
     for name in (".a.mp4", ".trash/c.mp4", "hd/a.mp4", "masks/a.mp4"):
         (archive / name).parent.mkdir(exist_ok=True)
         shutil.copy(archive / "a.mp4", archive / name)
-    clips, pictures = list_clips(archive, archive / "hd", "libx264", masks=archive / "masks")
+    clips, others = list_clips(archive, archive / "hd", "libx264", masks=archive / "masks")
     assert [str(clip.name) for clip in clips] == ["a.mp4", "sub/a.mkv", "sub/b.avi"]
-    assert pictures == 0
+    assert others == []
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,12 @@ def test_a_bad_file_does_not_stop_the_rest(
     restore: Callable[..., int], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (archive / "broken.mp4").write_text("not a video at all\n" * 50)
-    (archive / "cover.jpg").touch()
+    for name in ("cover.jpg", "notes.txt", "b.idx"):
+        (archive / name).touch()
     (archive / "gone.mp4").symlink_to(archive / "nowhere.mp4")
     assert restore(*LOSSLESS) == 2
     printed = capsys.readouterr().err.splitlines()
-    assert printed[0].endswith("5 videos, 5 of them for share 1/1; 1 pictures are passed over")
+    assert printed[0].endswith("5 videos, 5 of them for share 1/1; skipped, not videos: 1 picture and 2 other files")
     assert any(line.startswith("broken.mp4: ") and "not a video" in line for line in printed)
     assert any(line.startswith("gone.mp4: ") for line in printed)
     assert printed[-1] == f"error: 2 of 5 clips failed; {tmp_path / 'hd' / 'report.json'} says why"
@@ -196,7 +197,9 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
 ) -> None:
     before = files_below(tmp_path)
     assert restore("--dry-run") == 0
-    assert capsys.readouterr().out.count("input:    ") == 3
+    printed = capsys.readouterr().out
+    assert printed.count("input:    ") == 3
+    assert printed.splitlines()[-1].endswith("3 to do, 0 skipped, 0 failed")
     assert files_below(tmp_path) == before
 
 

@@ -67,8 +67,8 @@ def list_clips(
     codec: str,
     also: Sequence[Callable[[Path], Path]] = (),
     masks: Path | None = None,
-) -> tuple[list[Clip], int]:
-    """Return the clips of an archive, in natural order of their names, and the number of images that are ignored.
+) -> tuple[list[Clip], list[Path]]:
+    """Return the clips of an archive, in natural order of their names, and the files that are not videos.
 
     Hidden files and folders, ``target`` itself and ``masks`` are excluded. ``also``: functions that map an output's
     path to that of another file written with it. Raises ``UserError`` if two clips would be written to one file, if
@@ -78,8 +78,8 @@ def list_clips(
     if target.exists() and (not target.is_dir() or target.resolve() == source.resolve()):
         raise UserError(f"{target} is {'the input' if target.is_dir() else 'no folder'}; choose another folder")
     clips, owners = list[Clip](), dict[Path, Path]()
-    apart = (target, masks)
-    for path in sorted(_videos(source, apart), key=lambda path: natural_key(str(path))):
+    files = sorted(_files(source, (target, masks)), key=lambda path: natural_key(str(path)))
+    for path in filter(_is_video, files):
         name = path.relative_to(source)
         size = path.stat().st_size if path.exists() else 0  # a broken link fails when its turn comes
         clip = Clip(name, path, follow_link(target / name.with_suffix(output_suffix(name, codec))), size)
@@ -88,7 +88,7 @@ def list_clips(
                 raise UserError(f"{owners[written]} and {name} would both be written to {written}; rename one of them")
             owners[written] = name
         clips.append(clip)
-    return clips, sum(is_image(path) for path in _files(source, apart))
+    return clips, [path for path in files if not _is_video(path)]
 
 
 def output_suffix(name: Path, codec: str) -> str:
@@ -241,7 +241,11 @@ def _waiting(clip: Clip) -> dict[str, Any]:
 
 
 def _videos(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
-    return (path for path in _files(source, apart) if path.suffix.lower() in VIDEO_SUFFIXES)
+    return filter(_is_video, _files(source, apart))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _files(source: Path, apart: Sequence[Path | None]) -> Iterator[Path]:
@@ -257,10 +261,10 @@ def _among(path: Path, apart: Sequence[Path | None]) -> bool:
 
 
 def _names_a_file(output: Path) -> bool:
-    return not output.is_dir() and (output.suffix.lower() in VIDEO_SUFFIXES or is_image(output))
+    return not output.is_dir() and (_is_video(output) or is_image(output))
 
 
 def _is_mask(path: Path, stem: str) -> bool:
     if path.is_dir():
         return path.name == stem
-    return path.stem == stem and (is_image(path) or path.suffix.lower() in VIDEO_SUFFIXES)
+    return path.stem == stem and (is_image(path) or _is_video(path))

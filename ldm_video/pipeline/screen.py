@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ldm_video.pipeline.job import Job, Outcome, Watch
 from ldm_video.pipeline.restore import Restorer
 from ldm_video.video_io import VideoInfo
+from ldm_video.video_io.stills import is_image
 
 
 def run_with_bar(run: Callable[[Watch], Outcome], shown: bool) -> Outcome:
@@ -56,6 +58,14 @@ def plan(info: VideoInfo, job: Job, restorer: Restorer) -> str:
             f"fidelity: {settings.fidelity:.0%} of what is off the input is given back",
         )
     )
+
+
+def describe_others(files: Sequence[Path]) -> str:
+    """Say how many files of an archive are not videos, or nothing."""
+    pictures = sum(map(is_image, files))
+    counted = ((pictures, "picture"), (len(files) - pictures, "other file"))
+    counts = [f"{count} {what}{'s' * (count != 1)}" for count, what in counted if count]
+    return f"; skipped, not videos: {' and '.join(counts)}" if counts else ""
 
 
 def summary(job: Job, outcome: Outcome) -> str:

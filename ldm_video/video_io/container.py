@@ -21,8 +21,9 @@ from ldm_video.core.errors import UserError
 
 VIDEO_SUFFIXES = frozenset(
     {
-        ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
-        ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+        ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv",
+        ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb",
+        ".tod", ".ts", ".vob", ".webm", ".wmv", ".y4m",
     }
 )  # fmt: skip
 """Suffixes of the files that count as videos when a folder is searched."""

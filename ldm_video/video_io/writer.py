@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -132,8 +133,15 @@ class VideoWriter(_Writer):
                 f"{self.path} is a file, and frames need a folder; give a suffix such as .mp4, or another name"
             )
 
-    def rehearse(self) -> None:
-        """Open the output and discard it, so that a bad path or container fails before the work."""
+    def rehearse(self, elsewhere: bool = False) -> None:
+        """Open the output and discard it, so that a bad path or container fails before the work.
+
+        ``elsewhere``: in a temporary folder, so that nothing is created beside the output.
+        """
+        if elsewhere:
+            with TemporaryDirectory() as folder, _as_user_errors(self.path):
+                self._make_sink(Path(folder) / f"output{self.path.suffix}").close()
+            return
         with suppress(_Rehearsed), atomic_path(self.path) as temporary:
             with _as_user_errors(self.path):
                 self._make_sink(temporary).close()
