@@ -215,6 +215,17 @@ def test_pixels_layout_calls_a_cell_known_only_where_all_of_it_is() -> None:
     assert rows.tolist() == [1, 0, 0, 0]
 
 
+def test_pixels_layout_shows_known_pixels_and_not_the_lowres_frame_below_them() -> None:
+    """White on black: rows of cells 0 to 4 are known, and the first three are resized from nothing else."""
+    known = box_hole(1, (32, 32), slice(0, 20), slice(0, 32))
+    evidence = build_evidence(
+        torch.full((1, 1, 3, 8, 8), -1.0), 0 * known, known_pixels=torch.ones(1, 1, 3, 32, 32), known=known
+    )
+    rgb = EvidenceLayout("pixels", 4)(evidence)[0, 0, :3]
+    assert torch.equal(rgb[:, 5:], torch.full((3, 3, 8), -1.0))
+    torch.testing.assert_close(rgb[:, :3], torch.ones(3, 3, 8), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("with_known", [False, True])
 @pytest.mark.parametrize("factor", [2, 3, 8])
 def test_space_to_depth_layout_holds_every_pixel(factor: int, with_known: bool) -> None:
@@ -253,6 +264,14 @@ def test_crop_between_lowres_pixels_resizes_the_cut() -> None:
     part = evidence.crop(slice(None), slice(2, 22), slice(0, 48))
     assert torch.equal(part.guess, evidence.guess[..., 2:22, :])
     torch.testing.assert_close(part.lowres, pil_bicubic(evidence.guess[..., 2:22, :], (5, 12)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("bottom", "height"), [(22, 5), (24, 6), (25, 6)])
+def test_a_crop_between_lowres_pixels_has_the_nearest_whole_number_of_them(bottom: int, height: int) -> None:
+    """At an enlargement by 4, 20, 22 and 23 rows or columns are 5, 5.5 and 5.75 low-res ones."""
+    evidence = clip_evidence(1, (8, 12))
+    assert evidence.crop(slice(None), slice(2, bottom), slice(0, 48)).lowres.shape[-2:] == (height, 12)
+    assert evidence.crop(slice(None), slice(0, 32), slice(2, bottom)).lowres.shape[-2:] == (8, height)
 
 
 def test_a_crop_laid_out_is_the_layout_cropped() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -182,8 +184,44 @@ def test_what_the_codec_adds_at_the_end_is_not_blended(monkeypatch: pytest.Monke
     torch.testing.assert_close(finished[1::2], bright, atol=1e-6, rtol=0)
 
 
+def test_what_the_model_draws_in_a_hole_is_not_blended() -> None:
+    """The low-res frames say nothing of it, so its motion is unknown."""
+    clip, hole = scene(), torch.zeros(FRAMES, 1, SIZE[0] * 2, SIZE[1] * 2)
+    hole[..., 24:72, 32:96] = 1
+    settings = RestoreSettings(propagate="off", colour="none")
+    one, other = (
+        Restorer(small_video_model(), replace(settings, steady=reach))(clip, hole, range(FRAMES)) for reach in (1, 0)
+    )
+    inner = (..., slice(32, 64), slice(40, 88))  # beyond what is added smoothly
+    assert torch.equal(one[inner], other[inner])
+    assert not torch.equal(one, other)
+
+
 def test_where_inpainting_alone_is_asked_for_neither_is_done() -> None:
     assert torch.equal(restored(RestoreSettings(steady=2, fidelity=1.0), 1), restored(RestoreSettings(), 1))
+
+
+def test_finished_frames_stand_in_their_place_before_the_rest_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows is blended with them and continues them, not what the model drew in their place."""
+    given: list[Tensor] = []
+    model, before = small_video_model(), scene(enlarged=2)[:2]
+    finish = model.codec.finish
+
+    def steadied(output: Tensor, *others: Any) -> Tensor:
+        given.append(output.clone())
+        return steady(output, *others)
+
+    def finished(pixels: Tensor, evidence: Evidence) -> Tensor:
+        given.append(pixels[0].clone())
+        return finish(pixels, evidence)
+
+    monkeypatch.setattr(restore, "steady", steadied)
+    monkeypatch.setattr(model.codec, "finish", finished)
+    hole = torch.zeros(FRAMES, 1, SIZE[0] * 2, SIZE[1] * 2)
+    Restorer(model, RestoreSettings(colour="none"))(scene(), hole, range(FRAMES), before=before)
+    assert len(given) == 2
+    for pictures in given:
+        assert torch.equal(pictures[:2], before)
 
 
 def test_finished_frames_come_back_and_the_next_one_follows_them() -> None:
