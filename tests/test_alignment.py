@@ -58,6 +58,14 @@ def test_a_search_forgets_where_the_one_before_began() -> None:
     assert not np.array_equal(kept.calc(first, second, None), fresh)  # what this test is for
 
 
+def test_motion_on_a_finer_grid_is_as_much_longer_as_its_axis_is_finer() -> None:
+    motion = np.broadcast_to(np.array([1, -2], np.float32), (6, 5, 2))
+    neighbour = Neighbour(0, motion, np.zeros((6, 5, 3), np.float32), np.full((6, 5), 0.5, np.float32))
+    fine, weight = neighbour.on_grid((12, 25), torch.device("cpu"))
+    torch.testing.assert_close(fine, torch.tensor([5.0, -4.0]).view(2, 1, 1).expand(2, 12, 25))
+    torch.testing.assert_close(weight, torch.full((12, 25), 0.5))
+
+
 def test_cores_do_not_matter() -> None:
     """Neither to the product's search nor to the warp errors'."""
     first, second = (np.random.default_rng(seed).random((96, 128, 3), np.float32) for seed in (0, 1))

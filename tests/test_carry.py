@@ -145,3 +145,23 @@ def test_a_repair_is_not_carried_past_a_key_frame() -> None:
     means = made.mean(dim=(1, 2, 3))
     assert means[:4].min() > 0.7
     assert means[4:].max() == 0
+
+
+def test_a_repair_does_not_reach_a_neighbour_that_shows_something_else() -> None:
+    """A frame of one picture, four of another, of which one is repaired, and the key frame of a third."""
+    guide = torch.stack([rand_pixels(3, SIDE, SIDE, seed=seed).sign() for seed in (3, 4, 4, 4, 4, 5)])
+    clip, everywhere = AlignedClip(guide, torch.zeros(6, 1, SIDE, SIDE)), torch.ones(96, 96)
+    made = told(clip, {5: torch.zeros(1, 96, 96)}, {2: Repair(torch.ones(1, 96, 96), everywhere)})
+    means = made.mean(dim=(1, 2, 3))
+    assert means[1:5].min() > 0.7
+    assert means[0] < 0.05
+
+
+def test_of_two_repairs_the_nearer_one_is_shown() -> None:
+    guide = rand_pixels(1, 3, SIDE, SIDE, seed=3).sign().repeat(8, 1, 1, 1)
+    guide[7] = rand_pixels(3, SIDE, SIDE, seed=4).sign()
+    clip, everywhere = AlignedClip(guide, torch.zeros(8, 1, SIDE, SIDE)), torch.ones(96, 96)
+    repairs = {1: Repair(torch.zeros(1, 96, 96), everywhere), 5: Repair(torch.ones(1, 96, 96), everywhere)}
+    means = told(clip, {7: torch.zeros(1, 96, 96)}, repairs).mean(dim=(1, 2, 3))
+    assert means[[0, 1, 2]].max() < 0.05
+    assert means[[4, 5, 6]].min() > 0.7

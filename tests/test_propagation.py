@@ -99,6 +99,14 @@ def test_what_no_frame_shows_is_not_invented() -> None:
     assert torch.equal(filled, frames)
 
 
+def test_motion_that_cannot_be_told_from_none_shows_nothing() -> None:
+    """A camera that creeps by 0.06 pixels a frame: were it believed, the rim of the hole would be seen beside it."""
+    hole = box(24)
+    filled, confidence = propagate(paint(pan(24, 0.06), hole), hole)
+    assert torch.equal(confidence, 1 - hole)
+    assert torch.equal(filled, paint(pan(24, 0.06), hole))
+
+
 @pytest.mark.parametrize("hole", [torch.zeros(5, 1, *SIZE), torch.ones(5, 1, *SIZE)], ids=["none", "everything"])
 def test_no_hole_and_nothing_but_a_hole(hole: Tensor) -> None:
     frames = pan(5, 2.0)
@@ -183,6 +191,16 @@ def test_a_reduced_hole_hands_the_pixels_on_as_evidence(scale: tuple[float, floa
     assert bool(evidence.hole[0, :, :, round(33 * scale[0]), round(53 * scale[1])].all())
 
 
+def test_an_output_pixel_is_known_where_the_lowres_pixel_at_its_middle_is() -> None:
+    frames, large = torch.zeros(1, 3, 20, 20), torch.ones(1, 1, 50, 33)
+    confidence = torch.ones(1, 1, 20, 20)
+    confidence[..., 7:, :] = 0
+    confidence[..., 9:] = 0
+    _, left = reduce_hole(frames, large, frames, confidence)
+    down, across = (torch.arange(50) + 0.5) * 20 / 50, (torch.arange(33) + 0.5) * 20 / 33
+    assert torch.equal(left[0, 0], ((down[:, None] >= 7) | (across >= 9)).float())
+
+
 def test_nothing_is_reduced_where_nothing_is_known() -> None:
     frames, large = paint(pan(4, 0.0), box(4)), torch.nn.functional.interpolate(box(4), scale_factor=2)
     filled, confidence = propagate(frames, box(4))
@@ -210,6 +228,17 @@ def test_spreading_keeps_what_is_trusted_and_carries_on_what_is_constant() -> No
     values = np.random.default_rng(0).normal(size=(40, 50, 2)).astype(np.float32)
     np.testing.assert_allclose(spread(values, trust)[:, :20], values[:, :20], atol=1e-6)
     assert np.all(spread(values, np.zeros_like(trust)) == 0)
+
+
+def test_flow_back_is_the_flow_of_the_clip_played_backwards() -> None:
+    truth, hole = pan(3, 2.0), box(3, drift=10)
+    smooth = push_pull(paint(truth, hole), 1 - hole)
+    frames, holes = list(((smooth.mean(dim=1) + 1) * 127.5).round().byte().numpy()), list(hole[:, 0].numpy() > 0)
+    forwards, backwards = clip_flows(frames, holes), clip_flows(frames[::-1], holes[::-1])[::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert one is not None and other is not None
+        np.testing.assert_array_equal(one.backward, other.forward)
+        np.testing.assert_array_equal(one.forward, other.backward)
 
 
 @pytest.mark.parametrize("factor", [1, 5], ids=["small", "large"])
