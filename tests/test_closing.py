@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_video.config.load import load_config
@@ -65,6 +66,30 @@ def test_no_paint_gets_in() -> None:
     assert torch.allclose(*pair, atol=1e-3)  # carrying reads at positions that are whole to a few decimals
 
 
+def test_what_is_smeared_over_the_rim_is_not_read_either() -> None:
+    """Resizing and compression mix a low-res pixel beside the hole with what is hidden."""
+    hole = holes(2, *WIDE)
+    around = F.max_pool2d(holes(2, *WIDE, scale=1), 3, stride=1, padding=1).bool()
+    results = [close_hole(torch.where(around, colour, still(2)), hole)[0] for colour in (-1.0, 1.0)]
+    torch.testing.assert_close(*results, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "wide"),
+    [
+        (slice(24, 48), slice(0, 7), True),
+        (slice(SIZE[0] - 7, SIZE[0]), slice(30, 60), True),
+        (slice(24, 48), slice(30, 37), False),
+    ],
+    ids=["at the left", "at the bottom", "inside"],
+)
+def test_a_hole_at_the_border_goes_on_beyond_it(rows: slice, columns: slice, wide: bool) -> None:
+    """Seven pixels wide: inside the frame the rim is 4 pixels away at most, at its border 7."""
+    hole = holes(2, rows, columns)
+    _, left = close_hole(still(2), hole)
+    assert torch.equal(left, torch.zeros_like(hole) if wide else hole)
+
+
 def test_the_invention_moves_with_the_camera() -> None:
     step, frames = 3, 6
     clip, hole = pan(frames, step), holes(frames, *WIDE)
@@ -98,6 +123,13 @@ def test_what_was_shown_goes_on() -> None:
 
     assert away(going_on) < 0.7 * away(first)
     assert torch.allclose(going_on[0][where[0]], going_on[3][where[3]], atol=0.05)  # and it stands still
+
+
+def test_what_was_shown_in_another_light_goes_on_in_this_one() -> None:
+    frames, hole = still(2) / 2, holes(2, *WIDE)
+    shown = F.interpolate(frames.roll(17, dims=-1), scale_factor=SCALE, mode="nearest")
+    one, other = (close_hole(frames, hole, shown + light)[0] for light in (0.0, 0.3))
+    torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shown", [False, True], ids=["at first", "after another segment"])

@@ -101,6 +101,34 @@ def test_what_is_there_already_is_drawn_again_from_the_frame() -> None:
     assert error(shifted, truth.roll(3, dims=2), hole) < error(shifted, truth, hole)  # it is kept, not found anew
 
 
+def test_slanted_brightness_goes_on_without_a_step_at_the_rim() -> None:
+    """All that is left is darker than the rim; the first column filled is less off it than the last one known."""
+    slope, first = 0.02, 70
+    truth, hole = (slope * (torch.arange(90) - 45.0)).expand(3, 48, 90), box((48, 90), slice(0, 48), slice(first, 90))
+    made = complete(truth * (1 - hole), hole)
+    assert (made[..., first] - truth[..., first - 1]).abs().max() < slope
+
+
+def test_the_fill_keeps_half_of_what_the_smooth_colours_it_begins_with_differ_by() -> None:
+    """In a black frame that differs in colour only: exactly, farther from the rim than colours are smoothed."""
+    hole = box((72, 100), slice(16, 56), slice(30, 70))
+    made = complete(torch.zeros(3, 72, 100), hole, start=torch.full((3, 72, 100), 0.4))
+    torch.testing.assert_close(made[:, 24:48, 38:62], torch.full((3, 24, 24), 0.2), atol=1e-5, rtol=0)
+    assert made.min() >= 0 and made.max() < 0.2 + 1e-5
+
+
+def test_a_match_is_handed_on_to_all_neighbours_at_its_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One patch knows where the twin of the hole's surroundings lies; steps of 1 and 3, twice, reach 8 pixels."""
+    monkeypatch.setattr(exemplars, "_EXHAUSTIVE_PAIRS", 1)
+    frame, offset = rand_pixels(1, 3, 40, 70), torch.tensor([7, 35])
+    frame[..., 17:37, 40:60] = frame[..., 10:30, 5:25]
+    grid = exemplars._make_grid(frame, box((40, 70), slice(17, 23), slice(12, 18))[None], (40, 70))
+    grid.first = False
+    grid.found[(grid.targets == torch.tensor([20, 15])).all(dim=1)] += offset
+    grid.search()
+    assert torch.equal(grid.found, grid.targets + offset)
+
+
 def test_a_long_narrow_hole_is_closed_too() -> None:
     """On the first grid all patches are compared, however many there are."""
     truth, hole = bricks(240, 400), box((240, 400), slice(100, 112), slice(20, 380))

@@ -51,6 +51,18 @@ def test_a_gradient_goes_on_without_steps() -> None:
     assert made.diff(dim=-1).abs().max() < 2 * truth.diff(dim=-1).abs().max()
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_hole_at_one_side_is_filled_as_one_at_the_other(axis: int) -> None:
+    """Nothing lies beyond the first row and column, as beyond the last. The picture varies along one axis only: forward
+    differences along two are no mirror image of themselves.
+    """
+    picture, known = rand_pixels(32).expand(1, 3, 32, 32), with_box((32, 32), slice(0, 32), slice(0, 8))
+    if axis == 2:
+        picture, known = picture.mT, known.mT
+    mirrored = continue_edges(picture.flip(axis), known.flip(axis)).flip(axis)
+    torch.testing.assert_close(continue_edges(picture, known), mirrored, atol=1e-6, rtol=0)
+
+
 def test_what_is_known_stays_and_the_paint_is_not_read() -> None:
     picture, known = rand_pixels(2, 3, 30, 40).double(), with_box((30, 40), slice(8, 20), slice(12, 30))
     made = continue_edges(picture, known)
