@@ -82,6 +82,16 @@ def test_a_whip_pan_is_no_cut() -> None:
     assert find(scene(0, 12, step=32)) == []  # a fifth of the picture's width in every frame
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_pan_to_or_from_a_bare_middle_is_no_cut(backwards: bool) -> None:
+    """By a quarter of the picture's width; the middle is found in the other picture in one direction only."""
+    world = torch.zeros(3, 72, 160)
+    world[..., 96:] = scene(0, 1, size=(72, 64))[0]
+    world[..., 128:] = scene(1, 1, size=(72, 32))[0]  # in another light
+    frames = [*[world[..., :128]] * 3, *[world[..., 32:]] * 3]
+    assert find(frames[::-1] if backwards else frames) == []
+
+
 def test_a_frame_differs_from_itself_in_nothing_and_not_by_its_brightness_alone() -> None:
     frame = scene(0, 1)[0]
     here, darker, elsewhere = (_thumbnail(picture) for picture in (frame, frame * 0.8 - 0.2, scene(1, 1)[0]))

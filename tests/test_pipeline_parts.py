@@ -81,6 +81,16 @@ def test_wavelet_takes_low_frequencies_from_the_evidence_and_keeps_detail() -> N
     assert error.diff(dim=-1).abs().max() < 1e-3  # the detail itself is untouched
 
 
+def test_a_few_pixels_beside_a_hole_do_not_tell_the_colours_of_their_surroundings() -> None:
+    """One row of 32 in a square of 32 x 32 is all that is seen there."""
+    hole, guess = box_hole(1, (64, 64), slice(0, 31), slice(0, 32)), 0.2 * rand_pixels(1, 1, 3, 64, 64)
+    output = guess + SHIFT
+    other = output.clone()
+    other[..., 31, :32] += 0.5
+    added, besides = (match_colour(x, guess, hole) - x for x in (output, other))
+    torch.testing.assert_close(added, besides, atol=1e-6, rtol=0)
+
+
 def test_no_colour_fix_and_an_unknown_one() -> None:
     output, guess, hole = rand_pixels(1, 1, 3, 8, 8), torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 1, 1, 8, 8)
     assert match_colour(output, guess, hole, "none") is output
