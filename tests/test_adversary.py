@@ -78,6 +78,21 @@ def test_the_judge_learns_to_tell_noise_from_a_smooth_clip(kind: str) -> None:
     assert terms["discriminator"] < 0.2  # 1 where it cannot tell
 
 
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_a_judge_that_has_learned_draws_the_model_towards_what_is_real(kind: str) -> None:
+    torch.manual_seed(0)
+    adversary = MAKERS[kind]()
+    optimizer = torch.optim.Adam((p for p in adversary.parameters() if p.requires_grad), lr=3e-3)
+    smooth = make_batch(side=32)["hr"]
+    for _ in range(10):
+        optimizer.zero_grad()
+        adversary(torch.rand_like(smooth) * 2 - 1, smooth, torch.Generator())["discriminator"].backward()
+        optimizer.step()
+    noise = torch.rand_like(smooth) * 2 - 1
+    as_real, as_made = (float(adversary(x, smooth, torch.Generator())["adversary"]) for x in (smooth, noise))
+    assert as_real < 0 < as_made  # weights of verdicts, turned round: the model's loss falls as it comes to look real
+
+
 def test_what_an_adversary_cannot_be() -> None:
     for options in ({"weight": 0.0}, {"channels": 6}, {"levels": 0}):
         with pytest.raises(ValueError, match="leave the adversary out"):
@@ -107,6 +122,11 @@ def test_the_critic_judges_one_frame_of_each_clip_by_hand() -> None:
     torch.testing.assert_close(terms["features"], 2.0 * distance)
     verdicts = [head(m) for head, m in zip(judge.heads, made, strict=True)]
     torch.testing.assert_close(terms["adversary"], -0.5 * (verdicts[0].mean() + verdicts[1].mean()) / 2)
+    hinges = [
+        torch.relu(1 - head(r)).mean() + torch.relu(1 + head(m)).mean()
+        for head, r, m in zip(judge.heads, real, made, strict=True)
+    ]
+    torch.testing.assert_close(terms["discriminator"], (hinges[0] + hinges[1]) / 2 / 2)
     (terms["adversary"] + terms["features"]).backward()
     untouched = [t for t in range(3) if t != int(picked[0])]
     assert output.grad is not None and output.grad[0, int(picked[0])].any() and not output.grad[0, untouched].any()

@@ -79,6 +79,16 @@ def test_no_frame_is_hidden_from_a_network_for_ever(frames: int, clips: int) -> 
         assert all({number % frames for number in numbers} == set(range(frames)) for numbers in shown)
 
 
+@pytest.mark.parametrize("judge", [Judge(1.0), Judges([Judge(1.0), Judge(1.0)])])
+def test_each_frame_is_judged_beside_its_own_target(judge: nn.Module) -> None:
+    loss = PixelLoss(judge, perceptual_weight=1.0, motion_weight=0.0, shift=2)
+    moving = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    terms = loss(moving, moving.clone(), torch.Generator())
+    assert terms["perceptual"] == 0
+    later = loss(moving, moving.roll(1, dims=1), torch.Generator())
+    assert later["perceptual"] > 0.1  # of independent values in [-1, 1] the mean square of a difference is 2/3
+
+
 def test_one_network_is_itself_and_gradients_reach_the_output() -> None:
     output, target = torch.rand(3, 3, 8, 8, requires_grad=True), torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(Judges([Judge(1.0)])(output, target), (output - target).square().mean(dim=(1, 2, 3)))

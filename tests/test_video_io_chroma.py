@@ -20,7 +20,7 @@ from ldm_video.video_io.colour_shift import shift_colour
 from ldm_video.video_io.convert import ToVideoFrame
 from ldm_video.video_io.encoders import ENCODERS
 from ldm_video.video_io.subsample import RgbToYuv
-from tests.video_io_support import write_clip
+from tests.video_io_support import write_clip, yuv_frame
 
 HEIGHT, WIDTH, PERIOD = 96, 96, 16
 COLUMNS = np.arange(WIDTH)
@@ -35,6 +35,11 @@ def stripes() -> np.ndarray:
     return picture
 
 
+def lying_stripes() -> np.ndarray:
+    """The same from top to bottom."""
+    return np.ascontiguousarray(stripes().swapaxes(0, 1))
+
+
 def place(values: np.ndarray, columns: np.ndarray) -> float:
     """How many pixels to the right of :data:`WAVE` a wave sampled at ``columns`` is."""
     phase = np.angle(np.exp(-2j * np.pi * columns / PERIOD) @ (values - values.mean()))
@@ -46,6 +51,15 @@ def colour_place(picture: np.ndarray) -> float:
     """Of the red less the green of ``h w 3``."""
     difference = (picture[..., 0].astype(float) - picture[..., 1]).mean(axis=0)
     return place(difference[INNER], COLUMNS[INNER])
+
+
+def height_of_colour(picture: np.ndarray) -> float:
+    """How many lines below :func:`lying_stripes` the colour is."""
+    return colour_place(picture.swapaxes(0, 1))
+
+
+def as_pixels(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
 
 
 def test_the_measure_finds_a_shift() -> None:
@@ -66,6 +80,16 @@ def test_a_chroma_sample_stands_beside_its_luma_sample(pix_fmt: str) -> None:
     assert place(found, step * np.arange(plane.width)[inner]) == pytest.approx(0, abs=0.03)
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv422p10le", "yuv444p10le"])
+def test_a_chroma_sample_stands_in_the_middle_of_its_lines(pix_fmt: str) -> None:
+    plane = ToVideoFrame((HEIGHT, WIDTH), pix_fmt)(as_pixels(lying_stripes())).planes[2]  # Cr
+    samples = np.frombuffer(bytes(plane), np.uint16 if "10" in pix_fmt else np.uint8).reshape(plane.height, -1)
+    step = HEIGHT // plane.height
+    inner = slice(PERIOD // step, (HEIGHT - PERIOD) // step)
+    lines = step * np.arange(plane.height) + (step - 1) / 2  # of two, half a line below the first
+    assert place(samples[:, : plane.width].mean(axis=1)[inner], lines[inner]) == pytest.approx(0, abs=0.03)
+
+
 @pytest.mark.parametrize("codec", list(ENCODERS))
 def test_written_colour_is_read_where_it_was(tmp_path: Path, codec: str) -> None:
     path = tmp_path / ("a.mov" if codec == "prores_ks" else "a.mkv")
@@ -75,6 +99,27 @@ def test_written_colour_is_read_where_it_was(tmp_path: Path, codec: str) -> None
     with FrameReader(path) as reader:
         frame = list(reader)[1].pixels.permute(1, 2, 0).numpy()
     assert colour_place(frame) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", list(ENCODERS))
+def test_written_colour_is_read_at_the_height_where_it_was(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / ("a.mov" if codec == "prores_ks" else "a.mkv")
+    with VideoWriter(path, (HEIGHT, WIDTH), None, Fraction(25), codec=codec, crf=4) as writer:
+        for _ in range(3):
+            writer.write(as_pixels(lying_stripes()))
+    with FrameReader(path) as reader:
+        frame = list(reader)[1].pixels.permute(1, 2, 0).numpy()
+    assert height_of_colour(frame) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mp4"), ("mpeg2video", ".ts"), ("libsvtav1", ".mkv")])
+def test_colour_is_read_at_its_height(tmp_path: Path, codec: str, suffix: str) -> None:
+    """Of frames that are made by the standard's formulas, whether the decoder tags them or not."""
+    options = {"mpeg2video": {"qmin": "1", "qmax": "2"}, "libsvtav1": {"crf": "10"}}.get(codec)
+    frames = [yuv_frame(lying_stripes() / 255) for _ in range(3)]
+    with FrameReader(write_clip(tmp_path / f"a{suffix}", frames, codec=codec, options=options)) as reader:
+        frame = next(reader).pixels.permute(1, 2, 0).numpy()
+    assert height_of_colour(frame) == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +150,14 @@ def test_av1_has_its_chroma_on_the_left(tmp_path: Path, suffix: str, position: s
 @pytest.mark.parametrize("codec", list(ROUND_TRIPS))
 def test_the_trainings_codecs_leave_colour_where_it_was(codec: str) -> None:
     assert colour_place(codec_round_trip(np.stack([stripes()] * 3), codec, 12)[1]) == pytest.approx(0, abs=0.05)
+    lying = codec_round_trip(np.stack([lying_stripes()] * 3), codec, 12)[1]
+    assert height_of_colour(lying) == pytest.approx(0, abs=0.05)
 
 
 def test_so_does_the_interlaced_one() -> None:
     assert colour_place(interlaced_round_trip(np.stack([stripes()] * 4), 12)[1]) == pytest.approx(0, abs=0.05)
+    lying = interlaced_round_trip(np.stack([lying_stripes()] * 4), 12)[1]
+    assert height_of_colour(lying) == pytest.approx(0, abs=0.05)
 
 
 def test_fields_of_the_broadcast_track_have_their_chroma_on_the_left() -> None:
@@ -117,6 +166,16 @@ def test_fields_of_the_broadcast_track_have_their_chroma_on_the_left() -> None:
     samples = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width].mean(axis=0)
     inner = slice(PERIOD // 2, (WIDTH - PERIOD) // 2)
     assert place(samples[inner], 2 * np.arange(plane.width)[inner]) == pytest.approx(0, abs=0.05)
+
+
+def test_fields_of_the_broadcast_track_have_their_chroma_at_its_height() -> None:
+    """A quarter of a field's line above and below the middle, so that those of both are a line apart (H.262 6-3)."""
+    (frame,) = weave([lying_stripes(), lying_stripes()])
+    plane = frame.planes[2]
+    samples = np.frombuffer(bytes(plane), np.uint8).reshape(plane.height, -1)[:, : plane.width].mean(axis=1)
+    inner = slice(PERIOD // 2, (HEIGHT - PERIOD) // 2)
+    lines = 2 * np.arange(plane.height)[inner] + 0.5
+    assert place(samples[inner], lines) == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("pixels", [-0.5, 0.25, 1.0])
