@@ -34,6 +34,14 @@ def averaged(decay: float, values: list[float]) -> AveragedModel:
     return average
 
 
+class Normed(pl.LightningModule):
+    """A layer with buffers beside its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+
 def test_the_first_steps_by_hand() -> None:
     average = averaged(0.998, [5.0, 1.0, 2.0])
     expected = 5.0  # the first is taken as it is
@@ -57,6 +65,21 @@ def test_the_decay_that_is_asked_for_is_the_limit() -> None:
 
 def test_whole_numbers_are_taken_as_they_are() -> None:
     assert averaged(0.5, [0.0] * 5).module.steps.item() == 4
+
+
+def test_what_a_layer_measures_is_averaged_as_its_weights_are() -> None:
+    """Statistics of the last step would not go with the averaged weights."""
+    callback, trainer, model = WarmAverage(0.5), pl.Trainer(logger=False, enable_checkpointing=False), Normed()
+    callback.setup(trainer, model, "fit")
+    average = callback._average_model
+    assert average is not None
+    for value in (4.0, 1.0):
+        model.norm.weight.data.fill_(value)
+        model.norm.running_mean.fill_(value)
+        average.update_parameters(model)
+    expected = 2 / 11 * 4 + 9 / 11 * 1
+    assert average.module.norm.weight.item() == pytest.approx(expected)
+    assert average.module.norm.running_mean.item() == pytest.approx(expected)
 
 
 def test_looking_at_the_average_of_a_model_in_half_precision_leaves_both_as_they_were() -> None:

@@ -89,11 +89,35 @@ def test_moving_blobs_do_not_jump() -> None:
     assert max(steps) < 0.1 * min(SIZE)
 
 
+def test_boxes_turn_back_at_the_frames_sides() -> None:
+    """In a long clip they neither stick to a side, nor leave, nor come in again at the other one."""
+    speed = 0.04 * min(SIZE)  # a frame, and three quarters as much again by chance
+    moving = 0
+    for seed in range(20):
+        mask = FAMILIES["box"](np.random.default_rng(seed), 300, SIZE)[:, 0]
+        assert mask.any(axis=(1, 2)).all()
+        if not moves(mask[:2]):
+            continue
+        moving += 1
+        assert moves(mask[200:])
+        for seen in (mask.any(axis=1), mask.any(axis=2)):  # t w, t h
+            ends = np.stack([seen.argmax(axis=1), seen[:, ::-1].argmax(axis=1)])
+            assert np.abs(np.diff(ends)).max() <= 1.75 * speed + 1
+    assert moving >= 5
+
+
 def test_border_touches_a_side_and_keeps_the_middle() -> None:
     for mask in draws("border"):
         assert mask[:, 0, SIZE[0] // 2, SIZE[1] // 2].max() == 0
         sides = [mask[..., 0, :], mask[..., -1, :], mask[..., 0], mask[..., -1]]
         assert any(side.min() == 1 for side in sides)
+
+
+@pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
+def test_border_is_at_every_side_of_some_and_of_others_not(side: str) -> None:
+    index = {"top": (0, slice(None)), "bottom": (-1, slice(None)), "left": (slice(None), 0), "right": (slice(None), -1)}
+    covered = [mask[0, 0][index[side]].min() == 1 for mask in draws("border")]
+    assert 0.4 * len(covered) < sum(covered) < 0.85 * len(covered)  # of a side 5 of 8 draws
 
 
 def test_scratches_are_tall_and_thin() -> None:

@@ -18,6 +18,7 @@ from eval.metrics.backbones import INSTALL_LINE, MetricUnavailable, lpips_networ
 from eval.metrics.flow import DisFlow, FarnebackFlow, RaftFlow, backward_warp, motion_boundary, occluded, valid_pixels
 from eval.metrics.seams import SeamBorders
 from eval.metrics.temporal import (
+    HalfSizeMatch,
     ewarp_evalcrafter_match,
     ewarp_evalcrafter_pair,
     ewarp_lai_pair,
@@ -137,6 +138,16 @@ def test_evalcrafter_in_a_region_sees_that_region_alone() -> None:
     assert ewarp_evalcrafter_pair(match, left) == pytest.approx(12 * d**2, rel=1e-3)
     assert ewarp_evalcrafter_pair(match, 1 - left) == pytest.approx(0, abs=1e-12)
     assert math.isnan(ewarp_evalcrafter_pair(match, np.zeros_like(left)))
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("column", [0, 1])
+def test_evalcrafter_counts_a_pixel_of_which_a_quarter_is_in_the_region(row: int, column: int) -> None:
+    error = np.arange(1.0, 7.0).reshape(2, 3)
+    region = np.zeros((4, 6))
+    region[2 + row, 4 + column] = 1
+    match = HalfSizeMatch(error, np.ones((2, 3), bool))
+    assert ewarp_evalcrafter_pair(match, region) == error[1, 2]
 
 
 def test_warp_error_counts_valid_pixels_only() -> None:

@@ -82,6 +82,15 @@ def test_other_size_is_nearest_neighbour(tmp_path: Path) -> None:
     assert half.mean().item() == pytest.approx(bar(2).mean())
 
 
+@pytest.mark.parametrize("times", [3, 5])
+def test_a_larger_mask_is_read_in_the_middle_of_each_pixel(tmp_path: Path, times: int) -> None:
+    """Its upper left corner would move the hole by half a pixel."""
+    middles = np.kron(~bar(2), np.ones((times, times), bool))
+    middles[times // 2 :: times, times // 2 :: times] = bar(2)
+    source = read_mask(write_png(tmp_path / "m.png", middles), None, SIZE, None)
+    assert (source.at(0)[0].numpy() == bar(2)).all()
+
+
 @pytest.mark.parametrize("kind", ["video", "folder"])
 @pytest.mark.parametrize(("mask", "clip"), [(5, 8), (8, 5)])
 def test_length_mismatch_is_seen_at_once(tmp_path: Path, kind: str, mask: int, clip: int) -> None:

@@ -108,6 +108,18 @@ def test_pal_wide_pixels_become_square(tmp_path: Path) -> None:
     assert np.abs(to_rgb(frames[0]) - wide).mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("aspect", "width"),
+    [(Fraction(4), 256), (Fraction(1, 4), 16), (Fraction(17, 4), 64), (Fraction(4, 17), 64)],
+)
+def test_pixels_more_than_four_times_as_wide_as_high_are_a_mistake(
+    tmp_path: Path, aspect: Fraction, width: int
+) -> None:
+    clip = write_clip(tmp_path / "a.mkv", [texture(48, 64)] * 2, aspect=aspect)
+    frames, _ = read_all(clip)
+    assert probe(clip).size == (48, width) == tuple(frames[0].pixels.shape[1:])
+
+
 def test_rotated_wide_pixels(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", [texture(48, 90)] * 2, aspect=Fraction(16, 15), rotation=(90, False, False))
     frames, reader = read_all(clip)

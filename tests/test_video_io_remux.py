@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import av
 import numpy as np
 import pytest
 from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from tests.test_video_io_write import FAST, clip_with_everything, copy_times
-from tests.video_io_support import packet_bytes, pan, texture, yuv_frame
+from tests.video_io_support import packet_bytes, packet_times, pan, texture, yuv_frame
 
 
 def encode_pan(output: OutputContainer, video: VideoStream, frames: int) -> None:
@@ -67,6 +69,53 @@ def test_sound_that_an_edit_list_cuts_off_is_not_heard(tmp_path: Path, suffix: s
     assert heard[0] == (pytest.approx(0, abs=0.03), 72)
     # What the decoder needs before is there, a tenth of a second at most.
     assert heard[1] == (pytest.approx(-0.05, abs=0.06), pytest.approx(74, abs=3))
+
+
+def cut_sound(clip: Path, edits: Sequence[tuple[float | None, float]]) -> None:
+    """Give an MP4's last track, of sound, an edit list: where parts begin (None: silence) and how long they are.
+
+    In seconds; ISO 14496-12, 8.6.6.
+    """
+    data = bytearray(clip.read_bytes())
+    at = data.rindex(b"elst")
+    assert data[at + 8 : at + 12] == (1).to_bytes(4, "big")
+    assert data.index(b"mdat") < at  # else what the tables point to would move
+    entries = [
+        round(1000 * length).to_bytes(4, "big")
+        # AAC begins 1024 samples early.
+        + (-1 if start is None else 1024 + round(48000 * start)).to_bytes(4, "big", signed=True)
+        + bytes([0, 1, 0, 0])  # at its own speed
+        for start, length in edits
+    ]
+    data[at + 8 : at + 24] = len(entries).to_bytes(4, "big") + b"".join(entries)
+    for box in (b"elst", b"edts", b"trak", b"moov"):
+        size = data.rindex(box) - 4
+        grown = int.from_bytes(data[size : size + 4], "big") + 12 * (len(entries) - 1)
+        data[size : size + 4] = grown.to_bytes(4, "big")
+    clip.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("edits", "suffix"),
+    [
+        ([(0, 1.5)], ".mkv"),
+        ([(0, 1.5)], ".mp4"),
+        ([(0, 0.5), (1, 0.5)], ".mkv"),
+        ([(0, 0.5), (1, 0.5)], ".mp4"),
+        ([(None, 0.5), (0.3, 0.5)], ".mkv"),  # silence first, then what begins with a cut
+    ],
+)
+def test_sound_that_an_edit_list_cuts_off_does_not_return(
+    tmp_path: Path, edits: Sequence[tuple[float | None, float]], suffix: str
+) -> None:
+    clip = clip_with_everything(tmp_path / "in.mp4", "")
+    cut_sound(clip, edits)
+    copy_times(clip, tmp_path / f"out{suffix}")
+    want, got = decoded(clip, "audio"), decoded(tmp_path / f"out{suffix}", "audio")
+    heard = sum(length for start, length in edits if start is not None) * 48000 / 1024  # packets
+    assert heard - 1 <= len(want) <= heard + 2 * len(edits)
+    times = [float(time) for time, _ in want]
+    assert [float(time) for time, _ in got] == pytest.approx(times, abs=2e-3)  # both files may round, to milliseconds
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])
@@ -208,3 +257,45 @@ def test_sound_that_is_not_heard_keeps_its_name_and_chapters_their_times(tmp_pat
         assert [chapter["start"] * chapter["time_base"] for chapter in written.chapters()] == [0, Fraction(2, 5)]
         assert dict(written.streams.audio[0].metadata) | {"DURATION": ""} == {"language": "ger", "DURATION": ""}
     assert [time for time, _ in decoded(tmp_path / "out.mkv", "video")] == [Fraction(i, 25) for i in range(20)]
+
+
+def test_sound_for_the_hard_of_hearing_stays_marked_as_such(tmp_path: Path) -> None:
+    clip = tmp_path / "in.mkv"
+    marks = [Disposition.default | Disposition.original, Disposition.hearing_impaired, Disposition.comment]
+    with av.open(str(clip), "w") as output:
+        video = output.add_stream("libx264", rate=25, options=FAST)
+        video.width, video.height = 96, 64
+        sound = [output.add_stream("aac", rate=48000) for _ in marks]
+        for stream, mark in zip(sound, marks, strict=True):
+            stream.disposition = mark
+        encode_pan(output, video, 5)
+        for stream in sound:
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 9600), np.int16), format="s16", layout="stereo")
+            block.sample_rate, block.pts = 48000, 0
+            output.mux([*stream.encode(block), *stream.encode(None)])
+    copy_times(clip, tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as written:
+        assert [stream.disposition for stream in written.streams.audio] == marks
+
+
+def test_after_a_jump_of_the_clock_sound_and_picture_go_on_without_a_gap(tmp_path: Path) -> None:
+    clip = tmp_path / "in.ts"
+    with av.open(str(clip), "w") as output:
+        video, audio = output.add_stream("mpeg2video", rate=25), output.add_stream("mp2", rate=48000)
+        video.width, video.height = 96, 64
+        image = texture(64, 96)
+        for i in range(75):  # 24 ms of sound, and 40 ms of picture for each five of its three
+            late = 30 + 1000 * (i >= 30)
+            if i % 5 in (0, 2, 4):
+                frame = yuv_frame(image)
+                frame.pts, frame.time_base = 25 * late + 3 * (i // 5) + i % 5 // 2, Fraction(1, 25)
+                output.mux(video.encode(frame))
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1152), np.int16), format="s16", layout="stereo")
+            block.sample_rate, block.time_base = 48000, Fraction(1, 48000)
+            block.pts = 48000 * late + 1152 * i
+            output.mux(audio.encode(block))
+        output.mux(video.encode(None))
+    copy_times(clip, tmp_path / "out.mkv")
+    sound = [time for time, _ in packet_bytes(tmp_path / "out.mkv", "audio")]
+    assert set(np.diff(sound)) == {Fraction(24, 1000)}
+    assert set(np.diff(packet_times(tmp_path / "out.mkv"))) == {Fraction(40, 1000)}

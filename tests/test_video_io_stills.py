@@ -151,12 +151,18 @@ def test_transparency_is_turned_as_the_colours_are(tmp_path: Path, orientation: 
         assert np.array_equal(mask.at(0)[0].numpy(), want)
 
 
-@pytest.mark.parametrize(("alpha", "filled"), [(127, 0), (128, 1)])
-def test_a_soft_brush_fills_from_half_on(tmp_path: Path, alpha: int, filled: int) -> None:
+@pytest.mark.parametrize("kind", ["picture", "video"])
+@pytest.mark.parametrize(("alpha", "filled"), [(64, 0), (127, 0), (128, 1)])
+def test_a_soft_brush_fills_from_half_on(tmp_path: Path, alpha: int, filled: int, kind: str) -> None:
     layer = white_layer()
     layer[..., 3] = alpha
-    cv2.imwrite(str(tmp_path / "m.png"), layer)
-    with read_mask(tmp_path / "m.png", None, SIZE, 3) as mask:
+    if kind == "video":
+        path = tmp_path / "m.mov"
+        write_clip(path, [av.VideoFrame.from_ndarray(layer, "rgba").reformat(format="argb")] * 3, codec="qtrle")
+    else:
+        path = tmp_path / "m.png"
+        cv2.imwrite(str(path), layer)
+    with read_mask(path, None, SIZE, 3) as mask:
         assert mask.at(0).unique().tolist() == [filled]
 
 
