@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm_video.core.errors import UserError
-from ldm_video.core.files import hash_files
+from ldm_video.core.files import atomic_path, hash_files
 from ldm_video.core.locks import is_held, locked
 from ldm_video.pipeline.film import finish_share, restore_parts
 from ldm_video.pipeline.journal import (
@@ -237,6 +237,21 @@ def test_a_process_at_work_is_not_disturbed(tmp_path: Path, rules: PlanRules) ->
         assert reason == "box, steps"
 
 
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "hd.mkv")
+    with journal.hold(IDENTITY, SURVEY, Share(1, 2)):
+        with atomic_path(journal.file(0, "result")) as being_written:
+            being_written.touch()
+            for share in (Share(0, 2), ALL):  # the second one would have the whole clip for itself
+                with journal.hold(IDENTITY, SURVEY, share):
+                    assert being_written.exists()
+                assert being_written.exists()
+        being_written.touch()  # as if killed
+        assert journal.file(0, "result").exists()
+    with journal.hold(IDENTITY, SURVEY, ALL):
+        assert journal.file(0, "result").exists() and not being_written.exists()
+
+
 def test_kept_work_is_used_for_the_same_job_only(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "hd.mkv")
     assert journal.survey(IDENTITY) is None
@@ -287,6 +302,10 @@ def test_what_tells_files_apart(tmp_path: Path) -> None:
     (folder / "codec" / "w").write_bytes(b"13")
     assert hash_files(folder) != before
     assert file_facts(folder / "codec" / "w") != facts
+    (folder / "codec" / "w").write_bytes(b"12")
+    assert hash_files(folder) == before
+    (folder / "codec" / "w").rename(folder / "codec" / "v")
+    assert hash_files(folder) != before
     assert file_facts(None) is None
     assert changes({"a": 1, "b": [1, 2]}, {"b": (1, 2), "c": 0}) == ["a", "c"]
 

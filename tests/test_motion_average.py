@@ -39,6 +39,14 @@ def test_equal_frames_come_back() -> None:
     torch.testing.assert_close(average_along_motion(clip, nothing(clip), 2).frames, clip, atol=1e-5, rtol=0)
 
 
+def test_what_is_averaged_stays_between_black_and_white() -> None:
+    """Neighbours are brought to their place by an interpolation that overshoots at edges."""
+    clip = noisy(3 * scene()).clamp(-1, 1)
+    averaged = average_along_motion(clip, nothing(clip), 2)
+    assert averaged.noise > 0
+    assert averaged.frames.min() == -1 and averaged.frames.max() == 1
+
+
 def test_a_cut_is_not_mixed_across() -> None:
     before, after = scene(0), scene(9)
     clip = noisy(torch.cat([before, after]))

@@ -154,6 +154,11 @@ def test_config_alone_decides() -> None:
     assert torch.equal(Process.from_scheduler(flow).sigmas, before.sigmas)
 
 
+def test_a_shift_that_depends_on_the_size_is_none_of_the_trainings() -> None:
+    dynamic = Process.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True))
+    assert torch.allclose(dynamic.sigmas, torch.arange(1, 1001) / 1000, atol=1e-6)
+
+
 def test_zero_terminal_snr() -> None:
     options: dict[str, Any] = STABLE_DIFFUSION | {"rescale_betas_zero_snr": True}
     x0, noise = pair()
@@ -190,7 +195,9 @@ def test_timesteps_between_the_entries(scheduler: SchedulerMixin) -> None:
     assert process.alphas[401] < alpha < process.alphas[400]
     if process.prediction == "flow":
         anywhere = torch.tensor([0.0, 0.3, 1.0, 123.4, 1000.0])
-        assert torch.allclose(process.coefficients(anywhere)[1], anywhere / 1000, atol=1e-6)
+        alphas, sigmas = process.coefficients(anywhere)
+        assert torch.allclose(sigmas, anywhere / 1000, atol=1e-6)
+        assert torch.allclose(alphas, 1 - anywhere / 1000, atol=1e-6)
         assert (alpha + sigma).item() == pytest.approx(1.0, abs=1e-6)
     else:
         assert (alpha**2 + sigma**2).item() == pytest.approx(1.0, abs=1e-6)
