@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -284,8 +285,8 @@ def test_a_comparison_that_is_taken_after_the_result_has_its_name(
 
 def test_a_join_that_was_cut_off_is_ended_by_whoever_waited(tmp_path: Path, restore: Restore) -> None:
     """A share that has ended its work waits while another puts the outputs together, and is killed half way."""
-    output = tmp_path / "hd.mkv"
-    assert restore("hd.mkv", "--share", "1/2", "--compare") == 0
+    output, options = tmp_path / "hd.mkv", ("--compare", "--box", "8,8,16,12")
+    assert restore("hd.mkv", "--share", "1/2", *options) == 0
     join = Parts.join
 
     def half_way(parts: Parts) -> None:
@@ -295,8 +296,12 @@ def test_a_join_that_was_cut_off_is_ended_by_whoever_waited(tmp_path: Path, rest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parts, "join", half_way)
-        assert restore("hd.mkv", "--share", "2/2", "--compare") == 0
-    assert len(read_pixels(output)) == len(read_pixels(tmp_path / "hd_compare.mkv")) == FRAMES
+        assert restore("hd.mkv", "--share", "2/2", *options) == 0
+    result, beside = read_pixels(output), read_pixels(tmp_path / "hd_compare.mkv")
+    assert len(result) == len(beside) == FRAMES
+    width = result.shape[2]
+    assert np.array_equal(beside[:, :, width + 8 :], result[:, :, 8:])  # on the right; at the seam colours run together
+    assert np.abs(beside[:, :, :width] - result).max() > 8
     assert files_below(tmp_path) == {"hd.mkv", "hd_compare.mkv"}
 
 
