@@ -95,7 +95,7 @@ def main() -> None:
 def fit(trainer: pl.Trainer, task: Stage, loaders: dict[str, Any], last: Path | None, done: int) -> None:
     """Train from the checkpoint ``last`` at step ``done``; afterwards ``task`` holds the averaged weights."""
     if last is not None:
-        log.info("resuming from %s at step %d (use --restart to begin anew)", last, done)
+        log.info("resuming from %s at step %d (use --restart to start over)", last, done)
     with full_disk_explained(trainer.default_root_dir), warnings.catch_warnings():
         # Resuming within an epoch is supported here: ClipOrder continues at the exact clip.
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended")
@@ -129,7 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file of configs/train")
     parser.add_argument("--dry-run", action="store_true", help="print config, size, memory and hours, and stop")
-    parser.add_argument("--restart", action="store_true", help="begin anew where a run of this name has a checkpoint")
+    parser.add_argument("--restart", action="store_true", help="start over if a run of this name has a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args()
 

@@ -92,7 +92,7 @@ class ClipStream(Dataset[Item]):
         self.step = exact_scale(scale).numerator  # in high-res pixels: multiples of it fall on whole low-res pixels
         if self.size[0] % self.step or self.size[1] % self.step:
             raise UserError(
-                f"crop size {self.size[0]}x{self.size[1]} is no multiple of {self.step}, as scale {scale} needs; "
+                f"crop size {self.size[0]}x{self.size[1]} is not a multiple of {self.step}, as scale {scale} needs; "
                 "change one of them"
             )
         # The margin must be a whole number of low-res pixels, or the crop of the low-res frames would be shifted.

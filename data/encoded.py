@@ -83,7 +83,7 @@ class EncodedVideo:
             # Allow no protocol: a file that poses as a playlist must not make FFmpeg open other files.
             self._container = av.open(io.BytesIO(self._data), "r", options={"protocol_whitelist": "data"})
         except (av.FFmpegError, UnicodeError) as error:
-            raise UserError(f"{self.name} is no video that can be read ({error})") from error
+            raise UserError(f"{self.name} is not a video that can be read ({error})") from error
         stream = self._container.streams.best("video")
         if stream is None or stream.codec_context is None:
             self._container.close()

@@ -91,12 +91,12 @@ def prepare_source(path: Path, name: str, folder: Path, options: PrepareOptions)
 def _find_videos(source: Path, out: Path) -> dict[str, Path]:
     """Return path relative to ``source`` -> file, sorted."""
     if not source.is_dir():
-        raise UserError(f"SRC {source} is no folder; give a folder of videos")
+        raise UserError(f"SRC {source} is not a folder; give a folder of videos")
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"OUT {out} lies in SRC {source}, where it would be searched for videos; choose another OUT")
     found = [path for path in find_sources(source) if path.suffix.lower() in VIDEO_SUFFIXES]
     if not found:
-        raise UserError(f"there is no video in {source}; it may hold {', '.join(sorted(VIDEO_SUFFIXES))}")
+        raise UserError(f"there is no video in {source}; it may contain {', '.join(sorted(VIDEO_SUFFIXES))}")
     return {path.relative_to(source).as_posix(): path for path in found}
 
 

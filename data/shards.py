@@ -114,7 +114,7 @@ class ShardDataset(ClipStream):
                 return self._make(sample, rng)
             except UserError as error:
                 self._skipped += 1
-                log.warning("%s; passed over, %d so far", error, self.skipped)
+                log.warning("%s; skipped, %d so far", error, self.skipped)
         raise UserError(f"{_MAX_ATTEMPTS} clips in a row could not be used; the last: {sample.key} of {sample.shard}")
 
     def sample(self, index: int) -> Sample:

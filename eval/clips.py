@@ -149,8 +149,8 @@ def _check_sizes(pair: ClipPair, moment: dict[str, np.ndarray]) -> None:
     if "lowres" in moment and not _is_smaller(moment["lowres"].shape, ref):
         height, width = moment["lowres"].shape[:2]
         raise UserError(
-            f"{pair.name}: {pair.lowres} is {width}x{height}, which {pair.ref} ({ref[1]}x{ref[0]}) is no enlargement "
-            "of; give what the method was given"
+            f"{pair.name}: {pair.lowres} is {width}x{height}, which {pair.ref} ({ref[1]}x{ref[0]}) is not an "
+            "enlargement of; give what the method was given"
         )
 
 

@@ -67,7 +67,7 @@ class Track:
             raise UserError(f"track {self.name}: unknown hole {self.hole!r}; there are {', '.join(FAMILIES)}, {OBJECT}")
         for value in (self.blur_sigma, self.noise_sigma, self.hole_area, self.broadcast_bits):
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise UserError(f"track {self.name}: {value!r} is no number from 0 on")
+                raise UserError(f"track {self.name}: {value!r} is not a number of 0 or more")
         if not isinstance(self.crf, int) or isinstance(self.crf, bool) or self.crf > 51:
             raise UserError(f"track {self.name}: crf is {self.crf!r}; give 0 to 51, or a negative number for lossless")
         if self.hole_area > MOST_HOLE:

@@ -111,21 +111,21 @@ def parse_share(word: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{word} is no share; give a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{word} is not a fraction; give a number from 0 to 1")
     return value
 
 
 def parse_frames(word: str) -> int:
     """Parse an integer of at least 1."""
     if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is no number of frames; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{word} is not a number of frames; give 1 or more")
     return int(word)
 
 
 def parse_seed(word: str) -> int:
     """Parse a non-negative integer that torch accepts as a seed."""
     if not word.isdecimal() or int(word) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{word} is no seed; give a whole number from 0 to 2^63 - 1")
+        raise argparse.ArgumentTypeError(f"{word} is not a seed; give a whole number from 0 to 2^63 - 1")
     return int(word)
 
 
@@ -136,7 +136,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"{folder} exists; pass --overwrite to replace it, or choose another folder")
     if not (folder / INDEX).is_file():  # --overwrite must not delete a folder of something else
-        raise UserError(f"{folder} exists and is no model, so it is not replaced; choose another folder")
+        raise UserError(f"{folder} exists and is not a model, so it is not replaced; choose another folder")
 
 
 def to_bundle(arguments: argparse.Namespace) -> list[str]:

@@ -255,7 +255,7 @@ def test_a_device_that_this_machine_has_not(refused: Callable[..., str]) -> None
 
 
 def test_no_bundle(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "is no model bundle" in refused(model=tmp_path / "none")
+    assert "is not a model bundle" in refused(model=tmp_path / "none")
 
 
 class _Bomb:

@@ -222,8 +222,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "unknown default": (lambda f: edit_json(f / INDEX, sampling={"stride": 3}), [INDEX, "stride"]),
     "damaged index": (lambda f: cut(f / INDEX), [INDEX, "not valid JSON"]),
     "index of another kind": (lambda f: (f / INDEX).write_text("[1]"), [INDEX, "no JSON object"]),
-    "not a bundle": (lambda f: (f / INDEX).unlink(), ["is no model bundle", INDEX]),
-    "nothing there": (shutil.rmtree, ["is no model bundle"]),
+    "not a bundle": (lambda f: (f / INDEX).unlink(), ["is not a model bundle", INDEX]),
+    "nothing there": (shutil.rmtree, ["is not a model bundle"]),
 }
 
 

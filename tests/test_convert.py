@@ -373,7 +373,7 @@ def trouble(root: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["to-bundle", "none", "out"], "none is no model bundle"),
+        (["to-bundle", "none", "out"], "none is not a model bundle"),
         (["to-bundle", "x.ckpt", "out"], "is a pickle"),
         (["to-bundle", "sd15", "out", "--head-dim", "1"], "head_dim is 1"),
         (["to-bundle", "sd15", "out", "--dtype", "fp8"], "invalid choice"),
@@ -382,14 +382,14 @@ def trouble(root: Path, tmp_path: Path) -> Callable[[str], Path]:
         (["to-bundle", "bundle", "out", "--head-dim", "32"], "--head-dim has no effect"),
         (["to-bundle", "bundle", "out", "--variant", "fp16"], "--variant has no effect"),
         (["to-bundle", "sd15", "bundle"], "bundle exists; pass --overwrite"),
-        (["to-bundle", "sd15", "something", "--overwrite"], "is no model, so it is not replaced"),
+        (["to-bundle", "sd15", "something", "--overwrite"], "is not a model, so it is not replaced"),
         (["to-bundle", "with_a_huge_weight", "out", "--dtype", "fp16"], "codec.autoencoder.encoder.conv_in.weight"),
         (["to-diffusers", "tiny", "out"], "codec is a VideoCodec"),
         (["to-diffusers", "flow", "out"], "flow matching"),
-        (["to-diffusers", "motion", "out"], "is no model bundle"),
+        (["to-diffusers", "motion", "out"], "is not a model bundle"),
         (["add-motion", "bundle", "none", "out"], "none does not exist"),
         (["add-motion", "bundle", "sd15", "out"], "config.json"),
-        (["add-motion", "bundle", "bundle", "out"], "bundle is no motion adapter"),
+        (["add-motion", "bundle", "bundle", "out"], "bundle is not a motion adapter"),
         (["add-motion", "bundle", "of_another_kind", "out"], "is of a ControlNetModel"),
         (["add-motion", "bundle", "incomplete", "out"], "'up_blocks.1.motion_modules.0.proj_in.weight' missing"),
         (["add-motion", "bundle", "unet", "out"], "holds no AnimateDiff motion modules"),
@@ -452,7 +452,7 @@ def test_overwriting_a_model(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["99999999999999999999999", str(2**63), "-1", "1.5"])
 def test_a_seed_that_torch_does_not_take(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(convert, "fresh", TINY_MODEL, tmp_path / "fresh", "--seed", word) == 2
-    assert f"{word} is no seed" in capsys.readouterr().err
+    assert f"{word} is not a seed" in capsys.readouterr().err
     assert not (tmp_path / "fresh").exists()
 
 

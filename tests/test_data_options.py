@@ -94,5 +94,5 @@ def test_options_of_prepare(text: str) -> None:
 )
 def test_a_file_that_is_no_report_is_named(content: object, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="is no report"):
+    with pytest.raises(UserError, match="is not a report"):
         Report(tmp_path, PrepareOptions(), False)

@@ -231,7 +231,7 @@ def test_two_jobs_give_what_one_gives(films: Path, clips: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{tmp}/nowhere", "{tmp}/out"], "nowhere is no folder"),
+        (["{tmp}/nowhere", "{tmp}/out"], "nowhere is not a folder"),
         (["{tmp}", "{tmp}/out"], "lies in SRC"),
         (["{tmp}/empty", "{tmp}/out"], "there is no video"),
         (["{films}", "{tmp}/out", "crf=99"], "crf=99"),
@@ -258,7 +258,7 @@ def test_the_program_ends_with_2(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, tmp_path / "nowhere", tmp_path / "out")
-    message = f"error: SRC {tmp_path}/nowhere is no folder; give a folder of videos"
+    message = f"error: SRC {tmp_path}/nowhere is not a folder; give a folder of videos"
     assert capsys.readouterr().err.splitlines() == [message]
 
 

@@ -63,7 +63,7 @@ def undecodable() -> None:
         (undecodable, "error: clips/a.mp4: cannot be decoded; remove it"),
         (
             partial(open, "/no/such it's/file"),
-            "error: /no/such it's/file: No such file or directory; see that it can be read or written",
+            "error: /no/such it's/file: No such file or directory; check that it can be read and written",
         ),
     ],
 )

@@ -317,7 +317,7 @@ def test_one_segment_says_that_another_commands_work_is_not_used(
     capsys.readouterr()
     assert restore("hd.mkv", "segment=64") == 0
     assert capsys.readouterr().err.splitlines() == [
-        f"the work kept in {parts_folder(output)} is another command's (segments: segment differs): beginning anew"
+        f"{parts_folder(output)} holds work of a different command (segments: segment differs): starting over"
     ]
     assert files_below(tmp_path) == {"hd.mkv"}
 

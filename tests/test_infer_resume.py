@@ -131,7 +131,7 @@ def test_a_signal_ends_in_one_line_and_keeps_the_work(runs: Runs, tmp_path: Path
     assert killed_after(runs, output, 2, *LOSSLESS, by=number) == 128 + number
     (line,) = runs.lines
     assert line.startswith("interrupted; ")
-    assert f" of {FRAMES} frames are kept in {parts_folder(output)}; the same command goes on" in line
+    assert f" of {FRAMES} frames are kept in {parts_folder(output)}; the same command resumes" in line
     assert len(finished_parts(output)) >= 2
 
 
@@ -140,7 +140,7 @@ def test_another_command_begins_anew_and_says_why(runs: Runs, whole: Callable[..
     killed_after(runs, output, 2, *LOSSLESS, "--seed", "5")
     assert runs.run(output, *LOSSLESS) == 0
     (first, _) = runs.lines
-    assert first.endswith("(seed differs): beginning anew")
+    assert first.endswith("(seed differs): starting over")
     assert same_frames(output, whole(".mkv", *LOSSLESS))
 
 

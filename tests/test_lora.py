@@ -510,7 +510,7 @@ def spoil(kind: str, folder: Path, source: Path) -> Path:
         ("magnitudes", "not of a plain LoRA"),
         ("half of a pair", "two factors of one rank"),
         ("two ranks", "two factors of one rank"),
-        ("no numbers", "no finite number"),
+        ("no numbers", "not a finite number"),
     ],
 )
 def test_bad_files(kind: str, words: str, runs: dict[str, Path], tmp_path: Path) -> None:

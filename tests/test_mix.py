@@ -37,7 +37,7 @@ def test_weights_are_mixed_in_the_given_shares(tmp_path: Path) -> None:
     assert not torch.equal(mean["codec.decoder.exit.weight"], whole["codec.decoder.exit.weight"])
 
 
-@pytest.mark.parametrize(("share", "message"), [("1.5", "1.5 is no share"), ("half", "half is no share")])
+@pytest.mark.parametrize(("share", "message"), [("1.5", "1.5 is not a fraction"), ("half", "half is not a fraction")])
 def test_a_share_is_a_number_from_0_to_1(
     share: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

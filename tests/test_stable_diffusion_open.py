@@ -350,7 +350,7 @@ def test_the_hubs_cache(x4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_model("owner/upscaler", revision="tested") == repository / "snapshots" / commit
     assert_same_weights(open_still("owner/upscaler@tested"), open_still(x4))
     for name in ("owner/upscaler@other", "owner/none"):
-        with pytest.raises(UserError, match=f"{name} is no model bundle or file here"):
+        with pytest.raises(UserError, match=f"{name} is not a model bundle or file here"):
             find_model(name)
 
 

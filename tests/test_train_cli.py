@@ -310,7 +310,7 @@ def test_a_warm_up_that_cannot_be(base: list[str], tmp_path: Path, capsys: pytes
 def test_a_stage_without_its_predecessor(base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--config", str(STAGES / "denoiser.yaml"), *base, f"output={tmp_path / 'run'}"]
     assert call(train, *options, f"init_from={tmp_path / 'none'}") == 2
-    assert "is no model bundle" in capsys.readouterr().err
+    assert "is not a model bundle" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -214,7 +214,7 @@ def test_a_run_survives_a_full_disk(
     cut_short(folder / "last.ckpt")
     with caplog.at_level("INFO"):
         assert call(train, *options, f"output={output}", "trainer.max_steps=4") == 0
-    assert "is damaged and is passed over" in caplog.text
+    assert "is damaged and was skipped" in caplog.text
     assert f"resuming from {folder / 'epoch=0-step=2.ckpt'} at step 2" in caplog.text
     straight = tmp_path / "straight"
     assert call(train, *options, f"output={straight}", "trainer.max_steps=4") == 0

@@ -173,7 +173,7 @@ def test_the_cache_of_a_shipped_stage_may_move(tmp_path: Path) -> None:
 def test_a_damaged_configuration_is_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
     saved = tmp_path / "config.yaml"
     saved.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{saved}.*; .*remove it to go on nevertheless, or give --restart"):
+    with pytest.raises(UserError, match=f"^{saved}.*; .*remove it to resume anyway, or give --restart"):
         check_same_run(saved, OmegaConf.create(CONFIG))
     check_same_run(saved, OmegaConf.create(CONFIG), CONFIG)  # the checkpoint knows it itself
 

@@ -287,7 +287,7 @@ def test_playlists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     """Their segments are files under names that nobody chose, which no rename reaches."""
     clip = clip_with_everything(tmp_path / "in.mp4", "")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{name[1:]} of .* is no single file"):
+    with pytest.raises(UserError, match=f"{name[1:]} of .* is not a single file"):
         VideoWriter(tmp_path / name, SIZE, probe(clip), NTSC).rehearse()
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
 

@@ -33,7 +33,7 @@ class Report:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             earlier, self.sources = _checked(content["options"], content["sources"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path} is no report of data.prepare; remove it or choose another OUT") from error
+            raise UserError(f"{self.path} is not a report of data.prepare; remove it or choose another OUT") from error
         if changed := [key for key in chosen if earlier.get(key) != chosen[key]]:
             key = changed[0]
             raise UserError(

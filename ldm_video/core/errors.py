@@ -43,7 +43,7 @@ def run_cli(main: Callable[[], None]) -> None:
         file, reason = _refused_file(error)
         if file is None:
             raise
-        print(f"error: {file}: {reason}; see that it can be read or written", file=sys.stderr)
+        print(f"error: {file}: {reason}; check that it can be read and written", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _interrupted()

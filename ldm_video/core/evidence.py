@@ -139,7 +139,7 @@ class EvidenceLayout:
         """
         height, width = evidence.size
         if height % self.factor or width % self.factor:
-            raise ValueError(f"{height}x{width} is no multiple of the latent factor {self.factor}; pad it first")
+            raise ValueError(f"{height}x{width} is not a multiple of the latent factor {self.factor}; pad it first")
         masks = [evidence.hole, evidence.known] if self.with_known else [evidence.hole]
         if self.kind == "space_to_depth":
             # b t c (h f) (w f) -> b t (c f f) h w

@@ -86,7 +86,7 @@ def load_bundle(folder: str | Path) -> VideoModel:
     """
     folder = Path(folder)
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder} is no model bundle: it has no {INDEX}; give the bundle's folder")
+        raise UserError(f"{folder} is not a model bundle: it has no {INDEX}; give the bundle's folder")
     index = read_json(folder / INDEX)
     if index.get("format") not in _READABLE_FORMATS:
         raise UserError(

@@ -31,7 +31,7 @@ def split_scale(name: str) -> tuple[Path, float]:
     except ValueError:  # the colon is part of the path
         return Path(name), 1.0
     if not math.isfinite(scale):
-        raise UserError(f"the scale of --lora {name} is no finite number; 1 takes the adapter as it was trained")
+        raise UserError(f"the scale of --lora {name} is not a finite number; 1 applies the adapter as trained")
     return Path(path or name), scale
 
 

@@ -118,8 +118,8 @@ def read_motion_adapter(path: str | Path) -> MotionAdapter:
     if path.is_dir():
         if not (path / "config.json").is_file():  # such as a bundle
             raise UserError(
-                f"{path} is no motion adapter: it has no config.json; give the folder of a MotionAdapter of diffusers, "
-                "or a .safetensors file of AnimateDiff"
+                f"{path} is not a motion adapter: it has no config.json; give the folder of a diffusers "
+                "MotionAdapter or a .safetensors file of AnimateDiff"
             )
         config = read_json(path / "config.json")
         if config.get("_class_name") != "MotionAdapter":

@@ -66,7 +66,7 @@ def find_model(name: str | Path, revision: str | None = None, variant: str | Non
         return folder
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} is no model bundle or file here, nor can it be had from the hub: {reason}") from error
+        raise UserError(f"{name} is not a model bundle or file here, nor on the hub: {reason}") from error
 
 
 def _download(repository: str, revision: str | None, variants: Mapping[str, str]) -> Path:

@@ -128,7 +128,7 @@ class VideoModel(nn.Module):
         Raises ``UserError`` if the model has no noise level.
         """
         if self.lowres_scheduler is None:
-            raise UserError("this model knows no noise level; leave it out")
+            raise UserError("this model does not take a noise level; leave it out")
         grid = (evidence.size[0] // self.codec.factor, evidence.size[1] // self.codec.factor)
         noise = noise.float()  # in bfloat16 the lowest levels would be rounded away
         lowres = resize(evidence.lowres, grid).float()  # b t 3 h w
@@ -175,7 +175,7 @@ class VideoModel(nn.Module):
     def _label(self, noise_level: Tensor | None, noisy: Tensor) -> Tensor | None:
         if self.lowres_scheduler is None:
             if noise_level is not None:
-                raise UserError("this model knows no noise level; leave it out")
+                raise UserError("this model does not take a noise level; leave it out")
             return None
         level = torch.zeros(1) if noise_level is None else noise_level
         return level.to(noisy.device, torch.long).expand(noisy.shape[0])

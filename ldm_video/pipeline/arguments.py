@@ -56,7 +56,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preview", action="store_true", help="a tenth of the frames, in OUTPUT.preview")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--share", metavar="K/N", help="do the K-th of N shares of the clip; others do the rest")
-    parser.add_argument("--restart", action="store_true", help="begin anew, whatever an earlier run has kept")
+    parser.add_argument("--restart", action="store_true", help="start over, whatever an earlier run has kept")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan, write nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     return parser.parse_intermixed_args(_join_negative_values(sys.argv[1:] if words is None else words))

@@ -97,7 +97,7 @@ def kept_line(parts: Parts) -> str:
     if not parts.journal.exists:
         return ""
     done, frames = parts.frames_done(), parts.plan[-1].stop
-    return f"{done} of {frames} frames are kept in {parts.journal.folder}; the same command goes on" if done else ""
+    return f"{done} of {frames} frames are kept in {parts.journal.folder}; the same command resumes" if done else ""
 
 
 def _write(parts: Parts, segment: Segment, held: list[Piece], output: Tensor, canvas: Canvas, timed: Timed) -> None:

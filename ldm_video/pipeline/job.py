@@ -136,7 +136,7 @@ def run_job(job: Job, restorer: Restorer, watch: Watch = Watch(), role: Role = R
         identity = identity or identify(job, restorer, role)
     with journal.hold(identity, None if whole else survey, role.share) as reason:
         if reason:
-            watch.say(f"the work kept in {journal.folder} is another command's ({reason} differs): beginning anew")
+            watch.say(f"{journal.folder} holds work of a different command ({reason} differs): starting over")
         # Check again: another process may have finished in the meantime.
         writers = open_writers(job, info, joining=_may_replace(job, journal, identity))
         if whole:
@@ -304,7 +304,7 @@ def _reporting(restorer: Restorer, watch: Watch, sizes: Sequence[int], total: in
 
 
 def _ended_early(job: Job, frame: int, frames: int) -> UserError:
-    return UserError(f"{job.source} ends at frame {frame} of {frames} that it had; see that it can be read to its end")
+    return UserError(f"{job.source} ended at frame {frame} of {frames}; check that the file is complete")
 
 
 def open_mask(job: Job, info: VideoInfo) -> MaskSource:

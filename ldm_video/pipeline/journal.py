@@ -130,7 +130,7 @@ class Journal:
         try:
             arrays = load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); remove {self.folder} and begin anew") from error
+            raise UserError(f"{path} is damaged ({error}); remove {self.folder} and start over") from error
         return from_levels(arrays["frames"]), [Fraction(int(n), int(d)) for n, d in arrays["times"]]
 
     def drop(self, number: int, kind: str) -> None:

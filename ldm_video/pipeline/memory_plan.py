@@ -131,7 +131,7 @@ def parse_memory(text: str) -> int:
     """Convert ``8GB``, ``7.5 GiB`` or ``900MB`` to bytes. Raises ``UserError`` for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG]i?B)", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
-        raise UserError(f"--memory {text} is no amount such as 8GB, 7.5GiB or 900MB, nor auto")
+        raise UserError(f"--memory {text} is not an amount such as 8GB, 7.5GiB or 900MB, nor auto")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 

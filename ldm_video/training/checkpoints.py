@@ -88,9 +88,9 @@ def last_good(folder: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             return path, read_checkpoint(path)
         except _DAMAGED as error:
-            log.warning("%s is damaged and is passed over (%s)", path, str(error).partition(". ")[0])
+            log.warning("%s is damaged and was skipped (%s)", path, str(error).partition(". ")[0])
     if found:
-        raise UserError(f"no checkpoint in {folder} can be read; use --restart to begin anew")
+        raise UserError(f"no checkpoint in {folder} can be read; use --restart to start over")
     return None, {}
 
 

@@ -65,7 +65,7 @@ def check_same_origin(saved: Path, config: DictConfig, origin: str | None, kept:
     if kept is not None and origin != kept and saved.is_file():
         raise UserError(
             f"init_from={config.init_from} has changed since this run began; pass --restart or choose another "
-            f"output=FOLDER (remove {saved} to go on with the checkpoint nevertheless)"
+            f"output=FOLDER (remove {saved} to resume from the checkpoint anyway)"
         )
 
 
@@ -86,7 +86,7 @@ def check_same_run(
         if not (_is_free(key, free) or _same(key, old, new)):
             raise UserError(
                 f"the checkpoint in {saved.parent} was trained with {key}={old}, and now it is {new}; give the old "
-                f"value, another output=FOLDER, or --restart (remove {saved} to go on with the change nevertheless)"
+                f"value, another output=FOLDER, or --restart (remove {saved} to resume with the change anyway)"
             )
 
 
@@ -95,8 +95,8 @@ def _read(saved: Path) -> Any:
         return OmegaConf.to_container(load_config(saved), resolve=True)
     except UserError as error:
         raise UserError(
-            f"{error}; it says what the checkpoint beside it was trained with: write it anew, remove it to go on "
-            "nevertheless, or give --restart"
+            f"{error}; it says what the checkpoint beside it was trained with: rewrite it, remove it to "
+            "resume anyway, or give --restart"
         ) from error
 
 

@@ -173,7 +173,7 @@ class Stage(pl.LightningModule):
         save_batch(self._batch, path)
         raise UserError(
             f"the {what} is {value.item()} at step {self.global_step}; its batch is saved in {path} and the last "
-            "checkpoint is untouched; look at the batch, or begin anew (--restart) with a lower optimizer.lr"
+            "checkpoint is untouched; look at the batch, or start over (--restart) with a lower optimizer.lr"
         )
 
 

@@ -192,7 +192,7 @@ def _damage_warnings(info: VideoInfo, count: int, span: Fraction, damage: Damage
     if info.frames is not None and count < info.frames and (damage.errors or missing > step / 2):
         fault = f"of the {info.frames} frames that the file announces; it is truncated or damaged"
     elif damage.errors:
-        fault = f"frames; {damage.errors} damaged packets were passed over"
+        fault = f"frames; {damage.errors} damaged packets were skipped"
     elif info.frames is None and missing > max(Fraction(1, 2), 2 * step):
         fault = f"frames, which end {float(missing):.2f} s before the file's end; it is probably truncated"
     elif damage.concealed:

@@ -238,7 +238,7 @@ def open_output(temporary: Path, target: Path) -> av.container.OutputContainer:
     except ValueError as error:
         raise UserError(f"unknown output format {target.suffix} of {target}; use .mp4, .mkv or .mov") from error
     if output.format.flags & FormatFlags.no_file.value:  # writes files of its own, under its own names: HLS, DASH
-        raise UserError(f"{target.suffix} of {target} is no single file; use .mp4, .mkv or .mov")
+        raise UserError(f"{target.suffix} of {target} is not a single file; use .mp4, .mkv or .mov")
     if output.format.name == "rawvideo":  # it takes any packets, and a player would take those for pixels
         raise UserError(f"{target.suffix} of {target} is for bare pixels, not for a codec; use .mp4, .mkv or .mov")
     return output

@@ -218,7 +218,7 @@ def _check_target(path: Path, source: VideoInfo | None, overwrite: bool) -> None
     if not path.exists():
         place = next(parent for parent in path.absolute().parents if parent.exists())
         if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"cannot write {path} ({place} is no folder that you may write in); choose another output")
+            raise UserError(f"cannot write {path} ({place} is not a writable folder); choose another output")
         return
     if not path.is_dir():
         if not overwrite:
