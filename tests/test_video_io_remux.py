@@ -102,7 +102,10 @@ def cut_sound(clip: Path, edits: Sequence[tuple[float | None, float]]) -> None:
         ([(0, 1.5)], ".mp4"),
         ([(0, 0.5), (1, 0.5)], ".mkv"),
         ([(0, 0.5), (1, 0.5)], ".mp4"),
-        ([(None, 0.5), (0.3, 0.5)], ".mkv"),  # silence first, then what begins with a cut
+        # Silence first, then what begins with a cut.
+        ([(None, 0.5), (0.3, 0.5)], ".mkv"),
+        ([(None, 0.5), (1.024, 0.5)], ".mkv"),  # 48 packets
+        ([(None, 0.5), (1.024, 0.5)], ".mp4"),
     ],
 )
 def test_sound_that_an_edit_list_cuts_off_does_not_return(
@@ -116,6 +119,7 @@ def test_sound_that_an_edit_list_cuts_off_does_not_return(
     assert heard - 1 <= len(want) <= heard + 2 * len(edits)
     times = [float(time) for time, _ in want]
     assert [float(time) for time, _ in got] == pytest.approx(times, abs=2e-3)  # both files may round, to milliseconds
+    assert copy_times.warnings == []
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])

@@ -37,9 +37,9 @@ class StreamCopier:
     """Copies audio and subtitle streams of ``source`` into ``output`` in sync with the picture.
 
     Streams that the container cannot hold are left out with a warning each, and damaged packets are too: audio never
-    makes the picture fail. What the source's edit list cuts off stays, unheard, in containers with edit lists; Matroska
-    keeps the part that decoders need as the track's delay. Time stamps keep their distance to the picture: both are
-    reduced by ``source.time_origin``.
+    makes the picture fail. What the source's edit list hides before 0 stays, unheard, in containers with edit lists;
+    Matroska keeps the part that decoders need as the track's delay. Time stamps keep their distance to the picture: both
+    are reduced by ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -51,12 +51,13 @@ class StreamCopier:
         self._clocks: dict[int, JoinedClock] = {}  # of audio
         self._packets: Iterator[Packet] = iter(())
         self._waiting: Packet | None = None
+        self._begun: set[int] = set()  # streams in which nothing hidden leads up to what is heard any more
         self._left_out = 0  # packets
         if source is None or source.kind != "video":
             return
         container = self._stack.enter_context(open_input(source.path))
         templates = [*container.streams.audio, *container.streams.subtitles]
-        first = _first_packets(source.path, output.format.name) if templates else {}
+        first, self._begun = _first_packets(source.path, output.format.name) if templates else ({}, set())
         for template in templates:
             packet = first.get(template.index)
             priming = _priming_seconds(template, packet, output.format.name)
@@ -95,7 +96,10 @@ class StreamCopier:
         try:
             for packet in self._packets:
                 timed = packet.dts is not None or packet.pts is not None
-                if packet.size and timed and not _is_trimmed(packet, self._output.format.name):
+                index = packet.stream.index
+                if packet.size and timed and not _is_trimmed(packet, self._output.format.name, index in self._begun):
+                    if not packet.is_discard:
+                        self._begun.add(index)
                     return self._shifted(packet)
         except av.FFmpegError as error:
             self._warnings.append(f"sound or subtitles end early, the source is damaged ({error.strerror})")
@@ -134,12 +138,17 @@ class StreamCopier:
                 self._output.add_attachment(attached.name, attached.mimetype, attached.data)
 
 
-def _is_trimmed(packet: Packet, container_format: str) -> bool:
-    """Return whether the source's edit list hides the packet and the output, without such a list, would show it."""
-    if not packet.is_discard or container_format in _EDIT_LIST_FORMATS:
+def _is_trimmed(packet: Packet, container_format: str, begun: bool = False) -> bool:
+    """Return whether the source's edit list hides the packet and the output could not hide it.
+
+    Formats with edit lists hide what comes before 0, but not once the stream has ``begun`` or if it begins with silence.
+    """
+    if not packet.is_discard:
         return False
     seconds = _start_seconds(packet)
-    return seconds is None or not -_PREROLL <= seconds < 0
+    if begun or seconds is None or seconds >= 0:
+        return True
+    return container_format not in _EDIT_LIST_FORMATS and seconds < -_PREROLL
 
 
 def _start_seconds(packet: Packet) -> Fraction | None:
@@ -178,9 +187,12 @@ def _add_copy(
     return stream
 
 
-def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
-    """Return the first copied packet of each audio or subtitle stream, if it comes early enough, or else any."""
-    found, copied = dict[int, Packet](), set[int]()
+def _first_packets(path: Path, container_format: str) -> tuple[dict[int, Packet], set[int]]:
+    """Return the first copied packet of each audio or subtitle stream, if it comes early enough, or else any.
+
+    Also returns which streams begin with silence, whatever their edit list hides before.
+    """
+    found, copied, shown = dict[int, Packet](), set[int](), dict[int, Packet]()
     with open_input(path) as container, suppress(av.FFmpegError):
         streams = [*container.streams.audio, *container.streams.subtitles]
         for packet in islice(container.demux(streams), _LOOKAHEAD):
@@ -189,9 +201,18 @@ def _first_packets(path: Path, container_format: str) -> dict[int, Packet]:
                 found[index] = packet
                 if not _is_trimmed(packet, container_format):
                     copied.add(index)
-            if len(copied) == len(streams):
+            if packet.size and not packet.is_discard:
+                shown.setdefault(index, packet)
+            if len(shown) == len(streams):
                 break
-    return found
+    late = {index: packet for index, packet in shown.items() if _is_late(packet)}
+    return found | late, set(late)
+
+
+def _is_late(packet: Packet) -> bool:
+    """Return whether the packet, the first that is shown of its stream, begins more than its duration after 0."""
+    seconds = _start_seconds(packet)
+    return seconds is not None and seconds > (packet.duration or 0) * packet.time_base
 
 
 def _why_rejected(template: Stream, packet: Packet | None, container_format: str) -> str | None:
