@@ -38,8 +38,8 @@ class StreamCopier:
 
     Streams that the container cannot hold are left out with a warning each, and damaged packets are too: audio never
     makes the picture fail. What the source's edit list hides before 0 stays, unheard, in containers with edit lists;
-    Matroska keeps the part that decoders need as the track's delay. Time stamps keep their distance to the picture: both
-    are reduced by ``source.time_origin``.
+    Matroska keeps the part that decoders need as the track's delay. Time stamps keep their distance to the picture:
+    both are reduced by ``source.time_origin``.
     """
 
     def __init__(self, source: VideoInfo | None, output: OutputContainer, target: Path, warnings: list[str]) -> None:
@@ -141,7 +141,7 @@ class StreamCopier:
 def _is_trimmed(packet: Packet, container_format: str, begun: bool = False) -> bool:
     """Return whether the source's edit list hides the packet and the output could not hide it.
 
-    Formats with edit lists hide what comes before 0, but not once the stream has ``begun`` or if it begins with silence.
+    Formats with edit lists hide what comes before 0, but not if the stream has ``begun``, or begins with silence.
     """
     if not packet.is_discard:
         return False
