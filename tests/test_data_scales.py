@@ -71,7 +71,7 @@ def test_weights_decide_how_often(clips: Callable[..., ClipDataset]) -> None:
         ({"scales": [4, 2], "weights": [1]}, "positive weight"),
         ({"scales": [4, 2], "weights": [1, 0]}, "positive weight"),
         ({"scales": [], "weights": []}, "positive weight"),
-        ({"scales": [4, 5], "weights": [1, 1]}, "no multiple of 5"),
+        ({"scales": [4, 5], "weights": [1, 1]}, "not a multiple of 5"),
     ],
 )
 def test_what_does_not_fit_is_refused(clips: Callable[..., ClipDataset], options: dict, words: str) -> None:

@@ -192,4 +192,4 @@ def test_an_input_that_is_cut_off_midway(bundle: Path, tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == 2, runs.lines
     (line,) = runs.lines
-    assert line.startswith(f"error: {source} ends at frame ") and "frames are kept in" in line
+    assert line.startswith(f"error: {source} ended at frame ") and "frames are kept in" in line

@@ -55,7 +55,7 @@ def test_amounts(text: str, amount: int) -> None:
 
 @pytest.mark.parametrize("text", ["8", "GB", "-1GB", "0GB", "8TB", "much"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="no amount such as 8GB"):
+    with pytest.raises(UserError, match="not an amount such as 8GB"):
         parse_memory(text)
 
 
@@ -331,7 +331,7 @@ def test_a_dry_run_prints_the_tile(
     [
         (("--memory", "8GB", "--tile", "512x512"), "leave --tile out"),
         (("--memory", "auto", "--share", "1/2"), "may differ from process to process"),
-        (("--memory", "8"), "no amount such as 8GB"),
+        (("--memory", "8"), "not an amount such as 8GB"),
     ],
 )
 def test_refusals(

@@ -105,7 +105,7 @@ every_cut = pytest.mark.parametrize(
         {"window": 3, "overlap": 0},
         {"window": 1, "overlap": 0},
         {"tile": (16, 24), "tile_overlap": 8},
-        {"tile": (24, 16), "tile_overlap": 10},  # no multiple of the latent grid
+        {"tile": (24, 16), "tile_overlap": 10},  # not a multiple of the latent grid
         {"tile": (8, 8), "tile_overlap": 0},
         {"window": 4, "overlap": 1, "tile": (16, 16), "tile_overlap": 4},
     ],

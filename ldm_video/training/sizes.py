@@ -20,7 +20,7 @@ def check_size(stage: Stage, size: tuple[int, int], what: str, judged: bool = Tr
     factor, loss = model.codec.factor, getattr(stage, "pixel_loss", None)
     if size[0] % factor or size[1] % factor:
         raise UserError(
-            f"{what} has clips of {size[0]}x{size[1]}, no multiple of {factor} as the model's codec needs; change "
+            f"{what} has clips of {size[0]}x{size[1]}, not a multiple of {factor} as the model's codec needs; change "
             "data.size"
         )
     if judged and isinstance(loss, PixelLoss):
