@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_eval_run import command, write_clip
+from tests.eval_run_support import command, write_clip
 
 
 @pytest.fixture
