@@ -15,13 +15,17 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
+from eval import report
 from eval.clips import ClipPair
 from eval.results import write_json
 from eval.run import Plan, parse_metrics, score_pairs
 from eval.scoring import Tools
 from ldm_video.video_io import VideoWriter
+from tests.cli_support import call
+from tests.once_support import once
 
 SIZE, FRAMES = (64, 80), 4
 METHODS = {"bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
@@ -144,3 +148,18 @@ def picture(uri: str | None) -> np.ndarray:
 def frames_csv(bench: Path, method: str, clip: str, column: str) -> list[float]:
     with (bench / "scores" / "clean" / method / "frames" / f"{clip}.csv").open() as file:
         return [float(row[column]) for row in csv.DictReader(file)]
+
+
+@once
+def one_benchmark(factory: pytest.TempPathFactory) -> Path:
+    """Made once, for all to read."""
+    return make_benchmark(factory.mktemp("report") / "bench")
+
+
+@once
+def one_page(factory: pytest.TempPathFactory) -> str:
+    """The report of :func:`one_benchmark`, made once."""
+    bench = one_benchmark(factory)
+    out = bench.parent / "report.html"
+    assert call(report, bench, "--out", out) == 0
+    return out.read_text(encoding="utf-8")

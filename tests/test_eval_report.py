@@ -1,11 +1,10 @@
-"""The report: it says what was scored, shows what its rules say, stands alone, and its script works in a browser."""
+"""The report: it says what was scored, shows what its rules say, and stands alone."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import subprocess
 import tomllib
 import weakref
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 from eval import report
 from eval.clips import match_clips
 from eval.columns import describe
-from eval.report_parts import choose, pictures
+from eval.report_parts import pictures
 from eval.report_parts.load import load_tracks
 from eval.results import write_json
 from eval.run import Plan, parse_metrics, score_pairs
@@ -32,7 +31,8 @@ from tests.report_support import (
     Element,
     Parser,
     frames_csv,
-    make_benchmark,
+    one_benchmark,
+    one_page,
     picture,
     summary_of,
 )
@@ -40,14 +40,12 @@ from tests.report_support import (
 
 @pytest.fixture(scope="module")
 def shared_bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_benchmark(tmp_path_factory.mktemp("report") / "bench")
+    return one_benchmark(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def page(shared_bench: Path) -> str:
-    out = shared_bench.parent / "report.html"
-    assert call(report, shared_bench, "--out", out) == 0
-    return out.read_text(encoding="utf-8")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return one_page(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -306,36 +304,6 @@ def test_memory_does_not_grow_with_the_clip(shared_bench: Path, monkeypatch: pyt
     assert most <= 4
 
 
-def test_choice_of_frames() -> None:
-    nan = np.nan
-    spread = choose.difference({"a": np.array([1, 2, nan, 5, 3]), "b": np.array([2, 6, 9, 4, np.inf])})
-    np.testing.assert_array_equal(spread, [1, 4, nan, 1, nan])
-    assert choose.largest(spread, 3, apart=1) == [1, 0, 3]
-    assert choose.largest(spread, 3, apart=2) == [1, 3]
-    worst = choose.difference({"a": np.array([30.0, 20.0, 25.0])}, higher_is_better=True)
-    assert choose.largest(worst, 1, apart=1) == [1]
-
-
-def test_choice_of_box_and_line_by_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 256, (20, 31, 3), dtype=np.uint8) for _ in range(3)]
-    spread = np.ptp(np.stack(frames).astype(int), axis=0).sum(axis=-1)
-    sums = {(y, x): spread[y : y + 6, x : x + 9].sum() for y in range(15) for x in range(23)}
-    assert choose.most_different_box(frames, (6, 9)) == (*max(sums, key=lambda at: sums[at]), 6, 9)
-    assert choose.most_different_box(frames, (50, 9))[0::2] == (0, 20)
-    activity = rng.random((12, 40))
-    row = max(range(12), key=lambda y: activity[y].sum())
-    left = max(range(31), key=lambda x: activity[row, x : x + 10].sum())
-    assert choose.busiest_line(activity, 10) == (row, left, 10)
-    assert choose.busiest_line(activity, 100) == (row, 0, 40)
-
-
-def test_long_curves_are_thinned() -> None:
-    values = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan, 8.0])
-    np.testing.assert_array_equal(choose.thin(values, 2), [1, 4, np.nan, 8])
-    np.testing.assert_array_equal(choose.thin(values, 1), values)
-
-
 def test_columns_are_named_from_their_parts() -> None:
     titles = {
         "ewarp_lai[raft]@inside": "E_warp[raft] in hole",
@@ -353,70 +321,3 @@ def test_style_and_script_are_packaged() -> None:
     for name in ("page.css", "page.js"):
         assert (root / "eval" / "report_parts" / name).is_file()
         assert any(Path(name).match(pattern) for pattern in patterns), f"{name} is not in the wheel"
-
-
-# Run in the page after its own script: does what a reader does, and writes down what happened.
-DRIVER = """
-<script>
-  const note = (key, value) => document.body.setAttribute(`data-${key}`, value);
-  const stage = document.querySelector("#divide").closest(".stage");
-  stage.scrollIntoView({ block: "center" });
-  const box = stage.getBoundingClientRect();
-  note("under-mouse", document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2).id);
-  const range = document.querySelector("#divide");
-  range.focus();
-  note("focus", document.activeElement.id);
-  range.value = 25;
-  range.dispatchEvent(new Event("input"));
-  note("at", stage.style.getPropertyValue("--at"));
-  const left = document.querySelector("#left");
-  note("choices", [...left.options].map((option) => option.value).join());
-  left.value = "reference";
-  left.dispatchEvent(new Event("change"));
-  note("left", stage.querySelector("img.left").dataset.label);
-  note("right", stage.querySelector("img.right").dataset.label);
-  note("lines", document.querySelectorAll("#chart polyline").length);
-  const clip = document.querySelector("#clip");
-  clip.value = "flash";
-  clip.dispatchEvent(new Event("change"));
-  const shown = [...document.querySelectorAll("[data-track][data-clip]")].filter((block) => !block.hidden);
-  note("shown", [...new Set(shown.map((block) => block.dataset.clip))].join());
-  const metric = document.querySelector("#metric");
-  metric.value = "ewarp_lai[dis]";
-  metric.dispatchEvent(new Event("change"));
-  note("warp-lines", document.querySelectorAll("#chart polyline").length);
-  note("width", window.innerWidth);
-  note("fits", document.documentElement.scrollWidth <= window.innerWidth);
-</script>
-"""
-
-
-@pytest.mark.parametrize("width", [500, 1280])  # Chromium has no narrower window; phones are below 560
-def test_in_a_browser(page: str, tmp_path: Path, width: int) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    file = tmp_path / "report.html"
-    file.write_text(page.replace("</body>", f"{DRIVER}</body>"), encoding="utf-8")
-    flags = [
-        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}",
-        f"window-size={width},900", "dump-dom",
-    ]  # fmt: skip
-    command = [browser, *(f"--{flag}" for flag in flags), file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    (body,) = Parser(done.stdout).top.find("body")
-    noted = {key: body.attributes.get(f"data-{key}") for key in re.findall(r'note\("([a-z-]+)"', DRIVER)}
-    assert noted == {
-        "under-mouse": "divide",  # the range lies over the pictures: dragging anywhere moves the divider
-        "focus": "divide",
-        "at": "25%",
-        "choices": "bicubic,lanczos,reference,input",
-        "left": "reference",
-        "right": "lanczos",
-        "lines": "2",
-        "shown": "flash",
-        "warp-lines": "3",  # the reference has a warp error of its own
-        "width": str(width),
-        "fits": "true",  # the page does not scroll sideways
-    }
