@@ -12,8 +12,8 @@ from ldm_video.training.adversary import Adversary
 from ldm_video.training.critic import FeatureCritic, SpectralNorm
 from ldm_video.training.losses import PixelLoss
 from tests.cli_support import tiny_model
-from tests.test_training_model_stage import few_step_task, fit
-from tests.test_training_tasks import make_batch
+from tests.model_stage_support import few_step_task, fit
+from tests.task_support import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
 

@@ -22,9 +22,9 @@ from ldm_video.pipeline.restore import Restorer, RestoreSettings
 from ldm_video.training.losses import psnr
 from tests.cli_support import ROOT, call, tiny_model
 from tests.eval_support import read
+from tests.model_stage_support import few_step_task, fit
 from tests.model_support import box_hole, perturb, rand_pixels, randn, small_text_model, small_video_model
 from tests.test_real_esrgan import drawn, published, write_ncnn
-from tests.test_training_model_stage import few_step_task, fit
 
 FRAMES = 2
 

@@ -18,7 +18,7 @@ from ldm_video.models.video_model import VideoModel
 from ldm_video.training.few_step_task import FewStepTask
 from ldm_video.training.losses import PixelLoss
 from tests.cli_support import tiny_model
-from tests.test_training_tasks import make_batch
+from tests.task_support import make_batch
 from tests.train_support import conditioned
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tests.cli_support import tiny_model
-from tests.test_training_tasks import denoiser_task, few_step_task, make_batch
+from tests.task_support import denoiser_task, few_step_task, make_batch
 
 
 def test_a_model_without_steps_is_looked_at_with_some_where_its_decoder_stands_still() -> None:

@@ -1,8 +1,7 @@
-"""Text, frozen layers, paces, and the two phases of few-step training, on the smallest models."""
+"""Text, noise levels, frozen layers, paces, and what people look at, on the smallest models."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,32 +16,19 @@ from torch.utils.data import DataLoader
 
 from ldm_video.core.errors import UserError
 from ldm_video.core.evidence import Evidence, build_evidence
-from ldm_video.diffusion.objective import Objective
 from ldm_video.diffusion.process import Process
 from ldm_video.models.inflate import VideoUNet
 from ldm_video.models.video_model import SamplingDefaults, VideoModel
-from ldm_video.training.adversary import Adversary
 from ldm_video.training.batches import Draws, make_draws
-from ldm_video.training.denoiser_task import DenoiserTask
-from ldm_video.training.few_step_task import FewStepTask
-from ldm_video.training.losses import PixelLoss, psnr
+from ldm_video.training.losses import psnr
 from ldm_video.training.model_stage import ModelStage, drop_captions
 from ldm_video.training.schedule import Pace
 from tests.cli_support import tiny_model
+from tests.model_stage_support import denoiser_task, few_step_task, fit, moved
 from tests.model_support import perturb, small_text_model, unet_config
-from tests.test_training_tasks import ADAMW, make_batch, quiet_trainer
-from tests.train_support import conditioned
+from tests.task_support import make_batch, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log", "ignore:You defined a `validation_step`")
-
-
-def denoiser_task(model: VideoModel, **options: Any) -> DenoiserTask:
-    return DenoiserTask(model, Objective, ADAMW, **conditioned(options))
-
-
-def few_step_task(model: VideoModel, **options: Any) -> FewStepTask:
-    pixel_loss = options.pop("pixel_loss", PixelLoss(None))
-    return FewStepTask(model, pixel_loss, ADAMW, **conditioned({"step_shares": [1.0], **options}))
 
 
 MAKERS = {"denoiser": denoiser_task, "few_step": few_step_task}
@@ -52,22 +38,6 @@ MakeTask = Callable[..., ModelStage]
 @pytest.fixture(params=list(MAKERS))
 def make_task(request: pytest.FixtureRequest) -> MakeTask:
     return MAKERS[request.param]
-
-
-def fit(task: pl.LightningModule, steps: int, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(task, DataLoader([make_batch(seed=seed) for seed in range(steps)], batch_size=None))
-    return trainer
-
-
-def moved(task: ModelStage, steps: int) -> dict[str, bool]:
-    """Whether each parameter that the task may train has another value after ``steps``."""
-    before = copy.deepcopy(dict(task.named_parameters()))
-    fit(task, steps)
-    return {name: not torch.equal(before[name], p) for name, p in task.named_parameters() if p.requires_grad}
 
 
 def is_spatial(name: str) -> bool:
@@ -260,66 +230,6 @@ def test_frozen_layers_do_not_count_for_the_clipping() -> None:
         assert torch.equal(value, runs[1][name]), name
 
 
-# Few steps: latents, then pixels.
-
-
-def test_the_latent_phase_trains_the_denoiser_alone() -> None:
-    options = {"pixel_from_step": 2, "latent_weight": 1.0, "warmup": 0, "pixel_loss": PixelLoss(None)}
-    early = moved(few_step_task(tiny_model(), **options), 2)
-    assert {name for name, yes in early.items() if not yes} == {name for name in early if ".decoder." in name}
-    late = moved(few_step_task(tiny_model(), **options), 3)
-    assert all(late.values())
-
-
-def test_the_loss_of_the_latent_phase_is_the_latents_distance() -> None:
-    model, batch = tiny_model(), make_batch()
-    task = few_step_task(model, pixel_from_step=5, latent_weight=0.5, known_share=0.0)
-    loss = task.training_step(batch, 3)
-    draws = task.draws(batch, 3)
-    condition = task.condition(batch, draws)
-    noise = task.noise(batch["hr"], draws)
-    # A flow's first timestep is pure noise at sigma 1: x0 = noise - output.
-    output = model.predict(noise, torch.tensor(1000.0), condition.evidence)
-    expected = 0.5 * (noise - output - model.codec.encode(batch["hr"], condition.evidence)).square().mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("adversary", [False, True])
-def test_no_parameter_is_left_out_in_either_phase(adversary: bool) -> None:
-    for start in (0, 5):
-        loss = PixelLoss(None, adversary=Adversary(channels=8, levels=2) if adversary else None)
-        task = few_step_task(tiny_model(), pixel_loss=loss, pixel_from_step=start)
-        task.training_step(make_batch(), 0).backward()
-        assert [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-def test_a_latent_phase_without_a_latent_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="latent_weight must be positive"):
-        few_step_task(tiny_model(), pixel_from_step=5, latent_weight=0.0)
-
-
-def test_a_share_of_the_steps_trains_the_decoder_alone() -> None:
-    model, batch = tiny_model(), make_batch()
-    task = few_step_task(model, decoder_share=1.0, known_share=0.0, latent_weight=0.5)
-    loss = task.training_step(batch, 3)
-    evidence = task.condition(batch, task.draws(batch, 3)).evidence
-    alone = model.codec.decode(torch.zeros(len(batch["hr"]), 3, 4, 8, 8), evidence)
-    expected = sum(task.pixel_loss(alone, batch["hr"], task.draws(batch, 3).step).values())
-    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
-    loss.backward()
-    for name, parameter in model.named_parameters():  # DDP waits for a gradient of everything that is trained
-        assert parameter.grad is not None or not parameter.requires_grad, name
-        if "denoiser." in name:
-            assert not parameter.grad.any()
-
-
-def test_a_decoder_that_is_blind_or_a_share_beyond_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"decoder_share is 1\.5"):
-        few_step_task(tiny_model(), decoder_share=1.5)
-    with pytest.raises(ValueError, match="does not see the evidence"):
-        few_step_task(small_text_model(tmp_path / "text"), decoder_share=0.5)
-
-
 # What people look at.
 
 
@@ -356,12 +266,6 @@ def test_a_model_that_begins_from_the_guess_is_restored_so(
 def _after_the_evidence(draws: Draws) -> Draws:
     draws.rand(1, 1, 1, 1)
     return draws
-
-
-@pytest.mark.parametrize("shares", [[0.0, 0.0], [1.0, -0.1], [float("nan"), 1.0], [float("inf")]])
-def test_shares_of_steps_that_cannot_be_drawn_are_refused(shares: list[float]) -> None:
-    with pytest.raises(ValueError, match="step_shares are numbers from 0 up"):
-        few_step_task(tiny_model(), step_shares=shares)
 
 
 def test_validation_uses_a_model_without_steps_as_it_is_used() -> None:

@@ -20,9 +20,9 @@ from ldm_video.training.losses import PixelLoss
 from ldm_video.training.restorer_task import RestorerTask
 from ldm_video.training.schedule import Pace
 from tests.model_support import perturb, rand_pixels
+from tests.task_support import make_batch
 from tests.test_adversary import critic
 from tests.test_real_esrgan import published, write_ncnn
-from tests.test_training_tasks import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
