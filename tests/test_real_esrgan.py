@@ -17,9 +17,8 @@ from ldm_video.core.evidence import resize
 from ldm_video.models.dense_blocks import SLOPE, DenseTrunk
 from ldm_video.models.dense_restorer import DenseRestorer
 from ldm_video.models.real_esrgan import Convolution, load_published, read_convolutions
-from tests.eval_support import make_input, read, run
+from tests.eval_support import make_input, needs, read, run
 from tests.model_support import rand_pixels, randn
-from tests.test_eval_methods import needs
 
 
 def write_ncnn(files: Path, convolutions: list[Convolution]) -> Path:
