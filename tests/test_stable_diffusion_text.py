@@ -49,13 +49,12 @@ def test_a_long_prompt_is_read_in_pieces(encoder: TextEncoder) -> None:
     ids = encoder.tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) == 200
     ours = encoder([text, "blurry"])
-    assert ours.shape == (2, 4 * 77, TEXT_WIDTH)
+    assert ours.shape == (2, 3 * 77, TEXT_WIDTH)
     pieces = [by_hand(encoder, ids[first : first + 75]) for first in (0, 75, 150)]
-    expected = torch.cat([*pieces, by_hand(encoder, [])], dim=1)
-    torch.testing.assert_close(ours[:1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[:1], torch.cat(pieces, dim=1), atol=1e-5, rtol=0)
     # The negative prompt is as long, because guidance asks both in one batch: to attention it is what it was.
     short = by_hand(encoder, encoder.tokenizer("blurry", add_special_tokens=False).input_ids)
-    torch.testing.assert_close(ours[1:], short.repeat(1, 4, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[1:], short.repeat(1, 3, 1), atol=1e-5, rtol=0)
 
 
 def test_a_tokenizer_that_does_not_say_how_long_prompts_are(folder: Path, encoder: TextEncoder, tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_the_end_of_a_long_prompt_has_a_say(encoder: TextEncoder) -> None:
     assert (encoder([start + "cat"]) - encoder([start + "dog"])).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("words", "pieces"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 4), (300, 4), (301, 8)])
+@pytest.mark.parametrize(("words", "pieces"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 3), (225, 3), (226, 4)])
 def test_the_border_of_a_piece(words: int, pieces: int, encoder: TextEncoder) -> None:
     assert encoder(["x " * words]).shape[1] == 77 * pieces
 

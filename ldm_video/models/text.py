@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,16 +38,16 @@ class TextEncoder(nn.Module):
         """b prompts -> ``b n d``, padded to the model's length, as in Stable Diffusion's training.
 
         A prompt longer than the model's limit (75 tokens for CLIP) is split into pieces, each with its own start and
-        end token: 1, 2, 4, 8, ... of them, filled up with empty ones. ``n`` is the length of the longest prompt of the
-        call; shorter prompts are repeated to that length, which attention to them does not notice, so no prompt
-        affects how another is read. If the tokenizer has no start token, the prompt is truncated instead.
+        end token. Prompts of different lengths are repeated to their least common multiple ``n``: attention to a
+        repeated text equals attention to the text, so no prompt affects how another is read. If the tokenizer has no
+        start token, the prompt is truncated instead.
         """
         pieces = [self._pieces(prompt) for prompt in prompts]
         ids, mask = self._pad([row for rows in pieces for row in rows])  # k n
         uses_mask = getattr(self.model.config, "use_attention_mask", False)
         hidden = self.model(ids, attention_mask=mask if uses_mask else None).last_hidden_state  # k n d
         texts = hidden.split([len(rows) for rows in pieces])
-        count = max(map(len, texts))
+        count = math.lcm(*map(len, texts))
         return torch.stack([repeat(text, "k n d -> (r k n) d", r=count // len(text)) for text in texts])  # b n d
 
     @property
@@ -56,14 +57,13 @@ class TextEncoder(nn.Module):
         return min(length, getattr(self.model.config, "max_position_embeddings", length))
 
     def _pieces(self, prompt: str) -> list[list[int]]:
-        """Return the token ids of each piece of a prompt: 1, 2, 4, ... pieces, none longer than the model's length."""
+        """Return the token ids of each piece of a prompt: at least one piece, none longer than the model's length."""
         start, end, length = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._length
         if start is None:
             return [self.tokenizer(prompt, truncation=True, max_length=length).input_ids]
         ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         body = length - 2
-        count = 1 << (max(len(ids) - 1, 0) // body).bit_length()  # so that each count divides the larger ones
-        return [[start, *ids[i * body : (i + 1) * body], end] for i in range(count)]
+        return [[start, *ids[first : first + body], end] for first in range(0, max(len(ids), 1), body)]
 
     def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Pad rows of ids to ``k n`` with the model's length ``n``; also return a mask, 1 where there is a token."""
