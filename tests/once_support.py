@@ -1,4 +1,4 @@
-"""What is slow to make and only read: made once in a process, for the fixtures of several files."""
+"""Slow fixtures that are only read: made once per process, for several test files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 def once(make: Callable[P, T]) -> Callable[P, T]:
-    """What the first call gave, in every call: its arguments are of the whole session, and so always the same."""
+    """Return the first call's result in every call: its arguments belong to the session, and so are always the same.
+
+    ``functools.cache`` would need to hash them, which pytest's factory of temporary folders does not allow.
+    """
     made: list[T] = []
 
     @wraps(make)

@@ -52,15 +52,15 @@ class KeepsConfig(pl.Callback):
 
 
 def origin_of(config: DictConfig) -> str | None:
-    """A digest of the files that ``init_from`` names, of a hub's name those in its cache; None where it is null."""
+    """Hash the files that ``init_from`` names (of a hub name, those in its cache); None if it is null."""
     return None if config.init_from is None else hash_files(find_model(config.init_from))
 
 
 def check_same_origin(saved: Path, config: DictConfig, origin: str | None, kept: str | None) -> None:
-    """Raise ``UserError`` where ``init_from`` holds something else than when the run began.
+    """Raise ``UserError`` if ``init_from`` holds something else than when the run began.
 
-    The checkpoint's weights came from that, and all of them are restored: a predecessor that was trained anew would be
-    read and thrown away. Nothing is compared without ``kept``, which an old checkpoint lacks, and without ``saved``.
+    All weights come from the checkpoint, so a predecessor that was trained again would be ignored. Nothing is compared
+    without ``kept``, which old checkpoints lack, or without the file ``saved``.
     """
     if kept is not None and origin != kept and saved.is_file():
         raise UserError(

@@ -19,13 +19,7 @@ from ldm_video.video_io.container import open_input
 from ldm_video.video_io.priming import primed
 from ldm_video.video_io.probe import VideoInfo
 
-_EDIT_LIST_FORMATS = {
-    "mp4",
-    "mov",
-    "ipod",
-    "3gp",
-    "3g2",
-}  # their edit lists say what is not shown; ipod is .m4v
+_EDIT_LIST_FORMATS = {"mp4", "mov", "ipod", "3gp", "3g2"}  # their edit lists say what is not shown; ipod is .m4v
 _PREROLL = Fraction(1, 10)  # seconds of audio pre-roll that a decoder may need: 80 ms in Opus
 _LOOKAHEAD = 500  # packets, of all copied streams together, searched for the first one of each
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # AVI and WAV give only the number of channels

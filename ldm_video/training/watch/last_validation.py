@@ -13,14 +13,13 @@ VALIDATED = "validated"  # a file of the output folder: the step that was valida
 
 
 class LastValidation(pl.Callback):
-    """Validates before the first step where the checkpoint's step was due for it and has not been validated yet.
+    """On resume, run the validation that was due after the checkpoint's step, if it did not finish.
 
-    Lightning writes a step's checkpoint before it validates: a run that is stopped between the two has that step's
-    weights, does not do it again, and would go on without its row. Weights, their average and every random state are
-    as before afterwards.
+    Lightning writes a step's checkpoint before it validates. A run that is stopped in between resumes after that step
+    and would never log its validation. Weights, their average and all random states are left unchanged.
 
     Args:
-        folder: the run's output, which keeps the number of the step that was validated last.
+        folder: the run's output, where the number of the last validated step is kept.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +31,7 @@ class LastValidation(pl.Callback):
                 self.file.unlink(missing_ok=True)  # of another run in this folder
         elif self.is_missing(trainer):
             loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # it begins, and does not go on in the middle
+            loop.restarting = False  # from its first batch
             trainer.validating = True
             with isolate_rng():
                 loop.run()
@@ -44,7 +43,7 @@ class LastValidation(pl.Callback):
                 temporary.write_text(f"{trainer.global_step}\n", encoding="utf-8")
 
     def is_missing(self, trainer: pl.Trainer) -> bool:
-        """Whether the step that was done last is due for a validation that has not been made. All processes ask."""
+        """Return whether the last step is due for a validation that has not finished. Call it in all processes."""
         every = trainer.val_check_batch  # batches
         if not (trainer.enable_validation and trainer.check_val_every_n_epoch is None and isinstance(every, int)):
             return False
